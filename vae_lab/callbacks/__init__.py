@@ -1,0 +1,20 @@
+"""What watches a run: checkpoints, pictures, the progress bar, the files of the run directory."""
+
+from vae_lab.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
+from vae_lab.callbacks.images import ImageLogger
+from vae_lab.callbacks.interrupt import StopOnSignal
+from vae_lab.callbacks.metrics_table import MetricsTable
+from vae_lab.callbacks.progress import Progress
+from vae_lab.callbacks.tensorboard import TensorBoardSummary
+from vae_lab.callbacks.throughput import Throughput
+
+__all__ = [
+    "BestCheckpoint",
+    "ImageLogger",
+    "LastCheckpoint",
+    "MetricsTable",
+    "Progress",
+    "StopOnSignal",
+    "TensorBoardSummary",
+    "Throughput",
+]

@@ -1,0 +1,38 @@
+"""A signal that came is answered where stopping is safe: between calls of the trainer and validation batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+
+from vae_lab.callbacks.checkpoint import LastCheckpoint
+from vae_lab.interruption import Interruption
+
+
+class StopOnSignal(Callback):
+    """Saves last.ckpt and raises Interrupted once `interruption` has noted a signal."""
+
+    def __init__(self, interruption: Interruption) -> None:
+        self.interruption = interruption
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Between calls."""
+        self._stop(trainer)
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Between batches; the validation is made up for on resume."""
+        if not trainer.sanity_checking:
+            self._stop(trainer)
+
+    def on_test_batch_end(self, *_: Any) -> None:
+        """The training is saved by then."""
+        self.interruption.raise_if_requested()
+
+    def _stop(self, trainer: Trainer) -> None:
+        if self.interruption.requested is None:
+            return
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, LastCheckpoint):
+                callback.save_now(trainer)
+        self.interruption.raise_if_requested()

@@ -1,0 +1,111 @@
+"""The progress bar, and a line per validation for logs and pipes."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+from vae_lab.callbacks.throughput import Throughput
+
+log = logging.getLogger("vae_lab")
+COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(bar_width=24),
+    MofNCompleteColumn(),
+    TimeRemainingColumn(),
+    TextColumn("{task.fields[shown]}"),
+)
+
+
+class Progress(Callback):
+    """A bar per epoch on a terminal: ELBO, log p(x|z), KL, images per second. Elsewhere a line per validation.
+
+    refresh_seconds: how often the bar moves. enabled: false for lines only.
+    """
+
+    def __init__(self, throughput: Throughput, refresh_seconds: float = 0.25, enabled: bool = True) -> None:
+        self.console = Console(stderr=True)
+        self.throughput, self.refresh_seconds = throughput, refresh_seconds
+        self.enabled = enabled and self.console.is_terminal
+        self._bar: RichProgress | None = None
+        self._task = TaskID(0)
+        self._moved_at = 0.0
+
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        """Draw the bar."""
+        if not trainer.is_global_zero:
+            return
+        self._say(trainer, opening_line(trainer))
+        if self.enabled:
+            self._bar = RichProgress(*COLUMNS, console=self.console, transient=True)
+            self._task = self._bar.add_task("", total=trainer.datamodule.steps_per_epoch, shown="")
+            self._bar.start()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Move it, at most every `refresh_seconds`."""
+        if self._bar is None or time.monotonic() - self._moved_at < self.refresh_seconds:
+            return
+        self._moved_at = time.monotonic()
+        epoch, done = divmod(trainer.global_step, trainer.datamodule.steps_per_epoch)
+        shown = f"{elbo_terms(pl_module.metrics, 'train')} {self.throughput.so_far(trainer):,.0f} images/s"
+        last = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
+        self._bar.update(self._task, completed=done, description=f"epoch {epoch + 1}{last}", shown=shown)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what was found."""
+        if not trainer.sanity_checking and trainer.is_global_zero:
+            self._say_epoch(trainer, f"val {elbo_terms(pl_module.metrics, 'val')}")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Where nothing is validated, say what was trained."""
+        if trainer.is_global_zero and trainer.datamodule.size("val") == 0:
+            self._say_epoch(trainer, f"train {elbo_terms(pl_module.epoch_means(), 'train')}")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what was found."""
+        if trainer.is_global_zero:
+            self._say(trainer, f"test {elbo_terms(pl_module.metrics, 'test')}")
+
+    def on_train_end(self, *_: Any) -> None:
+        """Take the bar away."""
+        self._close()
+
+    def on_exception(self, *_: Any) -> None:
+        """Take the bar away."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _say_epoch(self, trainer: Trainer, found: str) -> None:
+        epoch = trainer.global_step // trainer.datamodule.steps_per_epoch
+        rate = self.throughput.rates[-1:]
+        speed = f"  {rate[0]:,.0f} images/s" if rate else ""
+        self._say(trainer, f"epoch {epoch:4d}  step {trainer.global_step:7d}  {found}{speed}")
+
+    def _say(self, trainer: Trainer, line: str) -> None:
+        log.info(line)
+        (self._bar.console if self._bar else self.console).print(line, highlight=False, soft_wrap=True)
+
+
+def elbo_terms(metrics: dict[str, float], split: str) -> str:
+    """`elbo -98.12  log_px -75.01  kl 23.11`; nothing before the first was read."""
+    found = ((name, metrics.get(f"{split}/{name}")) for name in ("elbo", "log_px", "kl"))
+    return "  ".join(f"{name} {value:.2f}" for name, value in found if value is not None)
+
+
+def opening_line(trainer: Trainer) -> str:
+    """What is about to be trained on what."""
+    data = trainer.datamodule
+    sizes = " / ".join(f"{data.size(split):,} {split}" for split in ("train", "val", "test"))
+    channels, height, width = data.image.shape
+    device = trainer.strategy.root_device
+    return f"{sizes} images of {channels}x{height}x{width}; {data.steps_per_epoch} steps an epoch on {device}"

@@ -1,0 +1,146 @@
+"""The order of images: batches as slices of one tensor, placed by the number of the optimiser step and nothing else.
+
+No length, no worker, no state: asked at any moment, an iterator goes on from the trainer's `global_step`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vae_lab.random_streams import permutation
+
+SECONDS_PER_CALL = 0.1  # long enough to make the trainer's own work small, short enough to answer a Ctrl-C
+
+
+class Batch(NamedTuple):
+    """uint8 images (B, C, H, W) and labels (B,), or None."""
+
+    images: Tensor
+    labels: Tensor | None
+
+
+@dataclass(frozen=True)
+class SplitImages:
+    """One split: rows `indices` of a tensor of all images."""
+
+    pixels: Tensor  # uint8, (N, C, H, W)
+    indices: Tensor  # int64, (n,)
+    labels: Tensor | None  # int64, (N,)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def batch(self, rows: Tensor) -> Batch:
+        """The images at these rows of `pixels`."""
+        return Batch(self.pixels[rows], None if self.labels is None else self.labels[rows])
+
+
+@dataclass
+class Pace:
+    """How many optimiser steps to run in the next call of the trainer.
+
+    steps: a number, or `auto`: as many as take about a tenth of a second, found while training. The weights do not
+    depend on it.
+    """
+
+    steps: int | Literal["auto"]
+    most: int = 64
+    current: int = field(default=1, init=False)
+    asked_at: float | None = field(default=None, init=False)
+
+    def next(self) -> int:
+        """The length of the next call."""
+        if self.steps != "auto":
+            return self.steps
+        now = time.perf_counter()
+        if self.asked_at is not None:
+            wanted = self.current * SECONDS_PER_CALL / max(now - self.asked_at, 1e-6)
+            self.current = int(min(max(wanted, 1), 2 * self.current, self.most))
+        self.asked_at = now
+        return self.current
+
+
+@dataclass(frozen=True)
+class TrainingCalls:
+    """Iterates over the rest of the current epoch: each item is the batches of one call of the trainer.
+
+    step_size: images of one optimiser step on this device. clock: the number of the next optimiser step.
+    stops: a call ends at every multiple of these numbers of steps (logging, pictures, checkpoints). last_step: no call
+    goes beyond.
+    """
+
+    split: SplitImages
+    step_size: int
+    steps_per_epoch: int
+    seed: int
+    pace: Pace
+    clock: Callable[[], int]
+    stops: Sequence[int] = ()
+    last_step: int | None = None
+    rank: int = 0
+    world_size: int = 1
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        epoch, at = divmod(self.clock(), self.steps_per_epoch)
+        rows = self._rows(epoch)
+        while at < self.steps_per_epoch:
+            end = self._end_of_call(epoch * self.steps_per_epoch, at)
+            if end == at:
+                return
+            yield [self._step(rows, i) for i in range(at, end)]
+            at = end
+
+    def _rows(self, epoch: int) -> Tensor:
+        """This device's rows in the order of the epoch; the first ones again where devices do not divide them."""
+        order = self.split.indices[permutation(len(self.split), self.seed, epoch)]
+        if self.world_size == 1:
+            return order
+        missing = -len(order) % self.world_size
+        return torch.cat((order, order[:missing]))[self.rank :: self.world_size]
+
+    def _step(self, rows: Tensor, i: int) -> Batch:
+        return self.split.batch(rows[i * self.step_size : (i + 1) * self.step_size])
+
+    def _end_of_call(self, epoch_start: int, at: int) -> int:
+        step = epoch_start + at
+        ends = [step + self.pace.next(), epoch_start + self.steps_per_epoch]
+        ends += [step - step % every + every for every in self.stops]
+        if self.last_step is not None:
+            ends.append(max(step, self.last_step))
+        return min(ends) - epoch_start
+
+
+@dataclass(frozen=True)
+class EvaluationBatches:
+    """A split in order, each image once; devices take turns by image and none sees a duplicate."""
+
+    split: SplitImages
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+
+    def __len__(self) -> int:
+        return math.ceil(len(self._rows()) / self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for rows in self._rows().split(self.batch_size):
+            if len(rows):
+                yield self.split.batch(rows)
+
+    def _rows(self) -> Tensor:
+        return self.split.indices[self.rank :: self.world_size]
+
+
+def steps_per_epoch(num_images: int, step_size: int, world_size: int, limit: int | float | None) -> int:
+    """Optimiser steps of one epoch; limit: at most so many, or such a fraction (Lightning's limit_train_batches)."""
+    steps = math.ceil(num_images / (step_size * world_size))
+    if limit is None:
+        return steps
+    return max(1, min(steps, limit if isinstance(limit, int) else int(steps * limit)))

@@ -1,0 +1,156 @@
+"""One picture file to pixels: opaque, upright, square, 8 bits a channel."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
+
+from vae_lab.errors import UsageError
+
+Fit = Literal["pad", "crop", "stretch"]
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+
+# What Pillow's readers raise for a damaged file, found by damaging files of each format.
+READ_ERRORS = (
+    *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError),
+    *(struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
+)
+_PILLOW_LIMIT = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow refuses more, whatever we ask
+
+
+class UnreadablePicture(UsageError):  # noqa: N818 (a picture, and what is wrong with it)
+    """A file that is no whole picture of an allowed format and size; the message names it and the reason."""
+
+
+@dataclass(frozen=True)
+class PictureOptions:
+    """How a picture becomes (channels, image_size, image_size).
+
+    `fit`: how one that is not square gets so; `background`: a colour name or #rrggbb behind transparency
+    and padding; `max_pixels`: the largest width x height that is decoded. Raises UsageError.
+    """
+
+    image_size: int
+    channels: int = 3
+    fit: Fit = "pad"
+    background: str = "white"
+    max_pixels: int = 50_000_000
+
+    def __post_init__(self) -> None:
+        _require(self.image_size >= 1, "image_size", self.image_size, "1 or more")
+        _require(self.channels in (1, 3), "channels", self.channels, "1 (grey) or 3 (colour)")
+        _require(self.fit in get_args(Fit), "fit", self.fit, "pad, crop or stretch")
+        _require(_is_opaque_colour(self.background), "background", self.background, "a name or '#rrggbb'")
+        in_reach = 1 <= self.max_pixels <= _PILLOW_LIMIT
+        _require(in_reach, "max_pixels", self.max_pixels, f"1 to {_PILLOW_LIMIT}, Pillow's own limit")
+
+    @property
+    def mode(self) -> str:
+        """Pillow's word for the channels."""
+        return "L" if self.channels == 1 else "RGB"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height)."""
+        return self.image_size, self.image_size
+
+
+def decode(path: Path, options: PictureOptions) -> NDArray[np.uint8]:
+    """Pixels (C, H, W) of the file's first frame. Raises UnreadablePicture."""
+    picture = _opaque(_read(path, options.max_pixels), options.background).convert(options.mode)
+    pixels = np.asarray(_fit(picture, options))
+    return np.ascontiguousarray(pixels.reshape(*options.size, options.channels).transpose(2, 0, 1))
+
+
+def _read(path: Path, max_pixels: int) -> Image.Image:
+    """The whole picture, turned as its EXIF orientation says."""
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            # Only the header is read so far: a decompression bomb costs nothing.
+            if picture.width * picture.height > max_pixels:
+                raise UnreadablePicture(_too_large(path, f"{picture.width}x{picture.height}", max_pixels))
+            picture.load()
+            return ImageOps.exif_transpose(picture)
+    except UnreadablePicture:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UnreadablePicture(_too_large(path, "far more", max_pixels)) from error
+    except READ_ERRORS as error:
+        raise UnreadablePicture(f"{path}: {_reason(path, error)}.") from error
+
+
+def _opaque(picture: Image.Image, background: str) -> Image.Image:
+    """Grey or RGB, 8 bits, composited on the background where it is transparent.
+
+    Before any resizing: a transparent pixel has a colour too, which resizing would bleed into its neighbours.
+    """
+    picture = _eight_bits(picture)
+    if not picture.has_transparency_data:
+        return picture if picture.mode == "L" else picture.convert("RGB")
+    above = picture.convert("RGBA")
+    below = Image.new("RGBA", above.size, background)
+    return Image.alpha_composite(below, above).convert("RGB")
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Pillow clips 16-bit grey at 255 when it converts; 65535 / 257 = 255 keeps the whole scale."""
+    if picture.mode == "F":
+        return picture.convert("L")
+    if not picture.mode.startswith("I"):
+        return picture
+    levels = np.asarray(picture).astype(np.int64).clip(0, 65535)
+    grey = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+    if (transparent := picture.info.get("transparency")) is not None:
+        grey.putalpha(Image.fromarray(np.where(levels == transparent, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _fit(picture: Image.Image, options: PictureOptions) -> Image.Image:
+    if options.fit == "stretch":
+        return picture.resize(options.size, Image.Resampling.LANCZOS)
+    if options.fit == "crop":
+        return ImageOps.fit(picture, options.size, Image.Resampling.LANCZOS)
+    return _pad(picture, options)
+
+
+def _pad(picture: Image.Image, options: PictureOptions) -> Image.Image:
+    """The whole picture, centred. ImageOps.pad does so too, but fails when a side rounds to 0 pixels."""
+    scale = options.image_size / max(picture.size)
+    inner = tuple(max(1, round(side * scale)) for side in picture.size)
+    canvas = Image.new(options.mode, options.size, ImageColor.getcolor(options.background, options.mode))
+    corner = ((options.image_size - inner[0]) // 2, (options.image_size - inner[1]) // 2)
+    canvas.paste(picture.resize((inner[0], inner[1]), Image.Resampling.LANCZOS), corner)
+    return canvas
+
+
+def _too_large(path: Path, found: str, max_pixels: int) -> str:
+    return f"{path}: {found} pixels, more than data.max_pixels={max_pixels}."
+
+
+def _reason(path: Path, error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        empty = path.stat().st_size == 0
+        return (
+            "the file is empty (0 bytes)" if empty else f"no picture of a known format ({', '.join(FORMATS)})"
+        )
+    return f"cannot be decoded ({error or type(error).__name__})"
+
+
+def _is_opaque_colour(text: str) -> bool:
+    try:
+        return ImageColor.getcolor(text, "RGBA")[3:] == (255,)  # type: ignore[index]
+    except ValueError:
+        return False
+
+
+def _require(holds: bool, key: str, found: object, expected: str) -> None:
+    if not holds:
+        raise UsageError(f"data.{key}={found}: expected {expected}.")

@@ -1,0 +1,187 @@
+"""ImageData: a source's images as Lightning sees them, and what the model is told about them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypedDict
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from vae_lab.data.batches import Batch, EvaluationBatches, Pace, SplitImages, TrainingCalls, steps_per_epoch
+from vae_lab.data.images import Images, ImageSource, ImageSpec, Split
+from vae_lab.data.preprocess import Binarize, Preprocess, drawn_once
+from vae_lab.random_streams import BINARIZE, mix
+
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+RESIDENT_SHARE = 0.25  # of the device's free memory that images may take under `auto`
+
+
+class BatchOptions(TypedDict, total=False):
+    """The options that every data set takes, as `data.<name>`; the meaning is in `ImageData`."""
+
+    batch_size: int
+    eval_batch_size: int
+    binarize: Binarize
+    binarize_seed: int
+    flip: bool
+    shift: int
+    device_resident: bool | Literal["auto"]
+
+
+@dataclass
+class Plan:
+    """What training asks of the data beyond the images: set by `build` and by the trainer."""
+
+    seed: int = 0
+    accumulate: int = 1
+    steps_per_execution: int | Literal["auto"] = "auto"
+    limit_steps: int | float | None = None
+
+
+class ImageData(LightningDataModule):
+    """Batches of a source's images.
+
+    batch_size: training images of one batch on each device. eval_batch_size: of validation and test.
+    binarize, flip, shift: see `Preprocess`. binarize_seed: draws the pixels of `fixed`, and of validation and test under
+    `dynamic`. device_resident: keep the training images on the accelerator (`auto`: if they fit a quarter of its memory).
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        batch_size: int = 128,
+        eval_batch_size: int = 500,
+        binarize: Binarize = "none",
+        binarize_seed: int = 0,
+        flip: bool = False,
+        shift: int = 0,
+        device_resident: bool | Literal["auto"] = "auto",
+    ) -> None:
+        super().__init__()
+        for name, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if size < 1:
+                raise ValueError(f"data.{name} is a number of images, at least 1; found {size}")
+        self.source = source
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.preprocess = Preprocess(binarize, flip, shift)
+        self.binarize_seed, self.device_resident = binarize_seed, device_resident
+        self.plan = Plan()
+        self._loaded: Images | None = None
+        self._splits: dict[Split, SplitImages] = {}
+
+    def load(self) -> Images:
+        """Every image, decoded once; kept for the life of the process."""
+        if self._loaded is None:
+            self._loaded = self.source.load()
+        return self._loaded
+
+    @property
+    def image(self) -> ImageSpec:
+        """What a model is told about the images."""
+        images = self.load()
+        channels, height, width = images.pixels.shape[1:]
+        levels = 256 if self.preprocess.binarize == "none" else 2
+        return ImageSpec(channels, height, width, levels, len(images.class_names))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the labels; empty without labels."""
+        return self.load().class_names
+
+    def size(self, split: Split) -> int:
+        """Number of images in a split."""
+        return len(self.load().splits[split])
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the images and draw what is drawn once."""
+        for split in SPLITS:
+            if split not in self._splits:
+                self._splits[split] = self._prepared(split)
+        if self.trainer is not None and stage == "fit":
+            self._splits["train"] = self._resident(self._splits["train"], self.trainer.strategy.root_device)
+
+    def _prepared(self, split: Split) -> SplitImages:
+        images = self.load()
+        part = SplitImages(images.pixels, images.splits[split], images.labels)
+        drawn = {"fixed": SPLITS, "dynamic": SPLITS[1:]}.get(self.preprocess.binarize, ())
+        if split not in drawn or not len(part):
+            return part
+        chosen = part.batch(part.indices)
+        pixels = drawn_once(chosen.images, mix(self.binarize_seed, BINARIZE, SPLITS.index(split)))
+        return SplitImages(pixels, torch.arange(len(part)), chosen.labels)
+
+    def _resident(self, split: SplitImages, device: torch.device) -> SplitImages:
+        """Training images on the accelerator, where asked for or where they fit."""
+        if device.type != "cuda" or self.device_resident is False:
+            return split
+        fits = split.pixels.nbytes < RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
+        if self.device_resident == "auto" and not fits:
+            return split
+        labels = None if split.labels is None else split.labels.to(device)
+        return replace(split, pixels=split.pixels.to(device), indices=split.indices.to(device), labels=labels)
+
+    @property
+    def step_size(self) -> int:
+        """Images of one optimiser step on one device."""
+        return self.batch_size * self.plan.accumulate
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of one epoch."""
+        return steps_per_epoch(
+            self.size("train"), self.step_size, self._world()["world_size"], self.plan.limit_steps
+        )
+
+    def train_dataloader(self) -> TrainingCalls:
+        """The rest of the epoch that `trainer.global_step` lies in."""
+        trainer = self.trainer
+        assert trainer is not None
+        # Devices have to agree on the length of a call, so it may not follow each one's own timing.
+        steps = self.plan.steps_per_execution
+        steps = 8 if steps == "auto" and trainer.world_size > 1 else steps
+        return TrainingCalls(
+            split=self._splits["train"],
+            step_size=self.step_size,
+            steps_per_epoch=self.steps_per_epoch,
+            seed=self.plan.seed,
+            pace=Pace(1 if trainer.fast_dev_run else steps),
+            clock=lambda: trainer.global_step,
+            stops=stops(trainer),
+            last_step=trainer.max_steps if trainer.max_steps > 0 else None,
+            **self._world(),
+        )
+
+    def val_dataloader(self) -> EvaluationBatches | list[Any]:
+        """Validation images in order; none when the split is empty."""
+        return self._evaluation("val")
+
+    def test_dataloader(self) -> EvaluationBatches | list[Any]:
+        """Test images in order."""
+        return self._evaluation("test")
+
+    def _evaluation(self, split: Split) -> EvaluationBatches | list[Any]:
+        part = self._splits[split]
+        return EvaluationBatches(part, self.eval_batch_size, **self._world()) if len(part) else []
+
+    def _world(self) -> dict[str, int]:
+        if self.trainer is None:
+            return {"rank": 0, "world_size": 1}
+        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+
+    def examples(self, split: Split, num_images: int) -> tuple[Tensor, Tensor | None]:
+        """The first images of a split as the model sees them when evaluated: x (n, C, H, W) and labels (n,)."""
+        self.setup()
+        part = self._splits[split]
+        batch: Batch = part.batch(part.indices[:num_images])
+        labels = None if batch.labels is None else batch.labels.cpu()
+        return self.preprocess.evaluate(batch.images).cpu(), labels
+
+
+def stops(trainer: Any) -> Sequence[int]:
+    """Numbers of steps at whose multiples something is logged, drawn or saved."""
+    names = ("every_n_steps", "_every_n_train_steps")
+    asked = [getattr(callback, name, None) for callback in trainer.callbacks for name in names]
+    return [n for n in {trainer.log_every_n_steps, *asked} if n]

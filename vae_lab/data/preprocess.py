@@ -1,0 +1,75 @@
+"""From stored uint8 images to the x a model sees, on the device: augment, to float, binarise.
+
+Randomness comes from torch's default generators, which every training step seeds itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Binarize = Literal["none", "threshold", "fixed", "dynamic"]
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How images are prepared; the options are those of `data.*`.
+
+    binarize: `none` keeps grey values; `threshold` cuts at 0.5; `fixed` draws each pixel once, from a seed;
+    `dynamic` draws anew at each training step (validation and test as `fixed`).
+    flip: horizontal flip of every other training image. shift: training images move by up to so many pixels.
+    """
+
+    binarize: Binarize = "none"
+    flip: bool = False
+    shift: int = 0
+
+    def train(self, images: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) to float x in [0, 1] or {0, 1}, augmented."""
+        images = augment(images, self.flip, self.shift)
+        if self.binarize == "dynamic":
+            # Strictly less: a pixel of 0 is never on, a pixel of 255 always is.
+            x = torch.empty(images.shape, device=images.device).uniform_(0, 255)
+            return (x < images).float()
+        return self.evaluate(images)
+
+    def evaluate(self, images: Tensor) -> Tensor:
+        """The same without chance: what is drawn for evaluation was drawn when the data was set up."""
+        if self.binarize == "threshold":
+            return (images > 127).float()
+        return images.float().div_(255)
+
+
+def augment(images: Tensor, flip: bool, shift: int) -> Tensor:
+    """Flip half of the images and move each by up to `shift` pixels, edges repeated."""
+    if flip:
+        flipped = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+        images = torch.where(flipped, images.flip(-1), images)
+    return shifted(images, shift) if shift else images
+
+
+def shifted(images: Tensor, most: int) -> Tensor:
+    """Each image moved by its own whole number of pixels in [-most, most] in both directions."""
+    batch, channels, height, width = images.shape
+    moves = torch.randint(-most, most + 1, (2, batch, 1), device=images.device)
+    rows = (torch.arange(height, device=images.device) + moves[0]).clamp(0, height - 1)
+    columns = (torch.arange(width, device=images.device) + moves[1]).clamp(0, width - 1)
+    images = images.gather(2, rows[:, None, :, None].expand(batch, channels, height, width))
+    return images.gather(3, columns[:, None, None, :].expand(batch, channels, height, width))
+
+
+def drawn_once(images: Tensor, seed: int, chunk: int = 4096) -> Tensor:
+    """uint8 grey images to uint8 images of 0 and 255, each pixel on with its grey value as probability.
+
+    Drawn on the CPU from a generator of its own, so that a binarised set is the same on every device.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.empty_like(images)
+    for start in range(0, len(images), chunk):
+        part = images[start : start + chunk]
+        chance = torch.empty(part.shape).uniform_(0, 255, generator=generator)
+        drawn[start : start + chunk] = (chance < part) * 255
+    return drawn

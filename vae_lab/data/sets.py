@@ -1,0 +1,61 @@
+"""The data sets by name: a source and the options of its batches, as one call that a config can make."""
+
+from __future__ import annotations
+
+from typing import Literal, Unpack
+
+from vae_lab.data.digits import Digits
+from vae_lab.data.folder import ImageFolder
+from vae_lab.data.mnist import MNIST, FashionMNIST
+from vae_lab.data.module import BatchOptions, ImageData
+
+
+def digits(
+    image_size: int = 28, val_size: int = 180, test_size: int = 180, **options: Unpack[BatchOptions]
+) -> ImageData:
+    """scikit-learn's 1,797 handwritten digits, 8x8 enlarged to image_size x image_size; no download."""
+    return ImageData(Digits(image_size=image_size, val_size=val_size, test_size=test_size), **options)
+
+
+def mnist(
+    root: str, val_size: int = 5_000, test_size: int = 10_000, **options: Unpack[BatchOptions]
+) -> ImageData:
+    """MNIST: the last test_size of 70,000 images are the test, the last val_size of the rest the validation."""
+    return ImageData(MNIST(root=root, val_size=val_size, test_size=test_size), **options)
+
+
+def fashion_mnist(
+    root: str, val_size: int = 5_000, test_size: int = 10_000, **options: Unpack[BatchOptions]
+) -> ImageData:
+    """Fashion-MNIST, split as MNIST. Xiao et al. 2017, arXiv:1708.07747."""
+    return ImageData(FashionMNIST(root=root, val_size=val_size, test_size=test_size), **options)
+
+
+def folder(
+    folder: str,
+    image_size: int,
+    channels: int = 3,
+    fit: Literal["pad", "crop", "stretch"] = "pad",
+    background: str = "white",
+    max_pixels: int = 50_000_000,
+    on_bad_image: Literal["stop", "skip"] = "stop",
+    val_size: float = 0.1,
+    test_size: float = 0.1,
+    cache_dir: str = "~/.cache/vae_lab",
+    root: str | None = None,  # noqa: ARG001  (where `folder` lies by default; named beside the other sets' root)
+    **options: Unpack[BatchOptions],
+) -> ImageData:
+    """Any folder of pictures, nested folders too; val_size and test_size are shares, drawn by file name."""
+    source = ImageFolder(
+        folder=folder,
+        image_size=image_size,
+        channels=channels,
+        fit=fit,
+        background=background,
+        max_pixels=max_pixels,
+        on_bad_image=on_bad_image,
+        val_size=val_size,
+        test_size=test_size,
+        cache_dir=cache_dir,
+    )
+    return ImageData(source, **options)

@@ -1,0 +1,201 @@
+"""Families: parameters (a network's output) to a torch Distribution, event dimensions declared.
+
+A posterior family says how many parameters (`num_params`) it asks of an encoder, a likelihood family how many channels
+(`num_channels`) it asks of a decoder. Densities are computed in float32 whatever the network's precision.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import Bernoulli as TorchBernoulli
+
+from vae_lab.data.images import ImageSpec
+from vae_lab.densities import ContinuousBernoulli as ExactContinuousBernoulli
+from vae_lab.densities import DiscretizedLogisticMixture as LogisticMixture
+from vae_lab.densities import num_mixture_params
+
+LOGVAR_LIMIT = 10.0  # standard deviations between 0.0067 and 148
+IMAGE_DIMS = 3
+
+
+class Posterior(Protocol):
+    """q(z|x) from an encoder's output (B, num_params)."""
+
+    num_params: int
+
+    def __call__(self, params: Tensor) -> Distribution:
+        """Batch (B,), event (D,)."""
+        ...
+
+
+class Likelihood(Protocol):
+    """p(x|z) from a decoder's output (*batch, num_channels, H, W)."""
+
+    num_channels: int
+    levels: int | None  # pixel values of which it is a mass function; None for a density
+
+    def __call__(self, params: Tensor) -> Distribution:
+        """The given batch, event (C, H, W)."""
+        ...
+
+
+def bounded(values: Tensor, limit: float) -> Tensor:
+    """Values kept within (-limit, limit) with a gradient everywhere; the identity near 0."""
+    return limit * torch.tanh(values / limit)
+
+
+def pixels_independent(distribution: Distribution) -> Distribution:
+    """Declare (C, H, W) the event: log_prob sums over pixels."""
+    return Independent(distribution, IMAGE_DIMS, validate_args=False)
+
+
+class DiagonalGaussian(nn.Module):
+    """N(mean, diag exp(logvar)), both from the encoder, logvar bounded. Kingma & Welling 2014, arXiv:1312.6114."""
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.num_params = 2 * latent_dim
+
+    def forward(self, params: Tensor) -> Distribution:
+        """params: (B, 2 D), means then log variances."""
+        mean, logvar = params.float().chunk(2, -1)
+        scale = torch.exp(bounded(logvar, LOGVAR_LIMIT) / 2)
+        return Independent(Normal(mean, scale, validate_args=False), 1, validate_args=False)
+
+
+class Bernoulli(nn.Module):
+    """Binary pixels, or cross-entropy on grey values, which is no likelihood of them.
+
+    ValueError: colour images without `grey_values`, which says that the cross-entropy is meant.
+    """
+
+    levels: int | None = 2
+
+    def __init__(self, image: ImageSpec, grey_values: bool = False) -> None:
+        super().__init__()
+        if image.channels > 1 and image.levels > 2 and not grey_values:
+            raise ValueError(
+                f"model.likelihood: Bernoulli asks for binary pixels, these have {image.channels} channels of "
+                f"{image.levels} values.\nChoose model/likelihood=gaussian_optimal (or logistic_mixture), or say "
+                "model.likelihood.grey_values=true to mean cross-entropy on grey values."
+            )
+        self.num_channels = image.channels
+
+    def forward(self, params: Tensor) -> Distribution:
+        """params: logits."""
+        return pixels_independent(TorchBernoulli(logits=params.float(), validate_args=False))
+
+
+class ContinuousBernoulli(nn.Module):
+    """A density on [0, 1]; what cross-entropy on grey values needs to be a likelihood. arXiv:1907.06845."""
+
+    levels: int | None = None
+
+    def __init__(self, image: ImageSpec) -> None:
+        super().__init__()
+        self.num_channels = image.channels
+
+    def forward(self, params: Tensor) -> Distribution:
+        """params: logits."""
+        return pixels_independent(ExactContinuousBernoulli(params.float(), validate_args=False))
+
+
+class LocationScale(nn.Module):
+    """A density around a mean in [0, 1], one scale for all pixels: fixed, or learned with the weights.
+
+    density: torch.distributions.Normal, Laplace, ... A learned scale makes the weight of the KL a result rather than a
+    choice: Rybkin et al. 2021, arXiv:2006.13202.
+    """
+
+    levels: int | None = None
+
+    def __init__(
+        self, image: ImageSpec, density: Callable[..., Distribution], scale: float, learned: bool = False
+    ) -> None:
+        super().__init__()
+        if scale <= 0:
+            raise ValueError(f"model.likelihood.scale is a standard deviation or width above 0; found {scale}")
+        self.num_channels = image.channels
+        self.density = density
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=learned)
+
+    def forward(self, params: Tensor) -> Distribution:
+        """params: logits of the mean."""
+        scale = torch.exp(bounded(self.log_scale, LOGVAR_LIMIT))
+        return pixels_independent(self.density(params.float().sigmoid(), scale, validate_args=False))
+
+
+class OptimalGaussian(nn.Module):
+    """A Gaussian whose one variance is the mean squared error: sigma-VAE's optimal scale. arXiv:2006.13202, eq. 10.
+
+    While training, the error of the batch being scored, which is its maximum of the likelihood. While evaluating, a
+    running average of the training batches' errors: a scale that saw the test images would not be a density of them.
+    """
+
+    levels: int | None = None
+    mse: Tensor
+    count: Tensor
+
+    def __init__(self, image: ImageSpec, horizon: int = 100) -> None:
+        super().__init__()
+        self.num_channels = image.channels
+        self.horizon = horizon
+        self.register_buffer("mse", torch.tensor(0.1))
+        self.register_buffer("count", torch.tensor(0.0))
+
+    def forward(self, params: Tensor) -> Distribution:
+        """params: logits of the mean."""
+        mean = params.float().sigmoid()
+        if self.training:
+            return FittedNormal(mean, self._observe)
+        return pixels_independent(Normal(mean, self.mse.sqrt(), validate_args=False))
+
+    def _observe(self, mse: Tensor) -> None:
+        """Follow the batches' errors: their plain mean at first, later an average over about `horizon`."""
+        self.count += 1
+        self.mse.lerp_(mse, (1 / self.count).clamp(min=1 / self.horizon))
+
+
+class FittedNormal(Distribution):
+    """A Normal over images whose scale is fitted to the images it scores, and reported to `observe`."""
+
+    arg_constraints = {}  # noqa: RUF012
+
+    def __init__(self, mean: Tensor, observe: Callable[[Tensor], None]) -> None:
+        self._mean, self._observe = mean, observe
+        super().__init__(mean.shape[:-IMAGE_DIMS], mean.shape[-IMAGE_DIMS:], validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        """(*batch, C, H, W)."""
+        return self._mean
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """In nats, the batch shape. At the optimum the gradient through the scale is 0, so it is a constant here."""
+        mse = (value - self._mean).detach().square().mean().clamp(min=1e-6)
+        self._observe(mse)
+        return pixels_independent(Normal(self._mean, mse.sqrt(), validate_args=False)).log_prob(value)
+
+
+class LogisticMixture256(nn.Module):
+    """A discretised mixture of logistics: a probability mass function of 256 grey or colour levels."""
+
+    def __init__(self, image: ImageSpec, num_components: int = 10) -> None:
+        super().__init__()
+        self.levels: int | None = 256
+        self.image_channels, self.num_components = image.channels, num_components
+        self.num_channels = num_mixture_params(num_components, image.channels)
+
+    def forward(self, params: Tensor) -> Distribution:
+        """params: per component a logit, means, log scales and coefficients."""
+        m, c = self.num_components, self.image_channels
+        logits, rest = params.float().split((m, self.num_channels - m), -3)
+        means, log_scales, coefficients = rest.unflatten(-3, (m, -1)).split((c, c, math.comb(c, 2)), -3)
+        # Scales from e^-7 to e^7 around e^-2: a few grey levels, where training starts well.
+        return LogisticMixture(logits, means, bounded(log_scales - 2, 7), coefficients.tanh())

@@ -1,0 +1,95 @@
+"""A trained model in Python: sample, reconstruct, encode, decode."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+from torch.distributions import Distribution
+
+from vae_lab.checkpoints import load_checkpoint
+from vae_lab.data.images import ImageSpec
+from vae_lab.errors import UsageError
+from vae_lab.experiment import Experiment, build_model
+from vae_lab.models import VAE
+from vae_lab.runs import load_config
+from vae_lab.signatures import check_targets
+
+
+class Lab:
+    """A trained VAE, in evaluation mode, on the CPU unless moved with `to`.
+
+    config: the run's config. image: shape and kind of the images it knows.
+    """
+
+    def __init__(self, model: VAE, config: DictConfig) -> None:
+        self.model, self.config, self.image = model.eval().requires_grad_(False), config, model.image
+
+    def to(self, device: str | torch.device) -> Lab:
+        """The same on another device."""
+        self.model.to(device)
+        return self
+
+    def encode(self, images: Tensor) -> Distribution:
+        """q(z|x), batch (B,), event (D,). images: (B, C, H, W), float in [0, 1]."""
+        self._require_images(images)
+        return self.model.encode(images)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The mean of p(x|z), (*batch, C, H, W). z: (*batch, D)."""
+        return self.model.decode(z).mean
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """The mean image decoded from the posterior mean, (B, C, H, W)."""
+        return self.decode(self.encode(images).mean)
+
+    def sample(self, num_images: int, temperature: float = 1.0) -> Tensor:
+        """Mean images of latents from the prior, (num_images, C, H, W); temperature scales their spread."""
+        return self.decode(temperature * self.model.prior().sample((num_images,)))
+
+    def _require_images(self, images: Tensor) -> None:
+        expected = self.image.shape
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected or not images.is_floating_point():
+            raise ValueError(
+                f"expected float images (B, {', '.join(map(str, expected))}) in [0, 1]; "
+                f"found {images.dtype} {tuple(images.shape)}"
+            )
+
+
+def load(run: str | Path, checkpoint: str = "best") -> Lab:
+    """The model of a run directory with the weights of checkpoints/<checkpoint>.ckpt: averaged ones if they are on.
+
+    Never runs code from a file. UsageError: no run, or no such checkpoint.
+    """
+    config = load_config(run)
+    check_targets(config)
+    saved = load_checkpoint(Path(run) / "checkpoints" / f"{checkpoint}.ckpt")
+    model = build_model(config, ImageSpec(**saved["image"]))
+    model.load_state_dict(model_weights(saved))
+    return Lab(model, config)
+
+
+def model_weights(saved: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights that a checkpoint's run evaluates with."""
+    weights: dict[str, Tensor] = saved["state_dict"]
+    prefix = "average.model." if any(name.startswith("average.model.") for name in weights) else "model."
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def initialize_from(experiment: Experiment, run: str | Path) -> None:
+    """Start an experiment from another run's best weights. UsageError: no run, or another architecture."""
+    load_config(run)
+    weights = model_weights(load_checkpoint(Path(run) / "checkpoints" / "best.ckpt"))
+    try:
+        experiment.model.load_state_dict(weights)
+        if experiment.average is not None:
+            experiment.average.model.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1:2] or [str(error)]
+        raise UsageError(
+            f"init_from={run}: its weights do not fit this model ({first[0].strip()}).\n"
+            "Give the run's own model and data options, or a run of the same architecture"
+        ) from error

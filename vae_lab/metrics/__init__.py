@@ -1,0 +1,1 @@
+"""Numbers about a trained model, summed over a whole split and reduced over devices."""

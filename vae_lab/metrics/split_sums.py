@@ -1,0 +1,71 @@
+"""The ELBO of a whole split: sums and a count, whatever the batch sizes and the number of devices were."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from vae_lab.bounds import BoundTerms, elbo, kl_per_dimension
+from vae_lab.trace import Trace
+
+ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, arXiv:1509.00519, section 5.2
+
+
+class SplitSums(Metric):
+    """Sums of the terms of the ELBO and the moments of the posterior means over images.
+
+    `compute` gives `elbo`, `log_px`, `kl`, `loss` (means in nats per image, beta = 1 in the ELBO). Per latent dimension:
+    `kl_per_dimension()` and `active()`; None and empty where the posterior does not factorise.
+    """
+
+    full_state_update = False
+
+    totals: Tensor
+    count: Tensor
+    kl_sums: Tensor
+    mean_sums: Tensor
+    square_sums: Tensor
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.factorises = True
+        self.add_state("totals", torch.zeros(4), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        for name in ("kl_sums", "mean_sums", "square_sums"):
+            self.add_state(name, torch.zeros(latent_dim), dist_reduce_fx="sum")
+
+    def update(self, trace: Trace, terms: BoundTerms, loss: Tensor) -> None:
+        """One batch: its trace, its terms, and what the objective makes of them, (B,)."""
+        per_image = torch.stack((elbo(terms), terms.log_px.mean(0), terms.kl.sum(0).mean(0), loss))
+        self.totals += per_image.sum(1)
+        self.count += per_image.shape[1]
+        per_dimension = kl_per_dimension(trace.latents[0])
+        if per_dimension is None:
+            self.factorises = False
+            return
+        means = trace.latents[0].posterior.mean
+        self.kl_sums += per_dimension.sum(0)
+        self.mean_sums += means.sum(0)
+        self.square_sums += means.square().sum(0)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Means over the images seen, in nats per image."""
+        means = self.totals / self.count
+        return dict(zip(("elbo", "log_px", "kl", "loss"), means.unbind(), strict=True))
+
+    def kl_means(self) -> Tensor | None:
+        """KL of each latent dimension, (D,), mean over images. Call after `compute`, inside its sync."""
+        return self.kl_sums / self.count if self.factorises else None
+
+    def active(self) -> Tensor:
+        """Which dimensions vary with the image: variance of the posterior mean above 0.01, (D,) bool."""
+        mean = self.mean_sums / self.count
+        return self.square_sums / self.count - mean.square() > ACTIVE_VARIANCE
+
+
+def bits_per_dim(nats: float, num_dims: int) -> float:
+    """Nats of an image to bits of a dimension; only for the log of a probability mass."""
+    return nats / (num_dims * math.log(2))

@@ -1,0 +1,95 @@
+"""Residual networks: the same contract as `networks.py`, deeper.
+
+He et al. 2016, arXiv:1603.05027 (pre-activation blocks), with group normalisation, which neither mixes the images of a
+batch nor differs between training and evaluation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from vae_lab.networks import Shape, doubling_channels, require_halvings
+
+
+def normalized(channels: int) -> nn.Module:
+    """Group normalisation with groups of at least 4 channels where the width allows."""
+    return nn.GroupNorm(math.gcd(8, max(1, channels // 4)), channels)
+
+
+class ResidualBlock(nn.Module):
+    """x + f(x), f two 3x3 convolutions; f starts at zero, so a new block is the identity."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            normalized(channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            normalized(channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+        last = self.body[-1]
+        assert isinstance(last, nn.Conv2d) and last.bias is not None
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) to the same shape."""
+        return x + self.body(x)
+
+
+class ResNetEncoder(nn.Sequential):
+    """A stem, then per resolution a strided convolution and `blocks` residual blocks, then a linear head."""
+
+    def __init__(
+        self,
+        in_shape: Shape,
+        out_features: int,
+        channels: Sequence[int] | None = None,
+        blocks: int = 1,
+        width: int = 32,
+        max_width: int = 128,
+    ) -> None:
+        depth, height, breadth = in_shape
+        channels = channels or doubling_channels(height, breadth, width, max_width)
+        require_halvings(height, breadth, len(channels))
+        layers: list[nn.Module] = [nn.Conv2d(depth, channels[0], 3, padding=1)]
+        for a, b in pairwise([channels[0], *channels]):
+            layers += [nn.Conv2d(a, b, 4, 2, 1), *(ResidualBlock(b) for _ in range(blocks))]
+        features = channels[-1] * (height >> len(channels)) * (breadth >> len(channels))
+        super().__init__(
+            *layers, normalized(channels[-1]), nn.SiLU(), nn.Flatten(), nn.Linear(features, out_features)
+        )
+
+
+class ResNetDecoder(nn.Sequential):
+    """A linear layer to the smallest map, then per resolution residual blocks and a doubling, then a head.
+
+    Maps are doubled by repetition and a convolution, which leaves no checkerboard
+    (Odena et al. 2016, doi:10.23915/distill.00003).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_shape: Shape,
+        channels: Sequence[int] | None = None,
+        blocks: int = 1,
+        width: int = 32,
+        max_width: int = 128,
+    ) -> None:
+        depth, height, breadth = out_shape
+        channels = channels or doubling_channels(height, breadth, width, max_width)[::-1]
+        require_halvings(height, breadth, len(channels))
+        small = (channels[0], height >> len(channels), breadth >> len(channels))
+        layers: list[nn.Module] = []
+        for a, b in pairwise([*channels, channels[-1]]):
+            layers += [ResidualBlock(a) for _ in range(blocks)]
+            layers += [nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(a, b, 3, padding=1)]
+        head = [normalized(channels[-1]), nn.SiLU(), nn.Conv2d(channels[-1], depth, 3, padding=1)]
+        super().__init__(nn.Linear(in_features, math.prod(small)), nn.Unflatten(1, small), *layers, *head)

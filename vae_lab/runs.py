@@ -1,0 +1,283 @@
+"""The run directory: a fresh folder for every run, the config in it, and what identifies a run.
+
+In a primary config: `hydra.run.dir: ${run_dir:outputs}`, `hydra.sweep.dir: ${sweep_dir:outputs}` and
+`hydra.callbacks.run_folder._target_: vae_lab.runs.RunFolder`.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Sequence
+from datetime import datetime
+from importlib import metadata
+from itertools import count
+from pathlib import Path
+from typing import Any, TypedDict
+
+from hydra import compose
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vae_lab.config import Config
+from vae_lab.errors import UsageError
+
+RESUMABLE = ("trainer", "logger", "callbacks")  # what a resumed run may change
+CONFIG_FILE = Path(".hydra", "config.yaml")
+LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
+# The same experiment has the same hash wherever, under whatever name and however long it ran.
+NOT_HASHED = (
+    *("name", "resume", "seed", "data.root", "data.folder", "data.cache_dir"),
+    *(
+        "trainer.max_epochs",
+        "trainer.min_epochs",
+        "trainer.max_steps",
+        "trainer.min_steps",
+        "trainer.max_time",
+    ),
+)
+
+
+class GitState(TypedDict):
+    """The commit of the code that ran, and whether that code had been changed since."""
+
+    commit: str
+    dirty: bool
+
+
+# --- the folder -------------------------------------------------------------------------------------------
+
+
+def register_resolvers() -> None:
+    """Register `${run_dir:ROOT}` and `${sweep_dir:ROOT}`; every reference in one config gives one folder."""
+    OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True)
+    OmegaConf.register_new_resolver("sweep_dir", _sweep_dir, replace=True)
+
+
+class RunFolder(Callback):
+    """Refuses, before Hydra writes anything, a folder that holds a run already or cannot be written.
+
+    Hydra turns what a callback raises into a warning; `vae_lab.cli` turns that warning into the error again.
+    """
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Open the folder of a single run; a resumed one keeps the config that it has."""
+        if "LOCAL_RANK" in os.environ:  # a child of Lightning's: the folder is the parent's
+            return
+        folder = _chosen_folder(config, "hydra.run.dir")
+        if OmegaConf.select(config, "resume") is None:
+            _open_fresh(folder, "hydra.run.dir")
+        elif folder.resolve() == Path(config.resume).resolve():
+            config.hydra.output_subdir = None
+        else:
+            raise UsageError(f"hydra.run.dir={folder}: a resumed run goes on in its own folder\nleave it out")
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Open the folder of a sweep."""
+        if OmegaConf.select(config, "resume") is not None:
+            raise UsageError(f"resume={config.resume}: one run is resumed at a time\nleave out --multirun")
+        _open_fresh(_chosen_folder(config, "hydra.sweep.dir"), "hydra.sweep.dir")
+
+
+def _chosen_folder(config: DictConfig, key: str) -> Path:
+    HydraConfig.instance().set_config(config)  # for ${hydra:...} in the folder's name
+    OmegaConf.set_readonly(config.hydra, False)
+    return Path(OmegaConf.select(config, key))
+
+
+def _run_dir(outputs: str, *, _root_: DictConfig) -> str:
+    resume = OmegaConf.select(_root_, "resume")
+    if resume is not None:
+        return str(_resumable(Path(resume)))
+    return _fresh(Path(outputs) / _run_name(_root_), _root_)
+
+
+def _sweep_dir(outputs: str, *, _root_: DictConfig) -> str:
+    return _fresh(Path(outputs) / "sweeps", _root_)
+
+
+def _run_name(config: DictConfig) -> str:
+    choices = config.hydra.runtime.choices
+    pair = "-".join(str(choices[group]) for group in ("model", "data") if choices.get(group))
+    name = config.get("name") or choices.get("experiment") or pair or "run"
+    return re.sub(r"[^\w.=+-]+", "_", str(name)).lstrip(".") or "run"  # stays inside outputs/
+
+
+def _fresh(parent: Path, config: DictConfig) -> str:
+    """A new folder named by the time; only named, not made, where nothing runs (`--cfg`).
+
+    Kept where Hydra keeps `${now:}`: with the config, from which the jobs of a sweep copy it.
+    """
+    made = OmegaConf.get_cache(config)["vae_lab.runs"]
+    if parent not in made:
+        folder = parent / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+        made[parent] = folder if config.hydra.mode is None else _claim(folder)
+    return str(made[parent])
+
+
+def _claim(folder: Path) -> Path:
+    """Make the folder, or <folder>_2, _3 ... if another run was faster: mkdir lets only one of them win."""
+    for number in count(1):
+        candidate = folder if number == 1 else folder.with_name(f"{folder.name}_{number}")
+        try:
+            candidate.mkdir(parents=True)
+        except FileExistsError:
+            if candidate.exists():  # else a file stands in the way further up
+                continue
+            raise _not_writable(folder, "a file is in the way") from None
+        except OSError as error:
+            raise _not_writable(folder, str(error.strerror)) from error
+        return candidate
+    raise AssertionError("count() has no end")
+
+
+def _open_fresh(folder: Path, key: str) -> None:
+    held = next(
+        (name for name in (".hydra", "summary.json", "multirun.yaml") if (folder / name).exists()), None
+    )
+    if held is not None:
+        raise UsageError(
+            f"{key}={folder}: holds a run already ({held})\n"
+            f"give another folder, or resume={folder} to go on there"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_writable(folder, str(error.strerror)) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise _not_writable(folder, "permission denied")
+
+
+def _not_writable(folder: Path, reason: str) -> UsageError:
+    return UsageError(f"cannot write the run folder {folder}: {reason}\nhydra.run.dir=FOLDER names another")
+
+
+# --- the config in it -------------------------------------------------------------------------------------
+
+
+def load_config(run: Path | str) -> DictConfig:
+    """The config of a run, interpolations kept, typed by the schema. UsageError if the folder is no run."""
+    file = Path(run) / CONFIG_FILE
+    if not file.is_file():
+        found = f"no {CONFIG_FILE} in it" if Path(run).is_dir() else "no such folder"
+        raise UsageError(f"{run} is no run: {found}\nexpected a folder that vae_lab.train wrote")
+    try:
+        config = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(file))
+    except OmegaConfBaseException as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"{file}: {reason}\nwritten by another version of vae_lab?") from error
+    assert isinstance(config, DictConfig)
+    OmegaConf.set_struct(config, True)
+    return config
+
+
+def resumed_config(run: Path | str, overrides: Sequence[str]) -> DictConfig:
+    """The config to go on with: the run's own, and what the command line says of trainer, logger, callbacks.
+
+    A choice (`trainer=cpu`) changes what the file of that choice says and nothing else of the trainer, and
+    takes the place of the logger or the callbacks; it is found by the Hydra app that is running. Hydra's
+    keys are ignored. UsageError if the folder cannot be resumed or an override names anything else.
+    """
+    config = load_config(_resumable(Path(run)))
+    parsed = OverridesParser.create().parse_overrides([text for text in overrides if _concerns_run(text)])
+    for override in parsed:
+        _refuse_unless_resumable(override)
+    for override in filter(_is_choice, parsed):
+        _apply_choice(config, override)
+    ConfigLoaderImpl._apply_overrides_to_config([it for it in parsed if not _is_choice(it)], config)
+    config.resume = str(run)
+    return config
+
+
+def _resumable(run: Path) -> Path:
+    for needed in (CONFIG_FILE, LAST_CHECKPOINT):
+        if not (run / needed).is_file():
+            found = f"no {needed} in it" if run.is_dir() else "no such folder"
+            raise UsageError(
+                f"resume={run}: {found}\nexpected a run directory, with {CONFIG_FILE} and {LAST_CHECKPOINT}"
+            )
+    return run
+
+
+def _concerns_run(override: str) -> bool:
+    key = override.lstrip("+~").split("=")[0]
+    return key != "resume" and not key.startswith(("hydra.", "hydra/"))
+
+
+def _refuse_unless_resumable(override: Override) -> None:
+    if re.split(r"[./@]", override.key_or_group)[0] not in RESUMABLE:
+        raise UsageError(
+            f"{override.input_line}: a resumed run keeps its own {override.key_or_group}\n"
+            f"what may be changed: {', '.join(RESUMABLE)}; init_from=RUN starts a new run from its weights"
+        )
+
+
+def _is_choice(override: Override) -> bool:
+    in_group = "." not in override.key_or_group and not override.is_delete()
+    return in_group and isinstance(override.value(), str | list)
+
+
+def _apply_choice(config: DictConfig, override: Override) -> None:
+    group, value = override.key_or_group, override.value()
+    options = value if isinstance(value, list) else [value]
+    chosen = OmegaConf.merge(*(compose(config_name=f"{group}/{option}") for option in options))
+    package = group.replace("/", ".")
+    content = OmegaConf.select(chosen, package, default={})
+    OmegaConf.update(config, package, content, merge=group == "trainer", force_add=True)
+
+
+# --- what identifies a run --------------------------------------------------------------------------------
+
+
+def config_hash(config: DictConfig) -> str:
+    """SHA-256 of the resolved config as canonical JSON, less seed, name, folders and lengths of training."""
+    content = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(content, dict)
+    for key in NOT_HASHED:
+        *parents, last = key.split(".")
+        node = content
+        for parent in parents:
+            node = node.get(parent) or {}
+        node.pop(last, None)
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def git_state() -> GitState | None:
+    """The state of the checkout that this package runs from; None outside one or without git.
+
+    Dirty means that the code or conf/ is not what the commit holds: a changed README does not count.
+    """
+    checkout = Path(__file__).resolve().parents[1]
+    if not (checkout / ".git").exists():  # an installed package may lie inside another project's repository
+        return None
+    command = ["git", "-C", str(checkout), "status", "--porcelain=v2", "--branch", "--", "vae_lab", "conf"]
+    quiet = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    try:
+        status = subprocess.run(command, capture_output=True, text=True, env=quiet, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    lines = status.stdout.splitlines()
+    commit = next((line.split()[2] for line in lines if line.startswith("# branch.oid")), "unknown")
+    return GitState(commit=commit, dirty=any(not line.startswith("#") for line in lines))
+
+
+def versions() -> dict[str, str]:
+    """The versions of python, torch, lightning and vae_lab ("unknown" where not installed)."""
+    return {"python": platform.python_version()} | {
+        name: _version(name) for name in ("torch", "lightning", "vae_lab")
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # run from a checkout
+        return "unknown"

@@ -1,0 +1,99 @@
+"""summary.json: a run at a glance, written whatever way the run ended."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from omegaconf import DictConfig
+
+from vae_lab.callbacks.metrics_table import MetricsTable
+from vae_lab.callbacks.throughput import Throughput
+from vae_lab.experiment import Experiment
+from vae_lab.interruption import Interrupted
+from vae_lab.runs import config_hash, git_state, versions
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replace a JSON file as a whole; numbers that are not finite become null, which every reader takes."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(finite(content), indent=2, allow_nan=False) + "\n")
+    partial.replace(path)
+
+
+def finite(value: Any) -> Any:
+    """The same with None for what JSON cannot say."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class RunSummary:
+    """Collects what a run says of itself; as a context, writes it on every way out.
+
+    Entered once the trainer exists. `warnings` may be added to at any time.
+    """
+
+    def __init__(self, folder: Path, config: DictConfig, trainer: Trainer, experiment: Experiment) -> None:
+        self.folder, self.config, self.trainer, self.experiment = folder, config, trainer, experiment
+        self.warnings: list[str] = []
+        self._started = time.perf_counter()
+
+    def __enter__(self) -> RunSummary:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if isinstance(error, (Interrupted, KeyboardInterrupt)):
+            self.write("interrupted")
+        elif error is not None:
+            self.write("failed", error=f"{type(error).__name__}: {error}")
+        else:
+            self.write("completed")
+
+    def write(self, status: str, error: str | None = None) -> None:
+        """Write summary.json (on the first process)."""
+        if self.trainer.is_global_zero:
+            outcome = {"status": status} | ({"error": error} if error else {})
+            write_json(self.folder / "summary.json", {**outcome, **self._results(), **self._circumstances()})
+
+    def _results(self) -> dict[str, Any]:
+        table, throughput = self._callback(MetricsTable), self._callback(Throughput)
+        steps, steps_per_epoch = self.trainer.global_step, self.trainer.datamodule.steps_per_epoch
+        return {
+            "metrics": self.experiment.metrics,
+            "best_metrics": table.best_metrics,
+            "warnings": self.warnings,
+            "images_per_second": throughput.images_per_second,
+            "seconds": time.perf_counter() - self._started,
+            "epochs": steps // steps_per_epoch,
+            "steps": steps,
+        }
+
+    def _circumstances(self) -> dict[str, Any]:
+        return {
+            "num_parameters": sum(p.numel() for p in self.experiment.model.parameters()),
+            "device": device_name(self.trainer),
+            "precision": str(self.trainer.precision),
+            "seed": self.config.seed,
+            "config_hash": config_hash(self.config),
+            "versions": versions(),
+            "git": git_state(),
+        }
+
+    def _callback(self, kind: type[Any]) -> Any:
+        return next(callback for callback in self.trainer.callbacks if isinstance(callback, kind))
+
+
+def device_name(trainer: Trainer) -> str:
+    """`cpu`, or the accelerator's own name; with their number where there are several."""
+    import torch
+
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return name if trainer.world_size == 1 else f"{trainer.world_size} x {name}"

@@ -1,0 +1,127 @@
+"""python -m vae_lab.train: one experiment, from its config to its run directory.
+
+Nothing heavy is imported before the config is composed, so that `--help` and a misspelt key answer at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from vae_lab.cli import run_command
+from vae_lab.interruption import Interruption
+from vae_lab.runs import resumed_config
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from vae_lab.data.module import ImageData
+    from vae_lab.experiment import Experiment
+
+
+def main() -> None:
+    """The command."""
+    run_command(train, config_name="train")
+
+
+def train(config: DictConfig) -> float | None:
+    """Train and test one experiment; the value of `optimized_metric`, which a sweep optimises."""
+    if config.resume is not None:
+        config = resumed_config(config.resume, HydraConfig.get().overrides.task)
+    with Interruption() as interruption:
+        return _train(config, Path(HydraConfig.get().runtime.output_dir), interruption)
+
+
+def _train(config: DictConfig, folder: Path, interruption: Interruption) -> float | None:
+    quiet_libraries()
+    from vae_lab.experiment import build
+    from vae_lab.lab import initialize_from
+    from vae_lab.signatures import check_targets
+    from vae_lab.summary import RunSummary
+
+    check_targets(config)
+    data, experiment = build(config)
+    if config.init_from is not None and config.resume is None:
+        initialize_from(experiment, config.init_from)
+    trainer = assembled_trainer(config, folder, interruption)
+    interruption.raise_if_requested()
+    with RunSummary(folder, config, trainer, experiment) as summary:
+        summary.warnings += warnings_about(data, experiment)
+        trainer.fit(experiment, data, ckpt_path=resumed_checkpoint(config))
+        test(trainer, experiment, data)
+    return optimized(config, experiment, data)
+
+
+def assembled_trainer(config: DictConfig, folder: Path, interruption: Interruption) -> Trainer:
+    """The trainer of a config, with the callbacks that every run has around the ones it chose."""
+    from vae_lab import callbacks
+    from vae_lab.experiment import instantiated
+
+    chosen = {name: instantiated(node) for name, node in (config.callbacks or {}).items() if node is not None}
+    loggers = [
+        instantiated(node, save_dir=str(folder)) for node in (config.logger or {}).values() if node is not None
+    ]
+    throughput = callbacks.Throughput()
+    always = [
+        throughput,
+        callbacks.MetricsTable(),
+        callbacks.Progress(throughput, enabled=config.trainer.enable_progress_bar is not False),
+        callbacks.StopOnSignal(interruption),
+    ]
+    trainer: Trainer = instantiated(
+        config.trainer, default_root_dir=str(folder), callbacks=[*always, *chosen.values()], logger=loggers
+    )
+    return trainer
+
+
+def resumed_checkpoint(config: DictConfig) -> str | None:
+    """The checkpoint that training goes on from."""
+    return None if config.resume is None else str(Path(config.resume) / "checkpoints" / "last.ckpt")
+
+
+def test(trainer: Trainer, experiment: Experiment, data: ImageData) -> None:
+    """Test once, on the best weights (on the last, where nothing was validated or saved)."""
+    from vae_lab.callbacks.checkpoint import checkpoint_folder
+
+    best = checkpoint_folder(trainer) / "best.ckpt"
+    if data.size("test"):
+        trainer.test(experiment, data, ckpt_path=str(best) if best.exists() else None, verbose=False)
+
+
+def optimized(config: DictConfig, experiment: Experiment, data: ImageData) -> float | None:
+    """The metric a sweep optimises; the test's where nothing was validated."""
+    name = config.optimized_metric
+    if data.size("val") == 0:
+        name = name.replace("val/", "test/")
+    return experiment.metrics.get(name)
+
+
+def warnings_about(data: ImageData, experiment: Experiment) -> list[str]:
+    """What a reader of the numbers has to know."""
+    found = []
+    images = data.load()
+    if images.skipped:
+        found.append(f"{len(images.skipped)} pictures could not be read and were left out: {', '.join(images.skipped)}")
+    if not data.size("val"):
+        found.append("no validation images: the last weights count as the best")
+    if experiment.model.likelihood.levels == 2 and data.image.levels > 2:
+        found.append("cross-entropy on grey values is not a likelihood: compare it with the same only")
+    return found
+
+
+def quiet_libraries() -> None:
+    """Keep what Lightning says of itself out of the way of what it found."""
+    import logging
+    import warnings
+
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (".*isinstance.treespec, LeafSpec.*", ".*does not have many workers.*", ".*torch.jit.*"):
+        warnings.filterwarnings("ignore", message=message)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""The trainer that a config describes: Lightning's, with our defaults where several steps run in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+
+from vae_lab.checkpoints import AtomicCheckpointIO
+from vae_lab.errors import UsageError
+from vae_lab.strategies import AllReduceStrategy
+
+DEFAULT_LOG_EVERY_N_STEPS = 50
+GPU_NAMES = ("gpu", "cuda")
+
+
+def build_trainer(
+    *,
+    default_root_dir: str | Path = ".",
+    callbacks: Iterable[Callback] = (),
+    logger: Iterable[Logger] = (),
+    accelerator: str = "auto",
+    strategy: str = "auto",
+    precision: str | int = "32-true",
+    max_epochs: int | None = None,
+    log_every_n_steps: int | None = None,
+    num_threads: int | None = None,
+    matmul_precision: Literal["highest", "high", "medium"] | None = None,
+    steps_per_execution: int | Literal["auto"] = "auto",
+    limit_train_batches: int | float | None = None,
+    enable_progress_bar: bool | None = None,
+    val_check_interval: int | float | None = None,
+    **options: Any,
+) -> Trainer:
+    """A Trainer that writes below `default_root_dir`.
+
+    steps_per_execution and limit_train_batches are read by the data, which cuts the calls. The progress bar is a callback
+    of ours. UsageError: a device that is not there, or an option that cannot hold with several steps in one call.
+    """
+    require_accelerator(accelerator)
+    require_precision(precision)
+    require_steps(steps_per_execution)
+    if val_check_interval not in (None, 1.0):
+        raise UsageError(
+            f"trainer.val_check_interval={val_check_interval}: a call of the trainer runs several optimiser steps, so it "
+            "cannot count batches. Use trainer.check_val_every_n_epoch, or a smaller trainer.limit_train_batches"
+        )
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    if matmul_precision is not None:
+        torch.set_float32_matmul_precision(matmul_precision)
+    return Trainer(
+        default_root_dir=default_root_dir,
+        callbacks=list(callbacks),
+        logger=list(logger) or False,
+        accelerator=accelerator,
+        strategy=AllReduceStrategy() if strategy == "ddp" else strategy,
+        precision=precision,  # type: ignore[arg-type]
+        max_epochs=max_epochs,
+        log_every_n_steps=log_every_n_steps or DEFAULT_LOG_EVERY_N_STEPS,
+        enable_progress_bar=False,
+        plugins=[AtomicCheckpointIO()],
+        **options,
+    )
+
+
+def require_accelerator(accelerator: str) -> None:
+    """UsageError for a GPU where none is."""
+    if accelerator in GPU_NAMES and not torch.cuda.is_available():
+        raise UsageError(
+            f"trainer.accelerator={accelerator}: no CUDA device is visible to torch {torch.__version__} here.\n"
+            "Use trainer=cpu (or trainer=auto, which takes a GPU where there is one)"
+        )
+
+
+def require_precision(precision: str | int) -> None:
+    """UsageError for half precision that overflows: densities need bfloat16's range."""
+    if str(precision) in ("16", "16-mixed", "16-true"):
+        raise UsageError(
+            f"trainer.precision={precision}: float16 overflows in log-densities, and its loss scaling would hide a "
+            "non-finite loss. Use trainer.precision=bf16-mixed"
+        )
+
+
+def require_steps(steps: int | str) -> None:
+    """UsageError unless a number of steps or `auto`."""
+    if steps != "auto" and not (isinstance(steps, int) and steps >= 1):
+        raise UsageError(f"trainer.steps_per_execution={steps}: expected a whole number from 1, or auto")
