@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,7 +56,9 @@ def test_no_good_picture_at_all_is_an_empty_tensor(tmp_path):
 
 
 def test_a_name_that_is_no_valid_utf8_is_kept(tmp_path):
-    assert build_cache(tmp_path, KEY, SHAPE, [Row("caf\udce9.png", rows()[0].pixels)]).names == ("caf\udce9.png",)
+    assert build_cache(tmp_path, KEY, SHAPE, [Row("caf\udce9.png", rows()[0].pixels)]).names == (
+        "caf\udce9.png",
+    )
 
 
 def cut(folder):
@@ -69,7 +72,9 @@ DAMAGE = {
     "index gone": lambda folder: (folder / "index.json").unlink(),
     "index cut short": lambda folder: (folder / "index.json").write_text('{"names": ["0.p'),
     "index of another kind": lambda folder: (folder / "index.json").write_text("[]"),
-    "index of fewer": lambda folder: (folder / "index.json").write_text(json.dumps({"names": [], "skipped": {}})),
+    "index of fewer": lambda folder: (folder / "index.json").write_text(
+        json.dumps({"names": [], "skipped": {}})
+    ),
 }
 
 
@@ -133,7 +138,9 @@ def test_a_row_of_another_shape_or_type_is_refused(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UsageError, match=rf"data\.cache_dir={re.escape(str(tmp_path))}/file/cache: cannot be written"):
+    with pytest.raises(
+        UsageError, match=rf"data\.cache_dir={re.escape(str(tmp_path))}/file/cache: cannot be written"
+    ):
         build_cache(tmp_path / "file" / "cache", KEY, SHAPE, rows())
 
 
@@ -181,5 +188,5 @@ def test_memory_stays_bounded_while_a_large_cache_is_made_and_opened(tmp_path):
 
 
 def anonymous_bytes():
-    with open("/proc/self/status") as status:
+    with Path("/proc/self/status").open() as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))

@@ -45,6 +45,9 @@ Task = Callable[[DictConfig], object]
 E = TypeVar("E", bound=BaseException)
 FULL_ERROR = "HYDRA_FULL_ERROR"
 MESSAGE_LINES = 4
+MISMATCH = (
+    r"Value '(.*)' of type '(.*)' (?:could not be converted to|is incompatible with type hint) '?(.*?)'?$"
+)
 SPOKEN_TYPES = {
     **{"Integer": "an integer", "Float": "a number", "Boolean": "true or false"},
     **{"int": "an integer", "float": "a number", "bool": "true or false", "str": "a text"},
@@ -147,11 +150,7 @@ def _explain_hydra(error: BaseException) -> str | None:
         return _unknown_option(option)
     syntax = _find(error, OverrideParseException)
     if syntax:
-        reason = syntax.message.removeprefix(f"Error parsing override '{syntax.override}'\n")
-        reason = reason.removeprefix("LexerNoViableAltException: ").partition("\n")[0]
-        return (
-            f"{syntax.override}: not understood, {reason}\nexpected key=value; quote a value with other signs"
-        )
+        return f"{_not_understood(syntax)}\nexpected key=value; quote a value with other signs"
     built = _find(error, InstantiationException)
     if built and isinstance(built.__cause__, ValueError):
         where = re.search(r"full_key: (.+)", str(built))
@@ -175,13 +174,18 @@ def _explain_omegaconf(error: BaseException, directory: str) -> str | None:
     return None
 
 
+def _not_understood(error: OverrideParseException) -> str:
+    reason = error.message.removeprefix(f"Error parsing override '{error.override}'\n").partition("\n")[0]
+    at = f" ({reason})" if error.override not in reason else ""
+    return f"{error.override}: not understood{at}"
+
+
 def _unknown_option(error: MissingConfigException) -> str:
     group, _, option = str(error.missing_cfg_file).rpartition("/")
     options = list(error.options or ())
     near = nearest(option, options)
-    return _with_names(
-        f"{group}={option}: no such option{_place(error)}", near and f"{group}={near}", options
-    )
+    found = f"{group}={option}: no such option{_place(error)}"
+    return _with_names(found, near and f"{group}={near}", options)
 
 
 def _unknown_group(message: str, directory: str) -> str | None:
@@ -198,7 +202,10 @@ def _unknown_key(error: OmegaConfBaseException, composed: str, directory: str, p
     parent = full_key.removesuffix(key).rstrip(".")
     node = error.parent_node
     names = [str(name) for name in node] if isinstance(node, DictConfig) else []
-    names = names if parent else sorted({*names, *_groups(directory)} - {"hydra"})
+    if not parent:
+        nested = "/" in key
+        groups = {group for group in _groups(directory) if ("/" in group) == nested}
+        names = sorted(groups if nested else {*names, *groups} - {"hydra"})
     near = nearest(key, names)
     root = node._get_root() if node is not None else None
     near_key = _join(parent, near) if near else _elsewhere(key, root)
@@ -229,17 +236,13 @@ def _broken_reference(error: OmegaConfBaseException) -> str:
 
 def _type_mismatch(error: OmegaConfBaseException) -> str:
     message = str(error).splitlines()[0]
-    pattern = (
-        r"Value '(.*)' of type '(.*)' (?:could not be converted to|is incompatible with type hint) '?(.*?)'?$"
-    )
-    parts = re.match(pattern, message)
+    parts = re.match(MISMATCH, message)
     if parts is None:
         return message
     value, found, expected = parts.groups()
     names = [name for name in re.findall(r"\w+", expected) if name not in ("Optional", "Union")]
-    return (
-        f"found '{value}' ({found}), expected {' or '.join(SPOKEN_TYPES.get(name, name) for name in names)}"
-    )
+    spoken = " or ".join(SPOKEN_TYPES.get(name, name) for name in names)
+    return f"found '{value}' ({found}), expected {spoken}"
 
 
 def _groups(directory: str) -> set[str]:
@@ -276,12 +279,11 @@ def _layout(message: str, job: str) -> str:
 
 
 def _job_name() -> str:
+    """Which job of a sweep fails; nothing where there is one run."""
     config = HydraConfig.get()
-    return (
-        f"job {config.job.num} ({' '.join(config.overrides.task)}): "
-        if config.mode is RunMode.MULTIRUN
-        else ""
-    )
+    if config.mode is not RunMode.MULTIRUN:
+        return ""
+    return f"job {config.job.num} ({' '.join(config.overrides.task)}): "
 
 
 def _find(error: BaseException, kind: type[E]) -> E | None:
@@ -291,7 +293,7 @@ def _find(error: BaseException, kind: type[E]) -> E | None:
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        error = error.__cause__ or error.__context__  # suppressed or not: OmegaConf suppresses all of them
 
 
 @contextmanager

@@ -269,14 +269,20 @@ def progress_at(fresh: dict[str, Any], epochs: int, steps: int) -> dict[str, Any
 
 
 def instantiated(node: DictConfig, **parts: Any) -> Any:
-    """What a config node builds. UsageError: what a constructor found wrong with the values it was given."""
+    """What a config node builds; a `_partial_` one is completed with `parts`.
+
+    UsageError: what a constructor found wrong with the values it was given.
+    """
     try:
+        if node.get("_partial_"):
+            return instantiate(node, _convert_="all")(**parts)
         return instantiate(node, _convert_="all", **parts)
     except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, ValueError):
-            raise UsageError(str(cause)) from error
+        if isinstance(error.__cause__, ValueError):
+            raise UsageError(str(error.__cause__)) from error
         raise
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def build(config: DictConfig) -> tuple[ImageData, Experiment]:

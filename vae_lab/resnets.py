@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from vae_lab.networks import Shape, doubling_channels, require_halvings
+from vae_lab.networks import Shape, doubling, doubling_channels, require_halvings
 
 
 def normalized(channels: int) -> nn.Module:
@@ -44,7 +44,10 @@ class ResidualBlock(nn.Module):
 
 
 class ResNetEncoder(nn.Sequential):
-    """A stem, then per resolution a strided convolution and `blocks` residual blocks, then a linear head."""
+    """Per resolution a strided convolution and `blocks` residual blocks, then a linear head.
+
+    ValueError: an image that cannot be halved `len(channels)` times.
+    """
 
     def __init__(
         self,
@@ -58,8 +61,8 @@ class ResNetEncoder(nn.Sequential):
         depth, height, breadth = in_shape
         channels = channels or doubling_channels(height, breadth, width, max_width)
         require_halvings(height, breadth, len(channels))
-        layers: list[nn.Module] = [nn.Conv2d(depth, channels[0], 3, padding=1)]
-        for a, b in pairwise([channels[0], *channels]):
+        layers: list[nn.Module] = []
+        for a, b in pairwise([depth, *channels]):
             layers += [nn.Conv2d(a, b, 4, 2, 1), *(ResidualBlock(b) for _ in range(blocks))]
         features = channels[-1] * (height >> len(channels)) * (breadth >> len(channels))
         super().__init__(
@@ -68,10 +71,9 @@ class ResNetEncoder(nn.Sequential):
 
 
 class ResNetDecoder(nn.Sequential):
-    """A linear layer to the smallest map, then per resolution residual blocks and a doubling, then a head.
+    """A linear layer to the smallest map, then per resolution `blocks` residual blocks and a doubling.
 
-    Maps are doubled by repetition and a convolution, which leaves no checkerboard
-    (Odena et al. 2016, doi:10.23915/distill.00003).
+    ValueError: an image that cannot be halved `len(channels)` times.
     """
 
     def __init__(
@@ -88,8 +90,7 @@ class ResNetDecoder(nn.Sequential):
         require_halvings(height, breadth, len(channels))
         small = (channels[0], height >> len(channels), breadth >> len(channels))
         layers: list[nn.Module] = []
-        for a, b in pairwise([*channels, channels[-1]]):
+        for a, b in pairwise([*channels, None]):
             layers += [ResidualBlock(a) for _ in range(blocks)]
-            layers += [nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(a, b, 3, padding=1)]
-        head = [normalized(channels[-1]), nn.SiLU(), nn.Conv2d(channels[-1], depth, 3, padding=1)]
-        super().__init__(nn.Linear(in_features, math.prod(small)), nn.Unflatten(1, small), *layers, *head)
+            layers += [doubling(a, b, 4)] if b else [normalized(a), nn.SiLU(), doubling(a, depth, 4)]
+        super().__init__(nn.Linear(in_features, math.prod(small)), nn.Unflatten(1, small), *layers)

@@ -145,7 +145,7 @@ def _open_fresh(folder: Path, key: str) -> None:
     if held is not None:
         raise UsageError(
             f"{key}={folder}: holds a run already ({held})\n"
-            f"give another folder, or resume={folder} to go on there"
+            f"give another folder; to go on with a run, resume={folder}"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ Groups below the typed root are open to Hydra: a typo in an experiment file, `+k
 place of a number would surface minutes later as a TypeError. Here they are errors that name the key.
 """
 
+import dataclasses
 import difflib
 import inspect
 import pkgutil
@@ -40,6 +41,7 @@ def check_targets(config: DictConfig) -> None:
     A missing argument is an error unless `_partial_` leaves it to the parent. Types follow the annotations,
     where an integer counts as a float and a list as any sequence. Imports every target.
     """
+    _check_schema(config, "")
     _check_tree(OmegaConf.to_container(config, resolve=True, throw_on_missing=True), "")
 
 
@@ -51,6 +53,20 @@ def nearest(word: str, names: Iterable[str]) -> str | None:
     if best is not None and edits[best] <= max(1, len(word) // 3):
         return best
     return next(iter(difflib.get_close_matches(word, names, n=1)), None)
+
+
+def _check_schema(node: Any, where: str) -> None:
+    """`+key=` opens even the typed nodes of a config; their names are those of their dataclass."""
+    if not isinstance(node, DictConfig) or not dataclasses.is_dataclass(schema := OmegaConf.get_type(node)):
+        return
+    names = [field.name for field in dataclasses.fields(schema)]
+    for name in map(str, node):
+        key = f"{where}.{name}" if where else name
+        if name not in names:
+            near = nearest(name, names)
+            hint = f"\ndid you mean {key.removesuffix(name)}{near}?" if near else ""
+            raise UsageError(f"{key}: there is no such key{hint}\nexpected one of: {', '.join(names)}")
+        _check_schema(node._get_node(name), key)
 
 
 def _check_tree(node: Any, where: str) -> None:

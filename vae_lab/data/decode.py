@@ -18,11 +18,21 @@ Fit = Literal["pad", "crop", "stretch"]
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
-# What Pillow's readers raise for a damaged file, found by damaging files of each format.
+# What Pillow's readers raise for damaged files, over its formats and versions.
 READ_ERRORS = (
-    *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError),
+    *(OSError, EOFError, SyntaxError, ValueError, LookupError, ArithmeticError, MemoryError),
     *(struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
 )
+_ORIENTATION = 0x0112  # the EXIF tag
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _PILLOW_LIMIT = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow refuses more, whatever we ask
 
 
@@ -78,13 +88,19 @@ def _read(path: Path, max_pixels: int) -> Image.Image:
             if picture.width * picture.height > max_pixels:
                 raise UnreadablePicture(_too_large(path, f"{picture.width}x{picture.height}", max_pixels))
             picture.load()
-            return ImageOps.exif_transpose(picture)
+            return _upright(picture)
     except UnreadablePicture:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadablePicture(_too_large(path, "far more", max_pixels)) from error
     except READ_ERRORS as error:
         raise UnreadablePicture(f"{path}: {_reason(path, error)}.") from error
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """ImageOps.exif_transpose does this too, but writes the EXIF anew and fails on tags it cannot write."""
+    turn = _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
+    return picture.copy() if turn is None else picture.transpose(turn)
 
 
 def _opaque(picture: Image.Image, background: str) -> Image.Image:

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
 P = ParamSpec("P")
@@ -29,7 +28,7 @@ MARGIN = 12  # white pixels around everything drawn
 INK, MUTED, FAINT = "#22252b", "#6b7280", "#d5d9e0"
 BLUE, ORANGE, GREEN = "#3b75af", "#e1812c", "#4f9d69"
 
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
     "axes.titlesize": 10,
@@ -112,8 +111,9 @@ def render(figure: Figure) -> Pixels:
     """The figure as pixels, uint8 (H, W, 3)."""
     canvas = _canvas(figure)
     canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return np.array(canvas.buffer_rgba(), np.uint8)[..., :3]
 
 
-def _canvas(figure: Figure) -> FigureCanvasAgg:
-    return cast("FigureCanvasAgg", figure.canvas)
+def _canvas(figure: Figure) -> Any:
+    """Its FigureCanvasAgg, whose methods have no types."""
+    return figure.canvas

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import Distribution, Normal
 
 from vae_lab.figures.canvas import BLUE, MUTED, ORANGE, add_axes, blank_figure, fit, fit_axes, styled
 
@@ -38,18 +39,18 @@ def latent_scatter(
     axes.set_title(title, loc="left")
     axes.grid(True)
     if labels is None:
-        axes.scatter(*points.T.numpy(), s=9, color=BLUE, alpha=0.7, linewidths=0)
+        axes.scatter(points[:, 0].numpy(), points[:, 1].numpy(), s=9, color=BLUE, alpha=0.7, linewidths=0)
     else:
         _scatter_classes(axes, points, labels, class_names)
     return fit_axes(axes)
 
 
 def _scatter_classes(axes: Axes, points: Tensor, labels: Tensor, class_names: Sequence[str]) -> None:
-    classes = labels.unique().tolist()
+    classes = sorted(set(labels.tolist()))
     count = max(len(class_names), 1 + max(classes, default=0))
     colours = _class_colours(count)[labels.numpy()]
     # one call for all classes: drawn class by class, the last would hide the others where they overlap
-    axes.scatter(*points.T.numpy(), s=9, c=colours, alpha=0.8, linewidths=0)
+    axes.scatter(points[:, 0].numpy(), points[:, 1].numpy(), s=9, c=colours, alpha=0.8, linewidths=0)
     if len(classes) > MOST_CLASSES:
         return
     for index in classes:
@@ -133,12 +134,13 @@ def aggregate_posterior(
 
 def _density_panel(axes: Axes, means: Tensor, samples: Tensor) -> None:
     reach = max(4.0, float(samples.abs().max()))
-    bins = np.linspace(-reach, reach, 49)
+    bins = np.linspace(-reach, reach, 49).tolist()
     grid = torch.linspace(-reach, reach, 193)
-    normal = torch.distributions.Normal(0.0, 1.0).log_prob(grid).exp()
+    normal: Distribution = Normal(0.0, 1.0)
     filled: dict[str, Any] = {"density": True, "histtype": "stepfilled", "color": BLUE, "alpha": 0.4}
     density, *_ = axes.hist(samples.numpy(), bins, label="samples of q(z|x)", **filled)
     axes.hist(means.numpy(), bins, density=True, histtype="step", color=BLUE, label="means of q(z|x)")
-    axes.plot(grid.numpy(), normal.numpy(), color=ORANGE, linewidth=1.4, label="N(0, 1)")
+    axes.plot(grid.numpy(), normal.log_prob(grid).exp().numpy(), color=ORANGE, linewidth=1.4, label="N(0, 1)")
     # the means of an unused dimension are a spike at 0: cut it rather than flatten everything else
     axes.set(xlim=(-reach, reach), ylim=(0, 1.15 * max(0.4, float(np.max(density)))))
+    axes.locator_params(axis="y", nbins=3)

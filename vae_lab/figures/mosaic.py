@@ -65,11 +65,12 @@ def arrange(
     images: Tensor,
     columns: int,
     cells: Sequence[int] | None = None,
+    *,
     gaps_below: Sequence[int] = (),
     gaps_right: Sequence[int] = (),
     gap: int = GAP,
 ) -> Mosaic:
-    """(N, C, H, W) in a grid, row by row or in the `cells` named; a gap follows the rows and columns named."""
+    """(N, C, H, W) in a grid: row by row, or in the `cells` named; gaps follow the rows and columns named."""
     cells = range(len(images)) if cells is None else cells
     rows = 1 + max(cells) // columns
     scale = magnification(rows, columns, *images.shape[-2:])
@@ -95,8 +96,9 @@ def _edges(count: int, size: int, gaps_after: Sequence[int], gap: int) -> NDArra
 def draw(
     tiles: Mosaic,
     title: str,
+    *,
     xlabel: str,
-    ylabel: str,
+    ylabel: str = "",
     column_labels: Sequence[str] = (),
     row_labels: Sequence[str] = (),
 ) -> Axes:

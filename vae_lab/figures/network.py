@@ -6,7 +6,8 @@ import math
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ class Layer(NamedTuple):
 
 
 class PosteriorMean(nn.Module):
-    """The first D of the posterior's parameters, (B, num_params) to (B, D): stands for sampling z in a trace."""
+    """The first D of the posterior's parameters, (B, num_params) to (B, D): z without a Distribution."""
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
@@ -60,7 +61,7 @@ def trace_layers(module: nn.Module, example: Tensor) -> list[Layer]:
     layers = [Layer("input", tuple(example.shape[1:]), "input")]
 
     def note(name: str, layer: nn.Module, output: Tensor) -> None:
-        part, shape = name.split(".")[0], tuple(output.shape[1:])
+        part, shape = name.partition(".")[0], tuple(output.shape[1:])
         if shape != layers[-1].shape or part != layers[-1].part:
             layers.append(Layer("z" if part == "z" else type(layer).__name__, shape, part))
 
@@ -78,22 +79,48 @@ def trace_layers(module: nn.Module, example: Tensor) -> list[Layer]:
     return layers
 
 
+class Block(NamedTuple):
+    """A layer and its rectangle, in pixels."""
+
+    layer: Layer
+    left: float
+    width: float
+    height: float
+
+    @property
+    def right(self) -> float:
+        """Where the arrow to the next block starts."""
+        return self.left + self.width
+
+
 @styled
 def network_drawing(layers: Sequence[Layer], *, title: str = "The network") -> Figure:
-    """Blocks from input to output: the height of one follows its map, its width the channels (both by doublings)."""
-    sizes = [_block_size(layer.shape) for layer in layers]
-    tallest = max(height for _, height in sizes)
-    lefts, total = _spread([width for width, _ in sizes])
-    axes = add_axes(blank_figure(), 0, 0, total, round(tallest))
-    axes.set(xlim=(0, total), ylim=(-tallest / 2, tallest / 2))
+    """Blocks from input to output; height follows the map's size, width the channels, both by doublings."""
+    blocks = place(layers)
+    end = blocks[-1].right + SPACE / 2
+    half = max(block.height for block in blocks) / 2
+    axes = add_axes(blank_figure(), 0, 0, round(end), round(2 * half))
+    axes.set(xlim=(0, end), ylim=(-half, half))
     axes.set_axis_off()
     axes.set_title(title, loc="left", pad=30)
-    for index, (layer, (width, height), left) in enumerate(zip(layers, sizes, lefts, strict=True)):
-        _draw_block(axes, layer, left, width, height, tallest)
-        if index:
-            _draw_arrow(axes, lefts[index - 1] + sizes[index - 1][0], left)
-    _name_parts(axes, layers, lefts, sizes, tallest)
+    for block in blocks:
+        _draw_block(axes, block, -half)
+    for before, after in pairwise(blocks):
+        _draw_arrow(axes, before.right, after.left)
+    for part in ("encoder", "z", "decoder"):
+        _name_part(axes, part, [block for block in blocks if block.layer.part == part], half)
     return fit_axes(axes)
+
+
+def place(layers: Sequence[Layer]) -> list[Block]:
+    """A block for each layer, from left to right, each in the middle of a slot wide enough for its name."""
+    blocks, start = [], 0.0
+    for layer in layers:
+        width, height = _block_size(layer.shape)
+        slot = max(SPACE, width + 24)
+        blocks.append(Block(layer, start + (slot - width) / 2, width, height))
+        start += slot
+    return blocks
 
 
 def _block_size(shape: tuple[int, ...]) -> tuple[float, float]:
@@ -104,31 +131,23 @@ def _block_size(shape: tuple[int, ...]) -> tuple[float, float]:
     return 6 + 5 * math.log2(1 + channels), UNIT * (0.5 + math.log2(1 + height))
 
 
-def _spread(widths: Sequence[float]) -> tuple[list[float], int]:
-    """The left edge of each block, centred in a slot of its own, and the width of all slots."""
-    slots = [max(SPACE, width + 24) for width in widths]
-    starts = [sum(slots[:index]) for index in range(len(slots))]
-    lefts = [start + (slot - width) / 2 for start, slot, width in zip(starts, slots, widths, strict=True)]
-    return lefts, round(sum(slots))
-
-
-def _draw_block(axes: Axes, layer: Layer, left: float, width: float, height: float, tallest: float) -> None:
+def _draw_block(axes: Axes, block: Block, bottom: float) -> None:
+    """The rectangle, and its shape and name below the lowest of all blocks."""
     from matplotlib.patches import Rectangle
 
-    colour = COLOURS.get(layer.part, MUTED)
-    axes.add_patch(
-        Rectangle(
-            (left, -height / 2), width, height, facecolor=colour, edgecolor=INK, linewidth=0.6, clip_on=False
-        )
-    )
+    layer, corner = block.layer, (block.left, -block.height / 2)
+    style: dict[str, Any] = {
+        "facecolor": COLOURS[layer.part],
+        "edgecolor": INK,
+        "linewidth": 0.6,
+        "clip_on": False,
+    }
+    axes.add_patch(Rectangle(corner, block.width, block.height, **style))
     shape = "\N{MULTIPLICATION SIGN}".join(str(size) for size in layer.shape)
     # "ConvTranspose2d" is wider than its slot: break a long name at its capitals
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "\n", layer.name) if len(layer.name) > LONG_NAME else layer.name
-    text = f"{shape}\n{name}"
-    centre = left + width / 2
-    axes.annotate(
-        text, (centre, -tallest / 2), (0, -8), ha="center", va="top", textcoords="offset pixels", size=7
-    )
+    where: dict[str, Any] = {"ha": "center", "va": "top", "textcoords": "offset pixels", "size": 7}
+    axes.annotate(f"{shape}\n{name}", (block.left + block.width / 2, bottom), (0, -8), **where)
 
 
 def _draw_arrow(axes: Axes, start: float, end: float) -> None:
@@ -136,24 +155,10 @@ def _draw_arrow(axes: Axes, start: float, end: float) -> None:
     axes.annotate("", (end - 1, 0), (start + 1, 0), arrowprops={**style, "shrinkA": 0, "shrinkB": 0})
 
 
-def _name_parts(
-    axes: Axes,
-    layers: Sequence[Layer],
-    lefts: Sequence[float],
-    sizes: Sequence[tuple[float, float]],
-    tallest: float,
-) -> None:
-    """ "encoder" and "decoder" above the middle of their blocks."""
-    for part in ("encoder", "z", "decoder"):
-        own = [index for index, layer in enumerate(layers) if layer.part == part]
-        if own:
-            middle = (lefts[own[0]] + lefts[own[-1]] + sizes[own[-1]][0]) / 2
-            axes.annotate(
-                part,
-                (middle, tallest / 2),
-                (0, 8),
-                ha="center",
-                textcoords="offset pixels",
-                color=COLOURS[part],
-                weight="bold",
-            )
+def _name_part(axes: Axes, part: str, blocks: Sequence[Block], top: float) -> None:
+    """The part's name above the middle of its blocks."""
+    if not blocks:
+        return
+    middle = (blocks[0].left + blocks[-1].right) / 2
+    style: dict[str, Any] = {"ha": "center", "color": COLOURS[part], "weight": "bold"}
+    axes.annotate(part, (middle, top), (0, 8), textcoords="offset pixels", **style)

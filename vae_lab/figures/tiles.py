@@ -18,7 +18,7 @@ from vae_lab.figures.mosaic import arrange, draw
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CAPTION = 20  # pixels for a line of text below a pair
+CAPTION = 24  # pixels for a line of text below a pair
 
 
 @styled
@@ -38,8 +38,8 @@ def reconstructions(
     images = torch.cat([originals, reconstructed])
     tiles = arrange(images, columns, cells, gaps_below=range(1, rows - 1, 2), gap=CAPTION)
     xlabel = "number of the image" + ("" if log_px is None else ", and its log p(x|z) in nats")
-    axes = draw(tiles, title, xlabel, "", row_labels=["original", "reconstruction"] * (rows // 2))
-    axes.xaxis.labelpad = CAPTION * 72 / DPI
+    axes = draw(tiles, title, xlabel=xlabel, row_labels=["original", "reconstruction"] * (rows // 2))
+    axes.xaxis.labelpad = 6 + CAPTION * 72 / DPI
     for k, cell in enumerate(above):
         text = f"{k}" if log_px is None else f"{k}:  {_number(float(log_px[k]), 1)}"
         x, y = tiles.column_centres[cell % columns], tiles.rows[cell // columns + 1] + tiles.tile[0] + 4
@@ -60,9 +60,10 @@ def samples(
     tiles = arrange(images, columns)
     firsts = range(0, len(images), columns)
     if not numbered:
-        return fit_axes(draw(tiles, title, f"{len(images)} images", ""))
+        return fit_axes(draw(tiles, title, xlabel=f"{len(images)} images"))
     xlabel = "number of the sample = row + column"
-    return fit_axes(draw(tiles, title, xlabel, "", _numbers(range(columns)), _numbers(firsts)))
+    across, down = _numbers(range(columns)), _numbers(firsts)
+    return fit_axes(draw(tiles, title, xlabel=xlabel, column_labels=across, row_labels=down))
 
 
 @styled
@@ -81,17 +82,15 @@ def latent_grid(
     """
     rows, columns = images.shape[:2]
     tiles = arrange(images.flip(0).flatten(0, 1), columns)
-    labels = [_number(value, 2) for value in values.tolist()]
-    below = labels
+    values_text = [_number(value, 2) for value in values.tolist()]
+    xlabel, below, beside = _latent(dims[0]), values_text, values_text[::-1]
     if quantiles is not None:
-        below = [
-            f"{label}\n{quantile:.0%}" for label, quantile in zip(labels, quantiles.tolist(), strict=True)
-        ]
-    rest = "" if quantiles is None else ", and the share of N(0, 1) below it"
-    ylabel = _latent(dims[1]) if rows > 1 else ""
-    return fit_axes(
-        draw(tiles, title, _latent(dims[0]) + rest, ylabel, below, labels[::-1] if rows > 1 else ())
-    )
+        xlabel += ", and the share of N(0, 1) below it"
+        below = [f"{text}\n{q:.0%}" for text, q in zip(values_text, quantiles.tolist(), strict=True)]
+    if rows == 1:
+        return fit_axes(draw(tiles, title, xlabel=xlabel, column_labels=below))
+    ylabel = _latent(dims[1])
+    return fit_axes(draw(tiles, title, xlabel=xlabel, ylabel=ylabel, column_labels=below, row_labels=beside))
 
 
 @styled
@@ -110,14 +109,15 @@ def traversals(
         rows = [f"{row}   KL {value:.1f}" for row, value in zip(rows, kl.tolist(), strict=True)]
     columns = [_number(value, 1) for value in values.tolist()]
     ylabel = "dimension" + ("" if kl is None else ", and its KL in nats")
-    return fit_axes(draw(tiles, title, "value of the dimension", ylabel, columns, rows))
+    xlabel = "value of the dimension"
+    return fit_axes(draw(tiles, title, xlabel=xlabel, ylabel=ylabel, column_labels=columns, row_labels=rows))
 
 
 @styled
 def interpolations(
     images: Tensor, originals: Tensor | None = None, *, title: str = "From one image to another"
 ) -> Figure:
-    """(P, n, C, H, W): each row decodes the way from one latent to another; originals (P, 2, C, H, W) flank it."""
+    """(P, n, C, H, W): each row decodes the way between two latents; originals (P, 2, C, H, W) flank it."""
     pairs, steps = images.shape[:2]
     columns = [_number(step / max(steps - 1, 1), 1) for step in range(steps)]
     gaps: tuple[int, ...] = ()
@@ -127,7 +127,8 @@ def interpolations(
         gaps = (0, steps)
     tiles = arrange(images.flatten(0, 1), len(columns), gaps_right=gaps)
     xlabel = "share of the way from the left image's posterior mean to the right one's"
-    return fit_axes(draw(tiles, title, xlabel, "number of the pair", columns, _numbers(range(pairs))))
+    ylabel, rows = "number of the pair", _numbers(range(pairs))
+    return fit_axes(draw(tiles, title, xlabel=xlabel, ylabel=ylabel, column_labels=columns, row_labels=rows))
 
 
 def _latent(dim: int) -> str:

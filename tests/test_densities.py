@@ -1,0 +1,162 @@
+"""Densities integrate to 1, mass functions sum to 1, and both agree with torch where torch is right."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from vae_lab.data.images import ImageSpec
+from vae_lab.densities import ContinuousBernoulli, DiscretizedLogisticMixture
+from vae_lab.distributions import (
+    Bernoulli,
+    DiagonalGaussian,
+    LocationScale,
+    LogisticMixture256,
+    OptimalGaussian,
+)
+
+GREY = ImageSpec(1, 4, 4)
+BINARY = ImageSpec(1, 4, 4, levels=2)
+
+
+@given(st.floats(-300, 300))
+@settings(deadline=None, max_examples=60)
+def test_the_continuous_bernoulli_integrates_to_one(logit):
+    # A grid that is fine where the density is: both ends, geometrically.
+    ends = torch.logspace(-9, math.log10(0.5), 4000, dtype=torch.float64)
+    x = torch.cat((torch.zeros(1, dtype=torch.float64), ends, 1 - ends.flip(0), torch.ones(1, dtype=torch.float64)))
+    density = ContinuousBernoulli(torch.tensor(logit, dtype=torch.float64)).log_prob(x).exp()
+    assert torch.trapezoid(density, x).item() == pytest.approx(1, abs=2e-4)
+
+
+def test_the_continuous_bernoulli_agrees_with_torch_where_torch_is_exact():
+    logits = torch.linspace(-6, 6, 101, dtype=torch.float64)
+    ours, theirs = ContinuousBernoulli(logits), torch.distributions.ContinuousBernoulli(logits=logits)
+    x = torch.rand(7, 101, dtype=torch.float64)
+    # torch interpolates within 2e-3 of p = 1/2, where it is right to about 1e-6
+    assert_close(ours.log_prob(x), theirs.log_prob(x), atol=1e-5, rtol=0)
+    assert_close(ours.mean, theirs.mean, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("logit", [-60.0, -3.0, -1e-3, 0.0, 2e-3, 4.0, 60.0])
+def test_continuous_bernoulli_samples_have_its_mean(logit):
+    torch.manual_seed(0)
+    density = ContinuousBernoulli(torch.tensor(logit))
+    samples = density.rsample((200_000,))
+    assert samples.min() >= 0 and samples.max() <= 1
+    assert samples.mean().item() == pytest.approx(density.mean.item(), abs=3e-3)
+
+
+def test_the_continuous_bernoulli_has_a_gradient_everywhere():
+    logits = torch.tensor([-80.0, -1e-3, 0.0, 1e-3, 80.0], requires_grad=True)
+    ContinuousBernoulli(logits).log_prob(torch.tensor(0.3)).sum().backward()
+    # d/dl log p = x - E[x]
+    assert_close(logits.grad, 0.3 - ContinuousBernoulli(logits.detach()).mean, atol=1e-4, rtol=0)
+
+
+def mixture(channels, levels, m=3, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    pairs = math.comb(channels, 2)
+    return DiscretizedLogisticMixture(
+        logits=torch.randn(m, 1, 1, generator=g, dtype=torch.float64),
+        means=torch.randn(m, channels, 1, 1, generator=g, dtype=torch.float64) * 0.7,
+        log_scales=torch.randn(m, channels, 1, 1, generator=g, dtype=torch.float64) * 2 - 2,
+        coefficients=torch.randn(m, pairs, 1, 1, generator=g, dtype=torch.float64),
+        levels=levels,
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("channels", "levels"), [(1, 256), (1, 2), (2, 17), (3, 6)])
+def test_the_logistic_mixture_sums_to_one_edges_included(channels, levels, seed):
+    family = mixture(channels, levels, seed=seed)
+    grid = torch.tensor(list(itertools.product(range(levels), repeat=channels)), dtype=torch.float64)
+    x = (grid / (levels - 1))[:, :, None, None]
+    assert family.log_prob(x).exp().sum().item() == pytest.approx(1, abs=1e-9)
+
+
+def test_logistic_mixture_samples_follow_its_mass_function():
+    torch.manual_seed(0)
+    family = mixture(3, 4)
+    grid = torch.tensor(list(itertools.product(range(4), repeat=3)), dtype=torch.float64)
+    expected = family.log_prob((grid / 3)[:, :, None, None]).exp()
+    drawn = (family.sample((100_000,))[..., 0, 0] * 3).round().long()
+    code = drawn @ torch.tensor([16, 4, 1])
+    observed = torch.bincount(code, minlength=64) / len(drawn)
+    assert_close(observed.double(), expected, atol=6e-3, rtol=0)
+
+
+def test_the_logistic_mixture_is_finite_at_the_smallest_scales():
+    family = LogisticMixture256(ImageSpec(3, 4, 4))
+    params = torch.full((2, family.num_channels, 4, 4), -50.0, requires_grad=True)
+    log_px = family(params).log_prob(torch.rand(2, 3, 4, 4).mul(255).round() / 255)
+    log_px.sum().backward()
+    assert log_px.isfinite().all() and params.grad.isfinite().all()
+
+
+def test_a_diagonal_gaussian_is_torchs_normal_and_its_logvar_is_bounded():
+    params = torch.tensor([[0.5, -1.0, 0.2, -0.4]])
+    posterior = DiagonalGaussian(2)(params)
+    logvar = 10 * torch.tanh(params[:, 2:] / 10)
+    reference = torch.distributions.Normal(params[:, :2], (logvar / 2).exp())
+    z = torch.randn(3, 1, 2)
+    assert_close(posterior.log_prob(z), reference.log_prob(z).sum(-1))
+    extreme = DiagonalGaussian(1)(torch.tensor([[0.0, 1e6], [0.0, -1e6]], dtype=torch.float16))
+    assert extreme.base_dist.scale.isfinite().all() and extreme.base_dist.scale.min() > 0.005
+
+
+def test_every_image_gets_its_own_noise():
+    z = DiagonalGaussian(2)(torch.zeros(8, 4)).rsample((3,))
+    assert z.shape == (3, 8, 2)
+    assert len(z.flatten().unique()) == z.numel()
+
+
+def test_bernoulli_is_summed_over_pixels_and_refuses_colour():
+    logits, x = torch.randn(2, 1, 4, 4), (torch.rand(2, 1, 4, 4) < 0.5).float()
+    log_px = Bernoulli(BINARY)(logits).log_prob(x)
+    expected = -torch.nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="none").sum((1, 2, 3))
+    assert_close(log_px, expected)
+    with pytest.raises(ValueError, match="grey_values=true"):
+        Bernoulli(ImageSpec(3, 4, 4))
+    assert Bernoulli(ImageSpec(3, 4, 4), grey_values=True).num_channels == 3
+
+
+@pytest.mark.parametrize("density", [torch.distributions.Normal, torch.distributions.Laplace])
+@pytest.mark.parametrize("learned", [True, False])
+def test_location_scale_families(density, learned):
+    family = LocationScale(GREY, density, scale=0.3, learned=learned)
+    params, x = torch.randn(5, 2, 1, 4, 4), torch.rand(2, 1, 4, 4)
+    scale = torch.exp(10 * torch.tanh(torch.tensor(math.log(0.3)) / 10))
+    expected = density(params.sigmoid(), scale).log_prob(x).sum((-1, -2, -3))
+    assert_close(family(params).log_prob(x), expected)
+    assert family.log_scale.requires_grad is learned
+    with pytest.raises(ValueError, match="above 0"):
+        LocationScale(GREY, density, scale=0.0)
+
+
+def test_the_optimal_scale_maximises_the_likelihood_and_is_frozen_in_evaluation():
+    torch.manual_seed(0)
+    family = OptimalGaussian(GREY)
+    params, x = torch.randn(6, 1, 4, 4), torch.rand(6, 1, 4, 4)
+    best = family(params).log_prob(x).sum()
+    for scale in torch.linspace(0.05, 2, 50):
+        fixed = LocationScale(GREY, torch.distributions.Normal, float(scale))
+        assert fixed(params).log_prob(x).sum() <= best + 1e-3
+    mse = (x - params.sigmoid()).square().mean()
+    assert_close(family.mse, mse)
+    family.eval()
+    other = torch.rand(6, 1, 4, 4)
+    expected = torch.distributions.Normal(params.sigmoid(), mse.sqrt()).log_prob(other).sum((1, 2, 3))
+    assert_close(family(params).log_prob(other), expected)
+    assert_close(family.mse, mse)
+
+
+def test_densities_stay_in_float32_under_half_precision():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        params = torch.nn.Linear(4, 4)(torch.randn(2, 4))
+        assert params.dtype == torch.bfloat16
+        assert DiagonalGaussian(2)(params).rsample((1,)).dtype == torch.float32

@@ -1,0 +1,327 @@
+"""The picture callbacks under a real Trainer: what is in the event files and the images folder afterwards."""
+
+import io
+from types import SimpleNamespace
+
+import lightning
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+from torch.distributions import ContinuousBernoulli, Independent, Normal
+from torch.utils.data import DataLoader, TensorDataset
+
+from vae_lab.callbacks.images import ImageLogger
+from vae_lab.callbacks.tensorboard import TensorBoardSummary, flatten
+from vae_lab.figures.pictures import PICTURES
+
+SMALL = {"num_images": 4, "num_samples": 4, "grid_size": 8, "num_steps": 3, "num_pairs": 2, "num_scatter": 20}
+
+
+class Model(nn.Module):
+    """A linear VAE with dropout, so that eval mode shows."""
+
+    def __init__(self, latent_dim, shape=(1, 8, 8)):
+        super().__init__()
+        pixels = shape[0] * shape[1] * shape[2]
+        self.latent_shape = (latent_dim,)
+        self.encoder = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(pixels, 2 * latent_dim))
+        self.decoder = nn.Sequential(nn.Linear(latent_dim, pixels), nn.Unflatten(1, shape))
+        self.largest_batch = 0
+
+    def prior(self):
+        return Independent(Normal(torch.zeros(self.latent_shape), 1.0), 1)
+
+    def encode(self, x):
+        mean, log_scale = self.encoder(x).chunk(2, -1)
+        return Independent(Normal(mean, log_scale.exp()), 1)
+
+    def decode(self, z):
+        batch = z.shape[:-1]
+        self.largest_batch = max(self.largest_batch, batch.numel())
+        return Independent(ContinuousBernoulli(logits=self.decoder(z.flatten(0, -2)).unflatten(0, batch)), 3)
+
+
+class Experiment(lightning.LightningModule):
+    """Trains the model and notes the random numbers that training sees."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = self.evaluation_model = model
+        self.kl_per_dim = None
+        self.config = {
+            "seed": 1,
+            "model": {"latent_dim": model.latent_shape[0], "act": None, "sizes": [4, 4]},
+        }
+        self.noise = []
+
+    def training_step(self, batch, index):
+        self.noise.append(float(torch.rand(())))
+        assert self.model.training
+        q = self.model.encode(batch[0])
+        return -self.model.decode(q.rsample()).log_prob(batch[0]).mean()
+
+    def validation_step(self, batch, index):
+        self.log("val/elbo", torch.tensor(-3.0))
+
+    def test_step(self, batch, index):
+        self.log("test/elbo", torch.tensor(-4.0))
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=1e-2)
+
+
+class Data(lightning.LightningDataModule):
+    """Sixteen images; the splits given are the ones that hold any."""
+
+    def __init__(self, shape=(1, 8, 8), labels=True, splits=("train", "val", "test")):
+        super().__init__()
+        self.x = torch.rand(16, *shape, generator=torch.Generator().manual_seed(0))
+        self.labels = torch.arange(16) % 3 if labels else None
+        self.class_names = ("ant", "bee", "cat") if labels else ()
+        self.splits = splits
+
+    def examples(self, split, n):
+        n = n if split in self.splits else 0
+        return self.x[:n], None if self.labels is None else self.labels[:n]
+
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(self.x), batch_size=4)
+
+    val_dataloader = test_dataloader = train_dataloader
+
+
+def train(run, *callbacks, model=None, data=None, epochs=2, test=False, **options):
+    torch.manual_seed(0)
+    trainer = lightning.Trainer(
+        default_root_dir=run,
+        max_epochs=epochs,
+        accelerator="cpu",
+        callbacks=list(callbacks),
+        logger=TensorBoardLogger(save_dir=run, name="tensorboard", version="", default_hp_metric=False),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        **options,
+    )
+    experiment = Experiment(model or Model(3))
+    data = data or Data()
+    trainer.fit(experiment, datamodule=data)
+    if test:
+        trainer.test(experiment, datamodule=data, verbose=False)
+    return experiment
+
+
+def events(run):
+    sizes = {"images": 0, "tensors": 0, "histograms": 0, "scalars": 0}
+    return EventAccumulator(str(run / "tensorboard"), size_guidance=sizes).Reload()
+
+
+def names(run):
+    return sorted(path.name for path in (run / "images").iterdir())
+
+
+def decoded(event):
+    return Image.open(io.BytesIO(event.encoded_image_string))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of two epochs and a test with everything on."""
+    run = tmp_path_factory.mktemp("run")
+    images = ImageLogger(**SMALL)
+    experiment = train(run, images, TensorBoardSummary(), test=True)
+    return SimpleNamespace(run=run, images=images, experiment=experiment, events=events(run))
+
+
+def test_every_picture_is_a_png_and_a_summary_of_every_epoch(finished):
+    expected = [f"{what}_epoch={epoch:04d}.png" for what in PICTURES for epoch in (1, 2)]
+    assert names(finished.run) == sorted([*expected, "network.png", "samples.gif"])
+    for what in PICTURES:
+        shown = finished.events.Images(f"images/{what}")
+        assert [event.step for event in shown] == [4, 8]
+        for event, epoch in zip(shown, (1, 2), strict=True):
+            picture, file = decoded(event), finished.run / "images" / f"{what}_epoch={epoch:04d}.png"
+            assert picture.size == (event.width, event.height) == Image.open(file).size
+            assert event.encoded_image_string == file.read_bytes()
+
+
+def test_no_picture_is_blank(finished):
+    for what in PICTURES:
+        pixels = np.asarray(decoded(finished.events.Images(f"images/{what}")[-1]), dtype=float)
+        height, width = pixels.shape[:2]
+        assert pixels[height // 4 : -height // 4, width // 4 : -width // 4].std() > 5, what
+
+
+def test_the_animation_has_a_frame_for_each_time(finished):
+    (event,) = finished.events.Images("images/samples.gif")
+    gif = decoded(event)
+    assert gif.format == "GIF" and gif.n_frames == 2
+    assert gif.size == Image.open(finished.run / "images" / "samples_epoch=0001.png").size
+    durations = []
+    for frame in range(2):
+        gif.seek(frame)
+        durations.append(gif.info["duration"])
+    assert durations == [500, 1500]
+
+
+def test_histograms_graph_and_network_are_there(finished):
+    tags = finished.events.Tags()
+    assert set(tags["histograms"]) == {"latents/kl_per_dimension", "latents/aggregate_posterior"}
+    assert len(finished.events.Histograms("latents/aggregate_posterior")) == 2
+    assert tags["graph"] and "encoder" in str(finished.events.Graph())
+    assert "images/network" in tags["images"]
+
+
+def test_the_projector_has_points_classes_and_thumbnails(finished):
+    folder = finished.run / "tensorboard" / "00008" / "posterior_means"
+    assert len((folder / "tensors.tsv").read_text().splitlines()) == 16
+    assert (folder / "metadata.tsv").read_text().split()[:3] == ["ant", "bee", "cat"]
+    assert Image.open(folder / "sprite.png").size == (32, 32)  # four by four, 8 x 8 each
+    assert "posterior_means" in (finished.run / "tensorboard" / "projector_config.pbtxt").read_text()
+
+
+def test_config_and_hyperparameters_are_there(finished):
+    (text,) = finished.events.Tensors("config/text_summary")
+    assert "latent_dim: 3" in text.tensor_proto.string_val[0].decode()
+    metadata = finished.events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert b"model.latent_dim" in metadata
+    experiment = finished.events.SummaryMetadata("_hparams_/experiment").plugin_data.content
+    assert b"val/elbo" in experiment and b"test/elbo" in experiment
+    assert finished.events.Scalars("test/elbo")[-1].value == -4.0
+
+
+def test_pictures_take_time_and_leave_the_model_in_training_mode(finished):
+    assert finished.images.seconds > 0
+    assert all(module.training for module in finished.experiment.evaluation_model.modules())
+
+
+def test_training_is_the_same_with_and_without_pictures(tmp_path):
+    seen = train(tmp_path / "with", ImageLogger(**SMALL))
+    unseen = train(tmp_path / "without")
+    assert seen.noise == unseen.noise
+    for a, b in zip(seen.parameters(), unseen.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_samples_come_from_the_same_latents_every_time(tmp_path):
+    frozen = Model(3).requires_grad_(False)
+
+    class Frozen(Experiment):
+        def training_step(self, batch, index):
+            return (self.anchor * 0).sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD([self.anchor], lr=0.0)
+
+    experiment = Frozen(frozen)
+    experiment.anchor = nn.Parameter(torch.zeros(1))
+    trainer = lightning.Trainer(
+        default_root_dir=tmp_path,
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[ImageLogger(pictures=["samples"], **SMALL)],
+    )
+    trainer.fit(experiment, datamodule=Data())
+    first, second = (Image.open(tmp_path / "images" / f"samples_epoch=000{k}.png") for k in (1, 2))
+    title = 40  # pixels, where the epoch stands
+    assert (np.asarray(first)[title:] == np.asarray(second)[title:]).all()
+
+
+def test_pictures_of_steps_are_named_by_step_and_the_last_state_is_drawn(tmp_path):
+    train(tmp_path, ImageLogger(every_n_epochs=None, every_n_steps=3, pictures=["samples"], **SMALL))
+    expected = [f"samples_step={step:08d}.png" for step in (3, 6)]
+    assert names(tmp_path) == sorted([*expected, "samples_epoch=0002.png", "network.png", "samples.gif"])
+    assert Image.open(tmp_path / "images" / "samples.gif").n_frames == 3
+
+
+def test_the_end_is_drawn_even_when_no_epoch_was_due(tmp_path):
+    train(tmp_path, ImageLogger(every_n_epochs=2, pictures=["samples"], **SMALL), epochs=3)
+    assert [name for name in names(tmp_path) if "=" in name] == [
+        "samples_epoch=0002.png",
+        "samples_epoch=0003.png",
+    ]
+
+
+def test_an_epoch_cut_short_is_named_by_its_step(tmp_path):
+    train(tmp_path, ImageLogger(pictures=["samples"], **SMALL), epochs=5, max_steps=6)
+    assert [name for name in names(tmp_path) if "=" in name] == [
+        "samples_epoch=0001.png",
+        "samples_step=00000006.png",
+    ]
+
+
+def test_the_animation_takes_up_the_frames_of_an_earlier_session(tmp_path):
+    for epochs in (1, 2):
+        train(tmp_path, ImageLogger(every_n_epochs=epochs, pictures=["samples"], **SMALL), epochs=epochs)
+    assert Image.open(tmp_path / "images" / "samples.gif").n_frames == 2
+
+
+@pytest.mark.parametrize(("latent_dim", "shape"), [(1, (1, 8, 8)), (2, (3, 8, 8)), (40, (1, 8, 8))])
+def test_other_latent_dimensions_and_colour(tmp_path, latent_dim, shape):
+    train(tmp_path, ImageLogger(**SMALL), model=Model(latent_dim, shape), data=Data(shape), epochs=1)
+    assert {f"{what}_epoch=0001.png" for what in PICTURES} <= set(names(tmp_path))
+    assert ("latent_grid.gif" in names(tmp_path)) == (latent_dim <= 2)
+
+
+def test_without_labels_validation_or_test_images(tmp_path):
+    data = Data(labels=False, splits=("train",))
+    train(tmp_path, ImageLogger(**SMALL), data=data, epochs=1, limit_val_batches=0)
+    assert len(list((tmp_path / "images").glob("*_epoch=0001.png"))) == len(PICTURES)
+
+
+def test_without_any_images_what_needs_none_is_drawn(tmp_path):
+    train(tmp_path, ImageLogger(**SMALL), data=Data(splits=()), epochs=1)
+    assert "samples_epoch=0001.png" in names(tmp_path)
+    assert "reconstructions_epoch=0001.png" not in names(tmp_path)
+
+
+def test_no_more_than_256_images_are_decoded_at_once(tmp_path):
+    model = Model(2)
+    train(
+        tmp_path, ImageLogger(**{**SMALL, "grid_size": 20}, pictures=["latent_grid"]), model=model, epochs=1
+    )
+    assert model.largest_batch == 256
+
+
+def test_an_interruption_is_noticed_between_pictures(tmp_path):
+    images = ImageLogger(**SMALL)
+    images.interrupted = lambda: True
+    train(tmp_path, images, epochs=1)
+    assert not (tmp_path / "images").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pictures": ["smaples"]}, "smaples.*samples"),
+        ({"every_n_epochs": 0}, "every_n_epochs is 0"),
+        ({"grid_size": 0}, "grid_size is 0"),
+        ({"interpolation": "cubic"}, "interpolation is 'cubic'"),
+    ],
+)
+def test_a_wrong_option_is_refused_at_once(options, message):
+    with pytest.raises(ValueError, match=message):
+        ImageLogger(**options)
+
+
+def test_hyperparameters_without_a_test_are_written_after_the_fit(tmp_path):
+    train(tmp_path, TensorBoardSummary(after_test=False), epochs=1)
+    assert b"val/elbo" in events(tmp_path).SummaryMetadata("_hparams_/experiment").plugin_data.content
+
+
+def test_a_nested_config_becomes_dotted_scalars():
+    config = {"a": {"b": 1, "c": None}, "d": [1, 2], "e": "x", "f": True}
+    assert dict(flatten(config)) == {"a.b": 1, "a.c": "None", "d": "[1, 2]", "e": "x", "f": True}
+
+
+def test_nothing_half_written_is_left(finished):
+    assert not list(finished.run.rglob("*.tmp"))

@@ -1,0 +1,37 @@
+"""Schedules are pure functions of the step with the ends they promise."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vae_lab.schedules import Constant, Cosine, Cyclical, LinearWarmup
+
+
+def test_linear_warmup_rises_to_one_and_stays():
+    schedule = LinearWarmup(steps=4, start=0.2)
+    assert [schedule(s, 100) for s in (0, 2, 4, 50)] == pytest.approx([0.2, 0.6, 1.0, 1.0])
+
+
+def test_cosine_rises_then_falls_to_its_final_value():
+    schedule = Cosine(warmup_steps=10, final=0.1)
+    assert schedule(0, 110) == pytest.approx(0.1)
+    assert schedule(9, 110) == schedule(10, 110) == pytest.approx(1.0)
+    assert schedule(60, 110) == pytest.approx(0.55)
+    assert schedule(110, 110) == schedule(500, 110) == pytest.approx(0.1)
+
+
+def test_cyclical_repeats_its_ramp():
+    schedule = Cyclical(period=10, ramp=0.5)
+    assert [schedule(s, 0) for s in (0, 2, 5, 9, 10, 12)] == pytest.approx([0, 0.4, 1, 1, 0, 0.4])
+
+
+@given(step=st.integers(0, 10**7), total=st.integers(1, 10**7))
+def test_every_schedule_stays_between_zero_and_one(step, total):
+    for schedule in (Constant(), LinearWarmup(7), Cosine(5, 0.0), Cyclical(9, 0.3)):
+        assert 0 <= schedule(step, total) <= 1
+
+
+@pytest.mark.parametrize("make", [lambda: LinearWarmup(0), lambda: Cyclical(0), lambda: Cyclical(5, 0.0)])
+def test_impossible_lengths_are_refused(make):
+    with pytest.raises(ValueError, match="found 0"):
+        make()

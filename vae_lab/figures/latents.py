@@ -1,0 +1,79 @@
+"""Where in latent space to look: planes, lines, arcs and projections. Pure functions, z is (..., D)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+PARALLEL = 1e-3  # sine of the angle below which an arc has no direction
+
+
+def plane(values: Tensor, dims: Sequence[int], latent_dim: int) -> Tensor:
+    """(n, n, D): row j, column i has z_dims[0] = values[i], z_dims[1] = values[j]; (1, n, D) for one dim."""
+    z = values.new_zeros(len(values) if len(dims) > 1 else 1, len(values), latent_dim)
+    z[..., dims[0]] = values
+    if len(dims) > 1:
+        z[..., dims[1]] = values[:, None]
+    return z
+
+
+def axes_through(centre: Tensor, values: Tensor, dims: Sequence[int]) -> Tensor:
+    """(len(dims), n, D): row k is `centre` (D,) with z_dims[k] moved through `values` (n,)."""
+    z = centre.repeat(len(dims), len(values), 1)
+    for row, dim in enumerate(dims):
+        z[row, :, dim] = values
+    return z
+
+
+def straight_line(start: Tensor, end: Tensor, steps: int) -> Tensor:
+    """(P, steps, D) between start and end, (P, D) each, at even shares of the way."""
+    share = torch.linspace(0, 1, steps)[:, None]
+    return torch.lerp(start[:, None], end[:, None], share)
+
+
+def arc(start: Tensor, end: Tensor, steps: int) -> Tensor:
+    """(P, steps, D) along great circles, straight where they would be undefined. White, arXiv:1609.04468."""
+    cosine = torch.nn.functional.cosine_similarity(start, end, dim=-1).clamp(-1, 1)
+    angle = cosine.acos()[:, None, None]
+    share = torch.linspace(0, 1, steps)[:, None]
+    curved = ((1 - share) * angle).sin() * start[:, None] + (share * angle).sin() * end[:, None]
+    bent = angle.sin() > PARALLEL
+    return torch.where(bent, curved / angle.sin().clamp(min=PARALLEL), straight_line(start, end, steps))
+
+
+class Projection(NamedTuple):
+    """Points in two dimensions, and what the two axes are."""
+
+    points: Tensor  # (N, 2)
+    xlabel: str
+    ylabel: str
+
+
+def to_plane(means: Tensor, scale: Tensor) -> Projection:
+    """Posterior means (N, D): as they are if D = 2, beside their scale if D = 1, else by components."""
+    if means.shape[1] == 1:
+        return Projection(torch.cat([means, scale], 1), "$z_{0}$", "standard deviation of $z_{0}$")
+    if means.shape[1] == 2:
+        return Projection(means, "$z_{0}$", "$z_{1}$")
+    points, explained = principal_components(means)
+    names = [
+        f"principal component {k + 1} ({share:.0%} of the variance)" for k, share in enumerate(explained)
+    ]
+    return Projection(points, *names)
+
+
+def principal_components(points: Tensor, count: int = 2) -> tuple[Tensor, list[float]]:
+    """(N, count) and the share of the variance that each explains; the largest loading is made positive."""
+    centred = points - points.mean(0)
+    _, _, directions = torch.linalg.svd(centred.double(), full_matrices=False)
+    directions = directions[:count]
+    # a component's sign is arbitrary: fixed, so that the scatter does not flip between epochs
+    largest = directions.abs().argmax(1, keepdim=True)
+    projected = centred.double() @ (directions * directions.gather(1, largest).sign()).T
+    if len(directions) < count:  # fewer points than components
+        projected = torch.nn.functional.pad(projected, (0, count - len(directions)))
+    total = centred.double().square().sum().clamp(min=torch.finfo(torch.float64).tiny)
+    return projected.float(), (projected.square().sum(0) / total).tolist()
