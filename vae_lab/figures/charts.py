@@ -32,9 +32,14 @@ def latent_scatter(
     xlabel: str = "$z_{0}$",
     ylabel: str = "$z_{1}$",
     title: str = "Posterior means",
+    equal: bool = True,
 ) -> Figure:
-    """Points (N, 2), coloured by labels (N,) where there are any, the classes named beside the plot."""
+    """Points (N, 2), coloured by labels (N,) where there are any, the classes named beside the plot.
+
+    `equal`: both axes have one scale, so that distances can be compared.
+    """
     axes = add_axes(blank_figure(), 0, 0, 640, 640)
+    axes.set_aspect("equal" if equal else "auto", adjustable="datalim")
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.set_title(title, loc="left")
     axes.grid(True)
@@ -134,7 +139,8 @@ def aggregate_posterior(
 
 def _density_panel(axes: Axes, means: Tensor, samples: Tensor) -> None:
     reach = max(4.0, float(samples.abs().max()))
-    bins = np.linspace(-reach, reach, 49).tolist()
+    count = min(max(16, 2 * math.isqrt(len(samples))), 48)  # few samples in narrow bins are a comb
+    bins = np.linspace(-reach, reach, count + 1).tolist()
     grid = torch.linspace(-reach, reach, 193)
     normal: Distribution = Normal(0.0, 1.0)
     filled: dict[str, Any] = {"density": True, "histtype": "stepfilled", "color": BLUE, "alpha": 0.4}

@@ -1,0 +1,119 @@
+"""Commands as a user runs them, small data, and a run that many tests look at."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+TESTS = Path(__file__).parent
+FAST = ("debug=fast", "trainer.num_threads=1")
+
+
+@dataclass
+class Finished:
+    """What a command left."""
+
+    code: int
+    stdout: str
+    stderr: str
+    cwd: Path
+
+    @property
+    def run(self) -> Path:
+        """The only run directory below the command's folder."""
+        (found,) = [path.parent for path in self.cwd.glob("outputs/**/summary.json")]
+        return found
+
+    @property
+    def summary(self) -> dict:
+        return json.loads((self.run / "summary.json").read_text())
+
+
+class Started:
+    """A command that runs."""
+
+    def __init__(self, warm: subprocess.Popen, cwd: Path, files: dict) -> None:
+        self.warm, self.cwd, self.files = warm, cwd, files
+        self.pid = json.loads(warm.stdout.readline())["pid"]
+
+    def output(self) -> str:
+        return Path(self.files["stderr"]).read_text() + Path(self.files["stdout"]).read_text()
+
+    def wait(self) -> Finished:
+        code = json.loads(self.warm.stdout.readline())["code"]
+        texts = [Path(self.files[name]).read_text() for name in ("stdout", "stderr")]
+        return Finished(code, *texts, self.cwd)
+
+
+class Command:
+    """`command("data=digits", ...)` runs `python -m vae_lab.train data=digits ...`."""
+
+    def __init__(self, warm: subprocess.Popen, cwd: Path) -> None:
+        self.warm, self.cwd = warm, cwd
+
+    def start(self, *argv: str, module="vae_lab.train", cwd=None, **env: str) -> Started:
+        cwd = Path(cwd or self.cwd)
+        files = {name: str(self.cwd / f"{name}.txt") for name in ("stdout", "stderr")}
+        request = {"argv": list(argv), "module": module, "cwd": str(cwd), "env": env, **files}
+        self.warm.stdin.write(json.dumps(request) + "\n")
+        self.warm.stdin.flush()
+        return Started(self.warm, cwd, files)
+
+    def __call__(self, *argv: str, **options: str) -> Finished:
+        return self.start(*argv, **options).wait()
+
+
+@pytest.fixture(scope="session")
+def warm():
+    """The process that forks commands. It has no VAE_LAB_DATA: tests bring their own data."""
+    hidden = {"VAE_LAB_DATA", "HYDRA_FULL_ERROR", "COLUMNS"}
+    env = {key: value for key, value in os.environ.items() if key not in hidden}
+    process = subprocess.Popen(
+        [sys.executable, str(TESTS / "warm.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=env | {"OMP_NUM_THREADS": "1", "VAE_LAB_CACHE": "cache"},
+    )
+    assert process.stdout.readline() == "{}\n"
+    yield process
+    process.stdin.close()
+    process.wait(timeout=30)
+
+
+@pytest.fixture
+def command(warm, tmp_path):
+    """Runs vae_lab's commands in a folder of the test's own."""
+    return Command(warm, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def fast_run(warm, tmp_path_factory):
+    """One finished default run, everything exercised; do not write into it."""
+    finished = Command(warm, tmp_path_factory.mktemp("fast"))(*FAST)
+    assert finished.code == 0, finished.stderr
+    return finished
+
+
+def write_pictures(folder: Path, count: int = 30, size: int = 20, seed: int = 0) -> Path:
+    """Colour pictures that differ: a bright square somewhere on a coloured ground."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        pixels = np.full((size, size, 3), rng.integers(0, 200, 3), dtype=np.uint8)
+        y, x = rng.integers(0, size // 2, 2)
+        pixels[y : y + size // 3, x : x + size // 3] = 255
+        Image.fromarray(pixels).save(folder / f"{i:03d}.png")
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of 30 colour pictures of 20x20."""
+    return write_pictures(tmp_path / "pictures")
