@@ -1,6 +1,7 @@
 """The bounds against exact answers: conjugate Gaussians, a linear model, torch.distributions."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -49,10 +50,12 @@ def test_the_importance_bound_rises_with_the_number_of_samples_to_the_evidence()
         trace, x, evidence = conjugate(num_samples * 200, posterior_scale=0.9, num_images=3)
         terms = bound_terms(trace, x)
         # 200 independent bounds of num_samples each
-        grouped = [importance_weighted_bound(BoundTerms(*(t.unflatten(-2, (200, -1))[..., g, :, :] for t in terms)))
-                   for g in range(200)]
+        grouped = [
+            importance_weighted_bound(BoundTerms(*(t.unflatten(-2, (200, -1))[..., g, :, :] for t in terms)))
+            for g in range(200)
+        ]
         values.append(torch.stack(grouped).mean())
-    assert all(a < b + 2e-3 for a, b in zip(values, values[1:], strict=False))
+    assert all(a < b + 2e-3 for a, b in pairwise(values))
     assert values[0] < evidence.mean() - 0.05
     assert values[-1].item() == pytest.approx(evidence.mean().item(), abs=1e-2)
 
@@ -128,8 +131,10 @@ def test_free_bits_leave_a_dimension_below_the_floor_without_a_gradient():
     mean = torch.tensor([[0.01, 2.0]], requires_grad=True)
     posterior = Independent(Normal(mean, torch.ones(1, 2)), 1)
     z = posterior.rsample((1,))
-    trace = Trace(Independent(Normal(torch.zeros(1, 1, 2), 1.0), 1),
-                  (Latent(z, posterior.log_prob(z), posterior, StandardNormal(2)()),))
+    trace = Trace(
+        Independent(Normal(torch.zeros(1, 1, 2), 1.0), 1),
+        (Latent(z, posterior.log_prob(z), posterior, StandardNormal(2)()),),
+    )
     terms = bound_terms(trace, torch.zeros(1, 2))
     floored_kl(trace, terms, 0.5).sum().backward()
     assert_close(mean.grad, torch.tensor([[0.0, 2.0]]))
@@ -139,7 +144,10 @@ def test_free_bits_leave_a_dimension_below_the_floor_without_a_gradient():
     ("options", "message"),
     [
         ({"bound": importance_weighted_bound}, "num_samples must be at least 2"),
-        ({"bound": importance_weighted_bound, "num_samples": 5, "free_bits": 0.1}, "choose objective/bound=elbo"),
+        (
+            {"bound": importance_weighted_bound, "num_samples": 5, "free_bits": 0.1},
+            "choose objective/bound=elbo",
+        ),
         ({"beta": -1.0}, "objective.beta"),
         ({"free_bits": -1.0}, "objective.free_bits"),
         ({"num_samples": 0}, "objective.num_samples"),

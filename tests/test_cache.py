@@ -56,9 +56,7 @@ def test_no_good_picture_at_all_is_an_empty_tensor(tmp_path):
 
 
 def test_a_name_that_is_no_valid_utf8_is_kept(tmp_path):
-    assert build_cache(tmp_path, KEY, SHAPE, [Row("caf\udce9.png", rows()[0].pixels)]).names == (
-        "caf\udce9.png",
-    )
+    assert build_cache(tmp_path, KEY, SHAPE, [Row("caf\udce9.png", rows()[0].pixels)]).names == ("caf\udce9.png",)
 
 
 def cut(folder):
@@ -72,9 +70,7 @@ DAMAGE = {
     "index gone": lambda folder: (folder / "index.json").unlink(),
     "index cut short": lambda folder: (folder / "index.json").write_text('{"names": ["0.p'),
     "index of another kind": lambda folder: (folder / "index.json").write_text("[]"),
-    "index of fewer": lambda folder: (folder / "index.json").write_text(
-        json.dumps({"names": [], "skipped": {}})
-    ),
+    "index of fewer": lambda folder: (folder / "index.json").write_text(json.dumps({"names": [], "skipped": {}})),
 }
 
 
@@ -138,9 +134,7 @@ def test_a_row_of_another_shape_or_type_is_refused(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(
-        UsageError, match=rf"data\.cache_dir={re.escape(str(tmp_path))}/file/cache: cannot be written"
-    ):
+    with pytest.raises(UsageError, match=rf"data\.cache_dir={re.escape(str(tmp_path))}/file/cache: cannot be written"):
         build_cache(tmp_path / "file" / "cache", KEY, SHAPE, rows())
 
 

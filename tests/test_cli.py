@@ -15,8 +15,9 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from vae_lab.cli import MESSAGE_LINES, run_command
+from vae_lab.cli import run_command
 from vae_lab.errors import UsageError
+from vae_lab.explanations import MESSAGE_LINES
 from vae_lab.interruption import Interrupted, Interruption, RunFailed
 from vae_lab.signatures import check_targets
 

@@ -151,9 +151,7 @@ def test_every_orientation_is_that_of_pillow(tmp_path, orientation):
 def test_only_the_first_frame_of_an_animation(tmp_path):
     frames = [Image.new("RGB", (4, 4), colour) for colour in (RED, GREEN, BLUE)]
     for name in ("a.gif", "a.png", "a.webp"):
-        path = saved(
-            tmp_path, frames[0], name, save_all=True, append_images=frames[1:], **LOSSLESS.get(name, {})
-        )
+        path = saved(tmp_path, frames[0], name, save_all=True, append_images=frames[1:], **LOSSLESS.get(name, {}))
         assert one(path) == RED
 
 
@@ -189,9 +187,7 @@ def test_stretch_keeps_both_ends(tmp_path):
 
 
 def test_one_channel_is_the_luminance(tmp_path):
-    pixels = decode(
-        saved(tmp_path, Image.new("RGB", (2, 1), RED)), PictureOptions(4, channels=1, background="#808080")
-    )
+    pixels = decode(saved(tmp_path, Image.new("RGB", (2, 1), RED)), PictureOptions(4, channels=1, background="#808080"))
     assert pixels.shape == (1, 4, 4)
     assert pixels[0].tolist() == [[128] * 4, [76] * 4, [76] * 4, [128] * 4]
 

@@ -159,9 +159,7 @@ def test_a_server_that_ignores_the_range_sends_all_of_it(source, server):
     assert fetch(source, 3) == "fetched" and (source.folder / "0003.png").read_bytes() == png(3)
 
 
-@pytest.mark.parametrize(
-    "content", [png(4)[:500], png(3), png(3) + b"more"], ids=["another's", "whole", "longer"]
-)
+@pytest.mark.parametrize("content", [png(4)[:500], png(3), png(3) + b"more"], ids=["another's", "whole", "longer"])
 def test_a_partial_file_that_does_not_fit_is_thrown_away(source, server, content):
     part(source, content)
     assert fetch(source, 3) == "fetched" and (source.folder / "0003.png").read_bytes() == png(3)
@@ -169,9 +167,7 @@ def test_a_partial_file_that_does_not_fit_is_thrown_away(source, server, content
 
 def test_a_range_that_was_not_asked_for_is_not_used(source, server):
     part(source, png(3)[:500])
-    server.script = [
-        sending(png(3)[200:], code=206, Content_Range=f"bytes 200-{len(png(3)) - 1}/{len(png(3))}")
-    ]
+    server.script = [sending(png(3)[200:], code=206, Content_Range=f"bytes 200-{len(png(3)) - 1}/{len(png(3))}")]
     assert fetch(source, 3) == "fetched" and (source.folder / "0003.png").read_bytes() == png(3)
 
 
@@ -304,8 +300,6 @@ def test_help_needs_no_torch_and_names_the_default_folder(tmp_path):
         "finally: assert 'torch' not in sys.modules"
     )
     environment = os.environ | {"VAE_LAB_DATA": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0 and "--base-url" in done.stdout
     assert str(tmp_path / "pokemon") in done.stdout.replace("\n", "").replace(" ", "")

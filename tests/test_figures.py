@@ -32,9 +32,7 @@ def drawn(figure):
     height, width = pixels.shape[:2]
     assert box.x0 * DPI >= 8 and box.y0 * DPI >= 8
     assert box.x1 * DPI <= width - 8 and box.y1 * DPI <= height - 8
-    border = np.concatenate(
-        [pixels[:4].ravel(), pixels[-4:].ravel(), pixels[:, :4].ravel(), pixels[:, -4:].ravel()]
-    )
+    border = np.concatenate([pixels[:4].ravel(), pixels[-4:].ravel(), pixels[:, :4].ravel(), pixels[:, -4:].ravel()])
     assert (border == 255).all()
     assert any(axes.get_title(loc="left") or axes.texts for axes in figure.axes)
     return pixels
@@ -108,11 +106,7 @@ def test_the_latent_grid_has_its_smallest_values_at_the_lower_left():
 
 
 def test_a_single_latent_dimension_gives_a_row():
-    drawn(
-        figures.latent_grid(
-            images(1, 9), torch.linspace(-1, 1, 9), (0,), quantiles=torch.linspace(0.1, 0.9, 9)
-        )
-    )
+    drawn(figures.latent_grid(images(1, 9), torch.linspace(-1, 1, 9), (0,), quantiles=torch.linspace(0.1, 0.9, 9)))
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3, 20, 100])

@@ -151,9 +151,7 @@ def test_stop_after_skip_still_stops(pictures):
 def test_nothing_but_bad_pictures_is_an_error_even_with_skip(tmp_path):
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "a.png").write_text("no picture")
-    with pytest.raises(
-        UsageError, match=r"none of its 1 pictures can be read.\nThe first: .*a\.png: no picture of"
-    ):
+    with pytest.raises(UsageError, match=r"none of its 1 pictures can be read.\nThe first: .*a\.png: no picture of"):
         source(tmp_path / "p", on_bad_image="skip", val_size=0, test_size=0).load()
 
 
@@ -167,9 +165,7 @@ def test_a_missing_folder_is_three_lines_and_names_the_digits(tmp_path):
         source(tmp_path / "gone").load()
     first, second, third = str(raised.value).split("\n")
     assert first == f"data.folder: no folder {tmp_path}/gone"
-    assert (
-        "png, jpg, jpeg, webp, bmp, gif" in second and "data.folder=DIR" in second and "pokemon" not in second
-    )
+    assert "png, jpg, jpeg, webp, bmp, gif" in second and "data.folder=DIR" in second and "pokemon" not in second
     assert "data=digits" in third
 
 
@@ -215,8 +211,6 @@ def test_a_wrong_option_is_named_at_construction(tmp_path, option, message):
 
 @pytest.mark.skipif("VAE_LAB_DATA" not in os.environ, reason="the real pictures are not here")
 def test_the_real_pictures_are_drawn_on_white(tmp_path):
-    images = ImageFolder(
-        os.environ["VAE_LAB_DATA"] + "/pokemon", image_size=32, cache_dir=str(tmp_path)
-    ).load()
+    images = ImageFolder(os.environ["VAE_LAB_DATA"] + "/pokemon", image_size=32, cache_dir=str(tmp_path)).load()
     corners = images.pixels[:, :, [0, 0, -1, -1], [0, -1, 0, -1]].float().mean()
     assert images.pixels.shape[1:] == (3, 32, 32) and corners > 250

@@ -19,11 +19,7 @@ NAMES = (IMAGES, LABELS, "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
 def idx(values):
-    return (
-        bytes([0, 0, 8, values.dim()])
-        + struct.pack(f">{values.dim()}I", *values.shape)
-        + bytes(values.flatten())
-    )
+    return bytes([0, 0, 8, values.dim()]) + struct.pack(f">{values.dim()}I", *values.shape) + bytes(values.flatten())
 
 
 def contents(num_train=12, num_test=4):

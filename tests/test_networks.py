@@ -54,7 +54,12 @@ def test_a_map_used_up_by_valid_convolutions_is_refused():
 
 def test_valid_convolutions_leave_the_keras_sizes():
     encoder = ConvEncoder(
-        (3, 128, 128), 10, channels=[32, 64, 64, 64, 64, 64], strides=[2] * 5 + [1], kernel_size=3, padding="valid"
+        (3, 128, 128),
+        10,
+        channels=[32, 64, 64, 64, 64, 64],
+        strides=[2] * 5 + [1],
+        kernel_size=3,
+        padding="valid",
     )
     head = encoder[-1]
     assert isinstance(head, nn.Linear) and head.in_features == 64

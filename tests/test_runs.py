@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from vae_lab import runs
 from vae_lab.cli import run_command
 from vae_lab.errors import UsageError
-from vae_lab.runs import config_hash, git_state, load_config, resumed_config, versions
+from vae_lab.provenance import config_hash, git_state, versions
+from vae_lab.runs import load_config, resumed_config
 
 FILES = {
     "app.yaml": """
@@ -142,9 +143,7 @@ def test_showing_the_config_makes_no_folder(launch: Launch, workplace: Path, cap
 
 
 @pytest.mark.parametrize("holds", [".hydra/config.yaml", "summary.json"])
-def test_a_folder_that_holds_a_run_is_not_overwritten(
-    refused: Callable[..., str], workplace: Path, holds: str
-):
+def test_a_folder_that_holds_a_run_is_not_overwritten(refused: Callable[..., str], workplace: Path, holds: str):
     (workplace / "run" / holds).parent.mkdir(parents=True)
     (workplace / "run" / holds).write_text("precious")
     text = refused("hydra.run.dir=run")
@@ -175,9 +174,7 @@ def test_children_of_lightning_share_the_folder_of_their_parent(
 
 
 @pytest.mark.parametrize("argument", ["hydra.run.dir=file/inside", "hydra.run.dir=file"])
-def test_a_folder_that_cannot_be_written_is_refused(
-    refused: Callable[..., str], workplace: Path, argument: str
-):
+def test_a_folder_that_cannot_be_written_is_refused(refused: Callable[..., str], workplace: Path, argument: str):
     (workplace / "file").write_text("in the way")
     assert f"cannot write the run folder {argument.partition('=')[2]}" in refused(argument)
 
@@ -311,9 +308,7 @@ def git(folder: Path, *command: str) -> str:
     ).stdout.strip()
 
 
-def test_git_state_is_the_commit_and_whether_the_code_was_changed(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_git_state_is_the_commit_and_whether_the_code_was_changed(workplace: Path, monkeypatch: pytest.MonkeyPatch):
     checkout = workplace / "checkout"
     (checkout / "vae_lab").mkdir(parents=True)
     module = checkout / "vae_lab" / "runs.py"

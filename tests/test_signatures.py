@@ -41,9 +41,7 @@ class Likelihood:
     kind: Literal["fixed", "learned"] | None = "fixed"
 
 
-def optimizer(
-    params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), **more: Unpack[Options]
-):
+def optimizer(params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), **more: Unpack[Options]):
     """A function with an open end of known names."""
 
 
@@ -51,7 +49,7 @@ def anything(size: int, **kwargs: Any):
     """Takes every name."""
 
 
-def model(  # noqa: PLR0917 - as many as it takes
+def model(
     encoder: Callable[..., Encoder],
     likelihood: Likelihood,
     latent_dim: int,
@@ -101,9 +99,7 @@ def test_an_unknown_key_is_named_whole_with_the_nearest_right_one_and_all_of_the
 
 
 def test_keys_inside_lists_and_mappings_are_found():
-    assert message(steps=[node("anything", size=1), node("Encoder", in_featurse=1)]).startswith(
-        "steps[1].in_featurse"
-    )
+    assert message(steps=[node("anything", size=1), node("Encoder", in_featurse=1)]).startswith("steps[1].in_featurse")
     text = message(model=a_model(parts={"a": node("Likelihood", scale=1, knd="fixed")}))
     assert text.startswith("model.parts.a.knd")
 

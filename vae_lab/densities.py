@@ -9,6 +9,9 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.nn.functional import logsigmoid
 
+Shape = torch.Size | list[int] | tuple[int, ...]
+NO_SHAPE = torch.Size()
+
 
 class ContinuousBernoulli(Distribution):
     """Density proportional to exp(logits x) on [0, 1]. Loaiza-Ganem & Cunningham 2019, arXiv:1907.06845.
@@ -47,7 +50,7 @@ class ContinuousBernoulli(Distribution):
         near, safe = self._split()
         return torch.where(near, 0.5 + self.logits / 12, 1 / -torch.expm1(-safe) - 1 / safe)
 
-    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Shape = NO_SHAPE) -> Tensor:
         """By the inverse distribution function, on the side where exp does not overflow."""
         shape = self._extended_shape(torch.Size(sample_shape))
         u = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
@@ -123,7 +126,7 @@ class DiscretizedLogisticMixture(Distribution):
         mixed = (self.log_weights.exp().unsqueeze(-3) * expected).sum(-4)
         return (mixed + 1) / 2
 
-    def sample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Shape = NO_SHAPE) -> Tensor:
         """Pick a component per pixel, draw its channels in turn, round to a level."""
         shape = torch.Size(sample_shape)
         with torch.no_grad():

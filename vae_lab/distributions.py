@@ -12,8 +12,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal
 from torch.distributions import Bernoulli as TorchBernoulli
+from torch.distributions import Distribution, Independent, Normal
 
 from vae_lab.data.images import ImageSpec
 from vae_lab.densities import ContinuousBernoulli as ExactContinuousBernoulli

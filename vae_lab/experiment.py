@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from hydra.errors import InstantiationException
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vae_lab.data.batches import Batch
 from vae_lab.data.images import ImageSpec, Split
-from vae_lab.data.module import ImageData, Plan
+from vae_lab.data.module import ImageData, Plan, data_of
 from vae_lab.data.preprocess import Preprocess
 from vae_lab.errors import UsageError
 from vae_lab.interruption import RunFailed
@@ -23,7 +23,7 @@ from vae_lab.metrics.split_sums import SplitSums, bits_per_dim
 from vae_lab.models import VAE
 from vae_lab.objectives import Objective
 from vae_lab.random_streams import EVALUATE, INITIALIZE, mix, seed_noise
-from vae_lab.steps import TERMS, OptimizerSettings, StepRecord, TrainingStep, WeightAverage
+from vae_lab.steps import TERMS, OptimizerSettings, SteppingOptimizer, StepRecord, TrainingStep, WeightAverage
 
 MOST_DIMENSIONS_LOGGED = 32
 
@@ -68,6 +68,12 @@ class Experiment(LightningModule):
         """What is validated, drawn and tested: averaged weights if they are on."""
         return self.model if self.average is None else self.average.model
 
+    @property
+    def log_every_n_steps(self) -> int:
+        """Optimiser steps between what the loggers are given."""
+        steps: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return steps
+
     # Training
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -80,7 +86,7 @@ class Experiment(LightningModule):
             model=self.model,
             objective=self.objective,
             preprocess=self.preprocess,
-            optimizer=self.optimizers(),
+            optimizer=cast("SteppingOptimizer", self.optimizers()),
             settings=self.settings,
             batch_size=self.batch_size,
             total_steps=self._total_steps(),
@@ -93,13 +99,13 @@ class Experiment(LightningModule):
 
     def _total_steps(self) -> int:
         limits = [self.trainer.max_steps] if self.trainer.max_steps > 0 else []
-        if (self.trainer.max_epochs or 0) > 0:
-            limits.append(self.trainer.max_epochs * self.trainer.datamodule.steps_per_epoch)
+        if self.trainer.max_epochs is not None and self.trainer.max_epochs > 0:
+            limits.append(self.trainer.max_epochs * data_of(self.trainer).steps_per_epoch)
         return min(limits, default=1)
 
     def training_step(self, call: list[Batch], batch_idx: int) -> None:
         """Several optimiser steps; nothing is read back from the device but at every `log_every_n_steps`."""
-        first, every = self.global_step, self.trainer.log_every_n_steps
+        first, every = self.global_step, self.log_every_n_steps
         for step, batch in enumerate(call, first):
             logs = (step + 1) % every == 0
             self._unread.append(self.step(batch.images, step, measure=logs))
@@ -242,12 +248,12 @@ class Experiment(LightningModule):
         self._resumed_sums = checkpoint["epoch_sums"]
         if self.trainer.state.fn == "fit":
             steps = checkpoint["global_step"]
-            epochs = steps // self.trainer.datamodule.steps_per_epoch
+            epochs = steps // data_of(self.trainer).steps_per_epoch
             checkpoint["loops"]["fit_loop"] = progress_at(self.trainer.fit_loop.state_dict(), epochs, steps)
 
     def _make_up_for_validation(self) -> None:
         """Run the validation that an interruption left out at the end of an epoch."""
-        epoch, at = divmod(self.global_step, self.trainer.datamodule.steps_per_epoch)
+        epoch, at = divmod(self.global_step, data_of(self.trainer).steps_per_epoch)
         every = self.trainer.check_val_every_n_epoch or 1
         if at or not epoch or epoch % every or self.validated_at == self.global_step:
             return
@@ -303,7 +309,7 @@ def build(config: DictConfig) -> tuple[ImageData, Experiment]:
         preprocess=data.preprocess,
         batch_size=data.batch_size,
         seed=config.seed,
-        config=OmegaConf.to_container(config, resolve=True),
+        config=cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True)),
     )
     return data, experiment
 

@@ -129,9 +129,7 @@ class ConvEncoder(nn.Sequential):
         for a, b, stride, pad in zip([depth, *channels], channels, strides, pads, strict=False):
             layers += [nn.Conv2d(a, b, kernel_size, stride, pad), activation()]
         sizes = [channels[-1] * math.prod(sides), *hidden]
-        super().__init__(
-            *layers, nn.Flatten(), *dense(sizes, activation), nn.Linear(sizes[-1], out_features)
-        )
+        super().__init__(*layers, nn.Flatten(), *dense(sizes, activation), nn.Linear(sizes[-1], out_features))
         initialize(self, initializer)
 
     @staticmethod

@@ -47,7 +47,8 @@ class Objective:
             )
             _require(
                 free_bits == 0,
-                "objective.free_bits floors a KL, and the importance-weighted bound has none: choose objective/bound=elbo",
+                "objective.free_bits floors a KL, and the importance-weighted bound has none: "
+                "choose objective/bound=elbo",
             )
         self.bound, self.beta, self.beta_schedule = bound, beta, beta_schedule
         self.free_bits, self.num_samples, self.kl = free_bits, num_samples, kl

@@ -40,7 +40,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) to the same shape."""
-        return x + self.body(x)
+        residual: Tensor = self.body(x)
+        return x + residual
 
 
 class ResNetEncoder(nn.Sequential):
@@ -65,9 +66,7 @@ class ResNetEncoder(nn.Sequential):
         for a, b in pairwise([depth, *channels]):
             layers += [nn.Conv2d(a, b, 4, 2, 1), *(ResidualBlock(b) for _ in range(blocks))]
         features = channels[-1] * (height >> len(channels)) * (breadth >> len(channels))
-        super().__init__(
-            *layers, normalized(channels[-1]), nn.SiLU(), nn.Flatten(), nn.Linear(features, out_features)
-        )
+        super().__init__(*layers, normalized(channels[-1]), nn.SiLU(), nn.Flatten(), nn.Linear(features, out_features))
 
 
 class ResNetDecoder(nn.Sequential):
@@ -90,7 +89,8 @@ class ResNetDecoder(nn.Sequential):
         require_halvings(height, breadth, len(channels))
         small = (channels[0], height >> len(channels), breadth >> len(channels))
         layers: list[nn.Module] = []
-        for a, b in pairwise([*channels, None]):
-            layers += [ResidualBlock(a) for _ in range(blocks)]
-            layers += [doubling(a, b, 4)] if b else [normalized(a), nn.SiLU(), doubling(a, depth, 4)]
-        super().__init__(nn.Linear(in_features, math.prod(small)), nn.Unflatten(1, small), *layers)
+        for a, b in pairwise(channels):
+            layers += [*(ResidualBlock(a) for _ in range(blocks)), doubling(a, b, 4)]
+        layers += [ResidualBlock(channels[-1]) for _ in range(blocks)]
+        head = [normalized(channels[-1]), nn.SiLU(), doubling(channels[-1], depth, 4)]
+        super().__init__(nn.Linear(in_features, math.prod(small)), nn.Unflatten(1, small), *layers, *head)

@@ -1,21 +1,16 @@
-"""The run directory: a fresh folder for every run, the config in it, and what identifies a run.
+"""The run directory: a fresh folder for every run, and the config in it.
 
 In a primary config: `hydra.run.dir: ${run_dir:outputs}`, `hydra.sweep.dir: ${sweep_dir:outputs}` and
 `hydra.callbacks.run_folder._target_: vae_lab.runs.RunFolder`.
 """
 
-import hashlib
-import json
 import os
-import platform
 import re
-import subprocess
 from collections.abc import Sequence
 from datetime import datetime
-from importlib import metadata
 from itertools import count
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from hydra import compose
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -32,24 +27,6 @@ from vae_lab.errors import UsageError
 RESUMABLE = ("trainer", "logger", "callbacks")  # what a resumed run may change
 CONFIG_FILE = Path(".hydra", "config.yaml")
 LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
-# The same experiment has the same hash wherever, under whatever name and however long it ran.
-NOT_HASHED = (
-    *("name", "resume", "seed", "data.root", "data.folder", "data.cache_dir"),
-    *(
-        "trainer.max_epochs",
-        "trainer.min_epochs",
-        "trainer.max_steps",
-        "trainer.min_steps",
-        "trainer.max_time",
-    ),
-)
-
-
-class GitState(TypedDict):
-    """The commit of the code that ran, and whether that code had been changed since."""
-
-    commit: str
-    dirty: bool
 
 
 # --- the folder -------------------------------------------------------------------------------------------
@@ -139,13 +116,10 @@ def _claim(folder: Path) -> Path:
 
 
 def _open_fresh(folder: Path, key: str) -> None:
-    held = next(
-        (name for name in (".hydra", "summary.json", "multirun.yaml") if (folder / name).exists()), None
-    )
+    held = next((name for name in (".hydra", "summary.json", "multirun.yaml") if (folder / name).exists()), None)
     if held is not None:
         raise UsageError(
-            f"{key}={folder}: holds a run already ({held})\n"
-            f"give another folder; to go on with a run, resume={folder}"
+            f"{key}={folder}: holds a run already ({held})\ngive another folder; to go on with a run, resume={folder}"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -231,53 +205,3 @@ def _apply_choice(config: DictConfig, override: Override) -> None:
     package = group.replace("/", ".")
     content = OmegaConf.select(chosen, package, default={})
     OmegaConf.update(config, package, content, merge=group == "trainer", force_add=True)
-
-
-# --- what identifies a run --------------------------------------------------------------------------------
-
-
-def config_hash(config: DictConfig) -> str:
-    """SHA-256 of the resolved config as canonical JSON, less seed, name, folders and lengths of training."""
-    content = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(content, dict)
-    for key in NOT_HASHED:
-        *parents, last = key.split(".")
-        node = content
-        for parent in parents:
-            node = node.get(parent) or {}
-        node.pop(last, None)
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def git_state() -> GitState | None:
-    """The state of the checkout that this package runs from; None outside one or without git.
-
-    Dirty means that the code or conf/ is not what the commit holds: a changed README does not count.
-    """
-    checkout = Path(__file__).resolve().parents[1]
-    if not (checkout / ".git").exists():  # an installed package may lie inside another project's repository
-        return None
-    command = ["git", "-C", str(checkout), "status", "--porcelain=v2", "--branch", "--", "vae_lab", "conf"]
-    quiet = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
-    try:
-        status = subprocess.run(command, capture_output=True, text=True, env=quiet, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    lines = status.stdout.splitlines()
-    commit = next((line.split()[2] for line in lines if line.startswith("# branch.oid")), "unknown")
-    return GitState(commit=commit, dirty=any(not line.startswith("#") for line in lines))
-
-
-def versions() -> dict[str, str]:
-    """The versions of python, torch, lightning and vae_lab ("unknown" where not installed)."""
-    return {"python": platform.python_version()} | {
-        name: _version(name) for name in ("torch", "lightning", "vae_lab")
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:  # run from a checkout
-        return "unknown"

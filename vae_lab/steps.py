@@ -151,9 +151,7 @@ class TrainingStep:
         """Gradients of the mean loss over all images, a batch at a time; the terms' means, (3,)."""
         if len(images) <= self.batch_size:
             return self._backward(images, step, 1.0)
-        parts = [
-            self._backward(part, step, len(part) / len(images)) for part in images.split(self.batch_size)
-        ]
+        parts = [self._backward(part, step, len(part) / len(images)) for part in images.split(self.batch_size)]
         return torch.stack(parts).sum(0)
 
     def _backward(self, images: Tensor, step: int, share: float) -> Tensor:
@@ -161,7 +159,7 @@ class TrainingStep:
         trace = self.model(x, self.objective.num_samples)
         terms = self.objective.terms(trace, x)
         loss = self.objective(trace, terms, step, self.total_steps).mean()
-        (loss if share == 1.0 else loss * share).backward()  # type: ignore[no-untyped-call]
+        (loss if share == 1.0 else loss * share).backward()
         with torch.no_grad():
             means = torch.stack((loss, terms.log_px.mean(), terms.kl.sum(0).mean()))
             return means if share == 1.0 else means * share

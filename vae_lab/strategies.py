@@ -17,6 +17,7 @@ class AllReduceStrategy(DDPStrategy):
 
     def configure_ddp(self) -> None:
         """Start every process from the weights of the first."""
+        assert self.model is not None
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             dist.broadcast(tensor.data, 0)
 

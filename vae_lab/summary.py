@@ -13,9 +13,10 @@ from omegaconf import DictConfig
 
 from vae_lab.callbacks.metrics_table import MetricsTable
 from vae_lab.callbacks.throughput import Throughput
+from vae_lab.data.module import data_of
 from vae_lab.experiment import Experiment
 from vae_lab.interruption import Interrupted
-from vae_lab.runs import config_hash, git_state, versions
+from vae_lab.provenance import config_hash, git_state, versions
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -64,7 +65,7 @@ class RunSummary:
 
     def _results(self) -> dict[str, Any]:
         table, throughput = self._callback(MetricsTable), self._callback(Throughput)
-        steps, steps_per_epoch = self.trainer.global_step, self.trainer.datamodule.steps_per_epoch
+        steps, steps_per_epoch = self.trainer.global_step, data_of(self.trainer).steps_per_epoch
         return {
             "metrics": self.experiment.metrics,
             "best_metrics": table.best_metrics,
@@ -87,7 +88,7 @@ class RunSummary:
         }
 
     def _callback(self, kind: type[Any]) -> Any:
-        return next(callback for callback in self.trainer.callbacks if isinstance(callback, kind))
+        return next(callback for callback in self.trainer.callbacks if isinstance(callback, kind))  # type: ignore[attr-defined]
 
 
 def device_name(trainer: Trainer) -> str:

@@ -61,9 +61,7 @@ def assembled_trainer(config: DictConfig, folder: Path, interruption: Interrupti
     from vae_lab.experiment import instantiated
 
     chosen = {name: instantiated(node) for name, node in (config.callbacks or {}).items() if node is not None}
-    loggers = [
-        instantiated(node, save_dir=str(folder)) for node in (config.logger or {}).values() if node is not None
-    ]
+    loggers = [instantiated(node, save_dir=str(folder)) for node in (config.logger or {}).values() if node is not None]
     throughput = callbacks.Throughput()
     always = [
         throughput,

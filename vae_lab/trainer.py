@@ -38,16 +38,16 @@ def build_trainer(
 ) -> Trainer:
     """A Trainer that writes below `default_root_dir`.
 
-    steps_per_execution and limit_train_batches are read by the data, which cuts the calls. The progress bar is a callback
-    of ours. UsageError: a device that is not there, or an option that cannot hold with several steps in one call.
+    steps_per_execution and limit_train_batches are read by the data, which cuts the calls. The progress bar is a
+    callback of ours. UsageError: a device that is not there, or an option at odds with several steps in a call.
     """
     require_accelerator(accelerator)
     require_precision(precision)
     require_steps(steps_per_execution)
     if val_check_interval not in (None, 1.0):
         raise UsageError(
-            f"trainer.val_check_interval={val_check_interval}: a call of the trainer runs several optimiser steps, so it "
-            "cannot count batches. Use trainer.check_val_every_n_epoch, or a smaller trainer.limit_train_batches"
+            f"trainer.val_check_interval={val_check_interval}: a call of the trainer runs several optimiser steps, "
+            "so it cannot count batches. Use trainer.check_val_every_n_epoch, or a smaller trainer.limit_train_batches"
         )
     if num_threads is not None:
         torch.set_num_threads(num_threads)

@@ -6,8 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+
+from vae_lab.data.module import data_of
 
 
 def checkpoint_folder(trainer: Trainer) -> Path:
@@ -28,10 +30,10 @@ class BestCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Find the run directory, and whether there is anything to monitor."""
         self.dirpath = str(checkpoint_folder(trainer))
-        if trainer.datamodule.size("val") == 0:
+        if data_of(trainer).size("val") == 0:
             self.monitor = None
         super().setup(trainer, pl_module, stage)
 
@@ -59,7 +61,7 @@ class LastCheckpoint(ModelCheckpoint):
         """Constant, so that a run resumes under another `every_n_steps`."""
         return "LastCheckpoint"
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Find the run directory."""
         self.dirpath = str(checkpoint_folder(trainer))
         super().setup(trainer, pl_module, stage)
@@ -69,7 +71,7 @@ class LastCheckpoint(ModelCheckpoint):
         trainer.save_checkpoint(checkpoint_folder(trainer) / "last.ckpt")
         self._saved_at = time.monotonic()
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Save, unless it was done a moment ago."""
         if self._every_n_epochs and time.monotonic() - self._saved_at >= self.every_n_seconds:
             self.save_now(trainer)

@@ -203,9 +203,7 @@ def _interval(name: str, value: int | None) -> int | None:
 def _known_pictures(pictures: Sequence[str] | None) -> tuple[str, ...]:
     for what in pictures or ():
         if what not in PICTURES:
-            raise ValueError(
-                f"callbacks.images.pictures has {what!r}; there are {', '.join(sorted(PICTURES))}"
-            )
+            raise ValueError(f"callbacks.images.pictures has {what!r}; there are {', '.join(sorted(PICTURES))}")
     return tuple(PICTURES if pictures is None else pictures)
 
 

@@ -8,13 +8,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
+
+from vae_lab.data.module import data_of
 
 Row = dict[str, Any]
 
 
 class MetricsTable(Callback):
-    """Writes the row of each validation (of each epoch, where nothing is validated) and remembers the best one's metrics."""
+    """Writes a row per validation (per epoch, where nothing is validated) and remembers the best one's metrics."""
 
     def __init__(self, monitor: str = "val/elbo", mode: str = "max") -> None:
         self.monitor, self.sign = monitor, 1 if mode == "max" else -1
@@ -29,23 +31,23 @@ class MetricsTable(Callback):
         """As it was."""
         self.best_metrics, self._written_at = state_dict["best_metrics"], state_dict["written_at"]
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Forget rows that a killed run wrote after the checkpoint it resumes from."""
         path = table_path(trainer)
         if trainer.is_global_zero and path.exists():
             write_rows(path, [row for row in read_rows(path) if int(row["step"]) <= self._written_at])
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """A validation is done."""
         if not trainer.sanity_checking:
             self._add_row(trainer, pl_module)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """An epoch is done; a row only where there is nothing to validate."""
-        if trainer.datamodule.size("val") == 0:
+        if data_of(trainer).size("val") == 0:
             self._add_row(trainer, pl_module)
 
-    def _add_row(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _add_row(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.global_step == self._written_at:
             return
         metrics = {**pl_module.metrics, **pl_module.epoch_means()}
@@ -53,7 +55,7 @@ class MetricsTable(Callback):
         self._remember_best(metrics)
         self._written_at = trainer.global_step
         if trainer.is_global_zero:
-            epoch = trainer.global_step // trainer.datamodule.steps_per_epoch
+            epoch = trainer.global_step // data_of(trainer).steps_per_epoch
             add_row(table_path(trainer), {"epoch": epoch, "step": trainer.global_step, **metrics})
 
     def _remember_best(self, metrics: dict[str, float]) -> None:

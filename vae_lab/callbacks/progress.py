@@ -6,12 +6,13 @@ import logging
 import time
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 from vae_lab.callbacks.throughput import Throughput
+from vae_lab.data.module import data_of
 
 log = logging.getLogger("vae_lab")
 COLUMNS = (
@@ -44,30 +45,30 @@ class Progress(Callback):
         self._say(trainer, opening_line(trainer))
         if self.enabled:
             self._bar = RichProgress(*COLUMNS, console=self.console, transient=True)
-            self._task = self._bar.add_task("", total=trainer.datamodule.steps_per_epoch, shown="")
+            self._task = self._bar.add_task("", total=data_of(trainer).steps_per_epoch, shown="")
             self._bar.start()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         """Move it, at most every `refresh_seconds`."""
         if self._bar is None or time.monotonic() - self._moved_at < self.refresh_seconds:
             return
         self._moved_at = time.monotonic()
-        epoch, done = divmod(trainer.global_step, trainer.datamodule.steps_per_epoch)
+        epoch, done = divmod(trainer.global_step, data_of(trainer).steps_per_epoch)
         shown = f"{elbo_terms(pl_module.metrics, 'train')} {self.throughput.so_far(trainer):,.0f} images/s"
         last = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
         self._bar.update(self._task, completed=done, description=f"epoch {epoch + 1}{last}", shown=shown)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Say what was found."""
         if not trainer.sanity_checking and trainer.is_global_zero:
             self._say_epoch(trainer, f"val {elbo_terms(pl_module.metrics, 'val')}")
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Where nothing is validated, say what was trained."""
-        if trainer.is_global_zero and trainer.datamodule.size("val") == 0:
+        if trainer.is_global_zero and data_of(trainer).size("val") == 0:
             self._say_epoch(trainer, f"train {elbo_terms(pl_module.epoch_means(), 'train')}")
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Say what was found."""
         if trainer.is_global_zero:
             self._say(trainer, f"test {elbo_terms(pl_module.metrics, 'test')}")
@@ -86,7 +87,7 @@ class Progress(Callback):
             self._bar = None
 
     def _say_epoch(self, trainer: Trainer, found: str) -> None:
-        epoch = trainer.global_step // trainer.datamodule.steps_per_epoch
+        epoch = trainer.global_step // data_of(trainer).steps_per_epoch
         rate = self.throughput.rates[-1:]
         speed = f"  {rate[0]:,.0f} images/s" if rate else ""
         self._say(trainer, f"epoch {epoch:4d}  step {trainer.global_step:7d}  {found}{speed}")
@@ -104,7 +105,7 @@ def elbo_terms(metrics: dict[str, float], split: str) -> str:
 
 def opening_line(trainer: Trainer) -> str:
     """What is about to be trained on what."""
-    data = trainer.datamodule
+    data = data_of(trainer)
     sizes = " / ".join(f"{data.size(split):,} {split}" for split in ("train", "val", "test"))
     channels, height, width = data.image.shape
     device = trainer.strategy.root_device

@@ -29,11 +29,7 @@ def loggers(trainer: Trainer) -> list[TensorBoardLogger]:
 
 def writers(trainer: Trainer) -> list[SummaryWriter]:
     """Their writers; empty on all ranks but the first, where Lightning hands out dummies."""
-    return (
-        [cast(SummaryWriter, logger.experiment) for logger in loggers(trainer)]
-        if trainer.is_global_zero
-        else []
-    )
+    return [cast(SummaryWriter, logger.experiment) for logger in loggers(trainer)] if trainer.is_global_zero else []
 
 
 def add_encoded_image(writer: SummaryWriter, tag: str, data: bytes, size: tuple[int, int], step: int) -> None:

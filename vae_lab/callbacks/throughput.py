@@ -6,9 +6,10 @@ import statistics
 import time
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 from vae_lab.callbacks.images import ImageLogger
+from vae_lab.data.module import data_of
 
 
 class Throughput(Callback):
@@ -33,19 +34,19 @@ class Throughput(Callback):
     def so_far(self, trainer: Trainer) -> float:
         """Images per second of this epoch until now."""
         steps = trainer.global_step - self._first_step
-        images = min(steps * trainer.datamodule.step_size * trainer.world_size, trainer.datamodule.size("train"))
+        images = min(steps * data_of(trainer).step_size * trainer.world_size, data_of(trainer).size("train"))
         seconds = time.perf_counter() - self._started
         return images / max(seconds - self._seconds_drawing(trainer) + self._drawing, 1e-9)
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         """The epoch's steps are done."""
         self._stop(trainer, pl_module)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """The epoch's steps are done, where no validation came after them."""
         self._stop(trainer, pl_module)
 
-    def _stop(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _stop(self, trainer: Trainer, pl_module: Any) -> None:
         steps = trainer.global_step - self._first_step
         if trainer.sanity_checking or not self._started or not steps:
             return
@@ -55,4 +56,5 @@ class Throughput(Callback):
 
     @staticmethod
     def _seconds_drawing(trainer: Trainer) -> float:
-        return sum(callback.seconds for callback in trainer.callbacks if isinstance(callback, ImageLogger))
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        return sum(callback.seconds for callback in callbacks if isinstance(callback, ImageLogger))

@@ -154,9 +154,7 @@ def _too_large(path: Path, found: str, max_pixels: int) -> str:
 def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         empty = path.stat().st_size == 0
-        return (
-            "the file is empty (0 bytes)" if empty else f"no picture of a known format ({', '.join(FORMATS)})"
-        )
+        return "the file is empty (0 bytes)" if empty else f"no picture of a known format ({', '.join(FORMATS)})"
     return f"cannot be decoded ({error or type(error).__name__})"
 
 

@@ -55,9 +55,7 @@ def _find() -> Path:
     # Only located: importing sklearn.datasets takes two seconds, most of the way to a first training step.
     spec = importlib.util.find_spec("sklearn")
     if spec is None or not spec.submodule_search_locations:
-        raise UsageError(
-            "data=digits: scikit-learn, which bundles them, is not installed.\npip install scikit-learn"
-        )
+        raise UsageError("data=digits: scikit-learn, which bundles them, is not installed.\npip install scikit-learn")
     path = Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
     if not path.is_file():
         raise UsageError(

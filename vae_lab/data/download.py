@@ -202,9 +202,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Fetch a picture set, one request at a time. Run it again to go on where it stopped.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument(
-        "name", choices=["pokemon"], help="which set: pokemon, the official artwork (475x475 PNG)"
-    )
+    parser.add_argument("name", choices=["pokemon"], help="which set: pokemon, the official artwork (475x475 PNG)")
     parser.add_argument("--folder", type=Path, default=_default_folder(), help="where the pictures go")
     parser.add_argument("--first", type=int, default=1, help="number of the first picture")
     parser.add_argument("--last", type=int, default=LAST_POKEMON, help="number of the last picture")
@@ -233,9 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write("Stopped. The same command goes on from here.\n")
         return 130
     counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
-    sys.stdout.write(
-        f"{source.folder}: {counts}\nTrain on them: python -m vae_lab.train model=conv data=pokemon\n"
-    )
+    sys.stdout.write(f"{source.folder}: {counts}\nTrain on them: python -m vae_lab.train model=conv data=pokemon\n")
     return 0
 
 

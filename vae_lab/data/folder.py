@@ -88,9 +88,7 @@ class ImageFolder:
             raise _stopped(next(iter(cached.skipped.values())))
         if not cached.names:
             first = next(iter(cached.skipped.values()))
-            raise UsageError(
-                f"{self.path}: none of its {len(names)} pictures can be read.\nThe first: {first}"
-            )
+            raise UsageError(f"{self.path}: none of its {len(names)} pictures can be read.\nThe first: {first}")
         return cached
 
     def _rows(self, names: Iterable[str]) -> Iterator[Row]:

@@ -57,6 +57,4 @@ def _values(content: bytearray, offset: int) -> Tensor:
 
 
 def _broken(path: Path, found: str, expected: str) -> UsageError:
-    return UsageError(
-        f"{path}: {found}.\nExpected {expected}.\nRemove the file, and the next run downloads it again."
-    )
+    return UsageError(f"{path}: {found}.\nExpected {expected}.\nRemove the file, and the next run downloads it again.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 
 from vae_lab.data.batches import Batch, EvaluationBatches, Pace, SplitImages, TrainingCalls, steps_per_epoch
@@ -45,8 +45,8 @@ class ImageData(LightningDataModule):
     """Batches of a source's images.
 
     batch_size: training images of one batch on each device. eval_batch_size: of validation and test.
-    binarize, flip, shift: see `Preprocess`. binarize_seed: draws the pixels of `fixed`, and of validation and test under
-    `dynamic`. device_resident: keep the training images on the accelerator (`auto`: if they fit a quarter of its memory).
+    binarize, flip, shift: see `Preprocess`. binarize_seed: draws the pixels of `fixed`, and of validation and test
+    under `dynamic`. device_resident: keep the training images on the accelerator (`auto`: if they fit a quarter of it).
     """
 
     def __init__(
@@ -131,14 +131,11 @@ class ImageData(LightningDataModule):
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps of one epoch."""
-        return steps_per_epoch(
-            self.size("train"), self.step_size, self._world()["world_size"], self.plan.limit_steps
-        )
+        return steps_per_epoch(self.size("train"), self.step_size, self._world()["world_size"], self.plan.limit_steps)
 
     def train_dataloader(self) -> TrainingCalls:
         """The rest of the epoch that `trainer.global_step` lies in."""
-        trainer = self.trainer
-        assert trainer is not None
+        trainer: Any = self.trainer
         # Devices have to agree on the length of a call, so it may not follow each one's own timing.
         steps = self.plan.steps_per_execution
         steps = 8 if steps == "auto" and trainer.world_size > 1 else steps
@@ -178,6 +175,12 @@ class ImageData(LightningDataModule):
         batch: Batch = part.batch(part.indices[:num_images])
         labels = None if batch.labels is None else batch.labels.cpu()
         return self.preprocess.evaluate(batch.images).cpu(), labels
+
+
+def data_of(trainer: Trainer) -> ImageData:
+    """The data that a trainer was given."""
+    data: ImageData = trainer.datamodule  # type: ignore[attr-defined]  # Lightning attaches it as it runs
+    return data
 
 
 def stops(trainer: Any) -> Sequence[int]:

@@ -17,9 +17,7 @@ def digits(
     return ImageData(Digits(image_size=image_size, val_size=val_size, test_size=test_size), **options)
 
 
-def mnist(
-    root: str, val_size: int = 5_000, test_size: int = 10_000, **options: Unpack[BatchOptions]
-) -> ImageData:
+def mnist(root: str, val_size: int = 5_000, test_size: int = 10_000, **options: Unpack[BatchOptions]) -> ImageData:
     """MNIST: the last test_size of 70,000 images are the test, the last val_size of the rest the validation."""
     return ImageData(MNIST(root=root, val_size=val_size, test_size=test_size), **options)
 
@@ -42,7 +40,7 @@ def folder(
     val_size: float = 0.1,
     test_size: float = 0.1,
     cache_dir: str = "~/.cache/vae_lab",
-    root: str | None = None,  # noqa: ARG001  (where `folder` lies by default; named beside the other sets' root)
+    root: str | None = None,
     **options: Unpack[BatchOptions],
 ) -> ImageData:
     """Any folder of pictures, nested folders too; val_size and test_size are shares, drawn by file name."""

@@ -83,9 +83,7 @@ def blank_figure() -> Figure:
 def add_axes(figure: Figure, left: int, bottom: int, width: int, height: int) -> Axes:
     """Axes over a rectangle of whole pixels, counted from an origin of the caller's choice."""
     figure_width, figure_height = figure.bbox.width, figure.bbox.height
-    return figure.add_axes(
-        (left / figure_width, bottom / figure_height, width / figure_width, height / figure_height)
-    )
+    return figure.add_axes((left / figure_width, bottom / figure_height, width / figure_width, height / figure_height))
 
 
 def fit(figure: Figure) -> Figure:

@@ -75,22 +75,16 @@ def _class_colours(count: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float6
 
 
 @styled
-def kl_per_dimension(
-    kl: Tensor, *, threshold: float = 0.01, title: str = "KL of each latent dimension"
-) -> Figure:
+def kl_per_dimension(kl: Tensor, *, threshold: float = 0.01, title: str = "KL of each latent dimension") -> Figure:
     """kl (D,) in nats as bars, the largest first; the dimensions below `threshold` are inactive."""
     values, order = kl.nan_to_num(0.0).sort(descending=True)
     active = int((values > threshold).sum())
     figure = blank_figure()
     axes = add_axes(figure, 0, 0, 820, 380)
     axes.bar(range(len(kl)), values.numpy(), width=0.8, color=[BLUE] * active + [MUTED] * (len(kl) - active))
-    axes.axhline(
-        threshold, color=ORANGE, linewidth=1, linestyle="--", label=f"active above {threshold:g} nats"
-    )
+    axes.axhline(threshold, color=ORANGE, linewidth=1, linestyle="--", label=f"active above {threshold:g} nats")
     axes.set(xlabel="latent dimension, largest KL first", ylabel="KL in nats per image")
-    axes.set_title(
-        f"{title}: {active} of {len(kl)} active, {float(values.sum()):.1f} nats in all", loc="left"
-    )
+    axes.set_title(f"{title}: {active} of {len(kl)} active, {float(values.sum()):.1f} nats in all", loc="left")
     axes.set_xlim(-0.7, len(kl) - 0.3)
     axes.legend(loc="upper right")
     _label_bars(axes, order.tolist())
@@ -126,11 +120,7 @@ def aggregate_posterior(
         _density_panel(axes, means[:, dim], samples[:, dim])
         axes.set_xlabel(f"$z_{{{dim}}}$", labelpad=2)
         axes.set_ylabel("density" if column == 0 else "")
-    shown = (
-        f": the {len(dims)} of {means.shape[1]} dimensions that vary most"
-        if len(dims) < means.shape[1]
-        else ""
-    )
+    shown = f": the {len(dims)} of {means.shape[1]} dimensions that vary most" if len(dims) < means.shape[1] else ""
     first = figure.axes[0]
     first.annotate(title + shown, (0, 1), (0, 44), "axes fraction", "offset pixels", size=10, weight="bold")
     first.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, borderaxespad=0.3)

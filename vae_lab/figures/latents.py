@@ -59,9 +59,7 @@ def to_plane(means: Tensor, scale: Tensor) -> Projection:
     if means.shape[1] == 2:
         return Projection(means, "$z_{0}$", "$z_{1}$")
     points, explained = principal_components(means)
-    names = [
-        f"principal component {k + 1} ({share:.0%} of the variance)" for k, share in enumerate(explained)
-    ]
+    names = [f"principal component {k + 1} ({share:.0%} of the variance)" for k, share in enumerate(explained)]
     return Projection(points, *names)
 
 

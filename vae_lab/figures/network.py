@@ -48,9 +48,7 @@ def autoencoder(encoder: nn.Module, decoder: nn.Module, latent_dim: int) -> nn.S
     """Encoder, z, decoder as one module from tensor to tensor, which hooks and tracers can follow."""
     parts = {"encoder": encoder, "z": PosteriorMean(latent_dim), "decoder": decoder}
     # a compiled module runs none of its children's hooks and cannot be traced: take what it wraps
-    return nn.Sequential(
-        OrderedDict((name, getattr(part, "_orig_mod", part)) for name, part in parts.items())
-    )
+    return nn.Sequential(OrderedDict((name, getattr(part, "_orig_mod", part)) for name, part in parts.items()))
 
 
 def trace_layers(module: nn.Module, example: Tensor) -> list[Layer]:

@@ -82,7 +82,9 @@ def latent_scatter(scene: Scene) -> Figure:
     points, xlabel, ylabel = latents.to_plane(mean, scale)
     title = scene.title(f"Posterior means of {len(mean)} images of the {scene.examples.split} split")
     labels, names = scene.examples.labels, scene.examples.class_names
-    return charts.latent_scatter(points, labels, names, xlabel=xlabel, ylabel=ylabel, title=title)
+    equal = scene.latent_dim > 1  # a single one is drawn beside its scale
+    axes = {"xlabel": xlabel, "ylabel": ylabel}
+    return charts.latent_scatter(points, labels, names, **axes, equal=equal, title=title)
 
 
 def kl_per_dimension(scene: Scene) -> Figure:
@@ -100,9 +102,8 @@ def network_drawing(scene: Scene) -> Figure:
     """The layers from the image through z and back."""
     module = autoencoder(scene.model.encoder, scene.model.decoder, scene.latent_dim)
     layers = trace_layers(module, scene.examples.x[:1].to(scene.device))
-    return draw_network(
-        layers, title=f"The network: {len(layers) - 1} changes of shape, z of {scene.latent_dim}"
-    )
+    shape = "\N{MULTIPLICATION SIGN}".join(str(size) for size in layers[0].shape)
+    return draw_network(layers, title=f"The network: from {shape} to {scene.latent_dim} latent dimensions and back")
 
 
 FROM_LATENTS: Mapping[str, Callable[[Scene], Figure]] = {

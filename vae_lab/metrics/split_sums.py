@@ -17,8 +17,8 @@ ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, arXiv:1509.00519, section 5.2
 class SplitSums(Metric):
     """Sums of the terms of the ELBO and the moments of the posterior means over images.
 
-    `compute` gives `elbo`, `log_px`, `kl`, `loss` (means in nats per image, beta = 1 in the ELBO). Per latent dimension:
-    `kl_per_dimension()` and `active()`; None and empty where the posterior does not factorise.
+    `compute` gives `elbo`, `log_px`, `kl`, `loss` (means in nats per image, beta = 1 in the ELBO). Of each latent
+    dimension `kl_means()`, None where the posterior does not factorise, and `active()`.
     """
 
     full_state_update = False
