@@ -2,6 +2,8 @@
 
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -40,13 +42,17 @@ class Started:
 
     def __init__(self, warm: subprocess.Popen, cwd: Path, files: dict) -> None:
         self.warm, self.cwd, self.files = warm, cwd, files
+        self.finished = False
         self.pid = json.loads(warm.stdout.readline())["pid"]
 
     def output(self) -> str:
         return Path(self.files["stderr"]).read_text() + Path(self.files["stdout"]).read_text()
 
-    def wait(self) -> Finished:
+    def wait(self, seconds: float = 90) -> Finished:
+        if not select.select([self.warm.stdout], [], [], seconds)[0]:
+            os.kill(self.pid, signal.SIGKILL)
         code = json.loads(self.warm.stdout.readline())["code"]
+        self.finished = True
         texts = [Path(self.files[name]).read_text() for name in ("stdout", "stderr")]
         return Finished(code, *texts, self.cwd)
 
@@ -56,14 +62,17 @@ class Command:
 
     def __init__(self, warm: subprocess.Popen, cwd: Path) -> None:
         self.warm, self.cwd = warm, cwd
+        self.started: Started | None = None
 
     def start(self, *argv: str, module="vae_lab.train", cwd=None, **env: str) -> Started:
         cwd = Path(cwd or self.cwd)
         files = {name: str(self.cwd / f"{name}.txt") for name in ("stdout", "stderr")}
+        for path in files.values():
+            Path(path).write_text("")  # there to be read before the child has opened it
         request = {"argv": list(argv), "module": module, "cwd": str(cwd), "env": env, **files}
-        self.warm.stdin.write(json.dumps(request) + "\n")
-        self.warm.stdin.flush()
-        return Started(self.warm, cwd, files)
+        self.warm.stdin.write(json.dumps(request).encode() + b"\n")
+        self.started = Started(self.warm, cwd, files)
+        return self.started
 
     def __call__(self, *argv: str, **options: str) -> Finished:
         return self.start(*argv, **options).wait()
@@ -78,10 +87,10 @@ def warm():
         [sys.executable, str(TESTS / "warm.py")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        text=True,
+        bufsize=0,  # so that select sees every answer that was not read yet
         env=env | {"OMP_NUM_THREADS": "1", "VAE_LAB_CACHE": "cache"},
     )
-    assert process.stdout.readline() == "{}\n"
+    assert process.stdout.readline() == b"{}\n"
     yield process
     process.stdin.close()
     process.wait(timeout=30)
@@ -90,7 +99,11 @@ def warm():
 @pytest.fixture
 def command(warm, tmp_path):
     """Runs vae_lab's commands in a folder of the test's own."""
-    return Command(warm, tmp_path)
+    runs = Command(warm, tmp_path)
+    yield runs
+    if runs.started is not None and not runs.started.finished:  # a test failed between start and wait
+        os.kill(runs.started.pid, signal.SIGKILL)
+        runs.started.wait()
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vae_lab.data.batches import Batch
 from vae_lab.data.images import ImageSpec, Split
-from vae_lab.data.module import ImageData, Plan, data_of
+from vae_lab.data.module import ImageData, Plan, data_of, last_step
 from vae_lab.data.preprocess import Preprocess
 from vae_lab.errors import UsageError
 from vae_lab.interruption import RunFailed
@@ -57,7 +57,6 @@ class Experiment(LightningModule):
         self.sums = SplitSums(model.latent_shape[0])
         self.kl_per_dim: Tensor | None = None
         self.validated_at = 0  # the step of the last validation
-        self._resumed_sums: tuple[list[float], int] | None = None
         self.metrics: dict[str, float] = {}  # the last of each, by its name
         self._unread: list[StepRecord] = []
         self._epoch_sums = torch.zeros(len(TERMS), dtype=torch.float64)
@@ -98,10 +97,7 @@ class Experiment(LightningModule):
         self._make_up_for_validation()
 
     def _total_steps(self) -> int:
-        limits = [self.trainer.max_steps] if self.trainer.max_steps > 0 else []
-        if self.trainer.max_epochs is not None and self.trainer.max_epochs > 0:
-            limits.append(self.trainer.max_epochs * data_of(self.trainer).steps_per_epoch)
-        return min(limits, default=1)
+        return last_step(self.trainer, data_of(self.trainer).steps_per_epoch) or 1
 
     def training_step(self, call: list[Batch], batch_idx: int) -> None:
         """Several optimiser steps; nothing is read back from the device but at every `log_every_n_steps`."""
@@ -144,9 +140,8 @@ class Experiment(LightningModule):
         )
 
     def _show_steps(self, means: Tensor, last: StepRecord) -> None:
-        loss, log_px, kl = means.tolist()
         step = self.global_step
-        shown = {"train/elbo": log_px - kl, "train/log_px": log_px, "train/kl": kl, "train/loss": loss}
+        shown = named_terms(means)
         shown["learning_rate"] = self.step.learning_rate(step - 1)
         shown["beta"] = self.objective.beta_at(step - 1, self.step.total_steps)
         if last.gradient_norm is not None:
@@ -155,18 +150,29 @@ class Experiment(LightningModule):
         self._to_loggers(shown)
 
     def on_train_epoch_start(self) -> None:
-        """Start the epoch's own sums, or go on with those of an epoch that was cut short."""
-        sums, self._epoch_images = self._resumed_sums or ([0.0] * len(TERMS), 0)
-        self._epoch_sums = torch.tensor(sums, dtype=torch.float64)
-        self._resumed_sums = None
+        """Start the epoch's own sums; one that was cut short goes on with those it had."""
+        if self.global_step % data_of(self.trainer).steps_per_epoch == 0:
+            self._epoch_sums.zero_()
+            self._epoch_images = 0
 
     def epoch_means(self) -> dict[str, float]:
         """Means of the training terms over the epoch so far, in nats per image."""
         self.log_steps()
         if not self._epoch_images:
             return {}
-        loss, log_px, kl = (self._epoch_sums / self._epoch_images).tolist()
-        return {"train/elbo": log_px - kl, "train/log_px": log_px, "train/kl": kl, "train/loss": loss}
+        means = named_terms(self._epoch_sums / self._epoch_images)
+        self.metrics |= means
+        return means
+
+    def table_row(self) -> dict[str, float]:
+        """What is known at the end of an epoch: functions of the weights and the step, whatever was logged when."""
+        last = self.global_step - 1
+        rates = {
+            "learning_rate": self.step.learning_rate(last),
+            "beta": self.objective.beta_at(last, self.step.total_steps),
+        }
+        found = {name: value for name, value in self.metrics.items() if name.startswith(("val/", "kl/", "active"))}
+        return {**self.epoch_means(), **rates, **found}
 
     # Evaluation
 
@@ -194,8 +200,7 @@ class Experiment(LightningModule):
         trace = model(x)
         terms = self.objective.terms(trace, x)
         step = self.global_step
-        total = max(1, self._total_steps())
-        self.sums.update(trace, terms, self.objective(trace, terms, step, total))
+        self.sums.update(trace, terms, self.objective(trace, terms, step, self._total_steps()))
 
     def on_validation_epoch_end(self) -> None:
         """Log the whole split's means."""
@@ -245,17 +250,24 @@ class Experiment(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Resume by the clock alone: Lightning starts the epoch that the step lies in, the data cuts it short."""
         self.validated_at = checkpoint["validated_at"]
-        self._resumed_sums = checkpoint["epoch_sums"]
+        sums, self._epoch_images = checkpoint["epoch_sums"]
+        self._epoch_sums = torch.tensor(sums, dtype=torch.float64)
         if self.trainer.state.fn == "fit":
             steps = checkpoint["global_step"]
             epochs = steps // data_of(self.trainer).steps_per_epoch
+            if epochs == self.trainer.max_epochs and self._owes_validation(steps):
+                epochs -= 1  # or Lightning would see nothing left to do
             checkpoint["loops"]["fit_loop"] = progress_at(self.trainer.fit_loop.state_dict(), epochs, steps)
 
+    def _owes_validation(self, step: int) -> bool:
+        """Whether an interruption left out the validation at the end of an epoch."""
+        epoch, at = divmod(step, data_of(self.trainer).steps_per_epoch)
+        due = epoch > 0 and at == 0 and epoch % (self.trainer.check_val_every_n_epoch or 1) == 0
+        return due and self.validated_at != step and data_of(self.trainer).size("val") > 0
+
     def _make_up_for_validation(self) -> None:
-        """Run the validation that an interruption left out at the end of an epoch."""
-        epoch, at = divmod(self.global_step, data_of(self.trainer).steps_per_epoch)
-        every = self.trainer.check_val_every_n_epoch or 1
-        if at or not epoch or epoch % every or self.validated_at == self.global_step:
+        """Run the validation that is owed."""
+        if not self._owes_validation(self.global_step):
             return
         validation = self.trainer.fit_loop.epoch_loop.val_loop
         validation.restarting = False
@@ -272,6 +284,12 @@ def progress_at(fresh: dict[str, Any], epochs: int, steps: int) -> dict[str, Any
     for event in ("ready", "completed"):
         fresh["epoch_loop.manual_optimization.optim_step_progress"]["total"][event] = steps
     return fresh
+
+
+def named_terms(means: Tensor) -> dict[str, float]:
+    """The means of a step's terms under their names, with the ELBO that they make."""
+    loss, log_px, kl = means.tolist()
+    return {"train/elbo": log_px - kl, "train/log_px": log_px, "train/kl": kl, "train/loss": loss}
 
 
 def instantiated(node: DictConfig, **parts: Any) -> Any:

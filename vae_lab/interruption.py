@@ -31,14 +31,19 @@ class Interruption:
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            self._previous = {signum: signal.signal(signum, self._note) for signum in SIGNALS}
+        self._previous = self.install()
         return self
 
     def __exit__(self, *_: object) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         self._previous = {}
+
+    def install(self) -> dict[signal.Signals, Any]:
+        """Take the signals (again, from a library that took them meanwhile); the handlers that had them."""
+        if threading.current_thread() is not threading.main_thread():
+            return {}
+        return {signum: signal.signal(signum, self._note) for signum in SIGNALS}
 
     def raise_if_requested(self) -> None:
         """Raise Interrupted if a signal has come."""

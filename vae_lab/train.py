@@ -62,6 +62,9 @@ def assembled_trainer(config: DictConfig, folder: Path, interruption: Interrupti
 
     chosen = {name: instantiated(node) for name, node in (config.callbacks or {}).items() if node is not None}
     loggers = [instantiated(node, save_dir=str(folder)) for node in (config.logger or {}).values() if node is not None]
+    for callback in chosen.values():
+        if isinstance(callback, callbacks.ImageLogger):
+            callback.interrupted = lambda: interruption.requested is not None
     throughput = callbacks.Throughput()
     always = [
         throughput,
@@ -115,9 +118,18 @@ def quiet_libraries() -> None:
     import logging
     import warnings
 
+    import lightning.pytorch  # noqa: F401  (sets the levels of its loggers as it is imported)
+
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (".*isinstance.treespec, LeafSpec.*", ".*does not have many workers.*", ".*torch.jit.*"):
+    for message in (
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*torch.jit.*",
+        ".*in eval mode at the start of training.*",  # averaged weights are, on purpose
+        ".*Total length of `list` across ranks is zero.*",  # a split may be empty
+        ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's
+        ".*`.?log_every_n_steps.*",
+    ):
         warnings.filterwarnings("ignore", message=message)
 
 

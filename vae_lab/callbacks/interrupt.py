@@ -16,6 +16,14 @@ class StopOnSignal(Callback):
     def __init__(self, interruption: Interruption) -> None:
         self.interruption = interruption
 
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        """Lightning's own handlers would end the process between an epoch and its checkpoint."""
+        self.interruption.install()
+
+    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Between epochs."""
+        self._stop(trainer)
+
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Between calls."""
         self._stop(trainer)

@@ -50,8 +50,7 @@ class MetricsTable(Callback):
     def _add_row(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.global_step == self._written_at:
             return
-        metrics = {**pl_module.metrics, **pl_module.epoch_means()}
-        metrics = {name: value for name, value in metrics.items() if not name.startswith("test/")}
+        metrics = pl_module.table_row()
         self._remember_best(metrics)
         self._written_at = trainer.global_step
         if trainer.is_global_zero:

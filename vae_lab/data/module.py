@@ -147,7 +147,7 @@ class ImageData(LightningDataModule):
             pace=Pace(1 if trainer.fast_dev_run else steps),
             clock=lambda: trainer.global_step,
             stops=stops(trainer),
-            last_step=trainer.max_steps if trainer.max_steps > 0 else None,
+            last_step=last_step(trainer, self.steps_per_epoch),
             **self._world(),
         )
 
@@ -175,6 +175,14 @@ class ImageData(LightningDataModule):
         batch: Batch = part.batch(part.indices[:num_images])
         labels = None if batch.labels is None else batch.labels.cpu()
         return self.preprocess.evaluate(batch.images).cpu(), labels
+
+
+def last_step(trainer: Any, steps_per_epoch: int) -> int | None:
+    """The step that training ends with; None where only time or a callback ends it."""
+    limits = [trainer.max_steps] if trainer.max_steps > 0 else []
+    if (trainer.max_epochs or 0) > 0:
+        limits.append(trainer.max_epochs * steps_per_epoch)
+    return min(limits, default=None)
 
 
 def data_of(trainer: Trainer) -> ImageData:
