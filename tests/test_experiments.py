@@ -1,0 +1,116 @@
+"""Every experiment file: short, right against the code it names, and it runs."""
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+import yaml
+from conftest import FAST, TESTS, Command, write_pictures
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from vae_lab.config import conf_dir, register
+from vae_lab.runs import register_resolvers
+from vae_lab.signatures import check_targets
+
+FOLDER = TESTS.parent / "conf" / "experiment"
+FILES = sorted(FOLDER.glob("*.yaml"))
+NAMES = [file.stem for file in FILES]
+SEEDS = {"seed_mnist_conv", "seed_mnist_cvae", "seed_mnist_mlp", "seed_mnist_tanh_mse", "seed_pokemon_keras"}
+MOST_LINES = 16
+
+
+def composed(*overrides: str):
+    register()
+    register_resolvers()
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
+def write_idx(path, values: np.ndarray, pack: bool) -> None:
+    content = bytes([0, 0, 8, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape) + values.tobytes()
+    path.with_name(path.name + ".gz" * pack).write_bytes(gzip.compress(content) if pack else content)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A data root with 70,000 images in MNIST's files, every 100th of them not blank, and 40 pictures in pokemon."""
+    root, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    folder = root / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for part, count in (("train", 60_000), ("t10k", 10_000)):
+        images = np.zeros((count, 28, 28), dtype=np.uint8)
+        images[::100, 6:22, 6:22] = rng.integers(0, 256, (count // 100, 16, 16))
+        write_idx(folder / f"{part}-images-idx3-ubyte", images, pack=False)
+        write_idx(folder / f"{part}-labels-idx1-ubyte", np.arange(count, dtype=np.uint8) % 10, pack=True)
+    write_pictures(root / "pokemon", count=40, size=24)
+    return root
+
+
+def test_the_seed_systems_are_there():
+    assert set(NAMES) >= SEEDS
+
+
+@pytest.mark.parametrize("file", FILES, ids=NAMES)
+def test_a_file_is_short_and_says_what_it_is(file):
+    lines = file.read_text().splitlines()
+    assert len(lines) <= MOST_LINES
+    assert lines[0] == "# @package _global_"
+    assert lines[1].startswith("# ") and len(lines[1]) > 30
+    if file.stem.startswith("seed_"):
+        assert any("lip of the original" in line or "lips of the original" in line for line in lines[1:4])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_names_only_what_exists(name):
+    check_targets(composed(f"experiment={name}", "data.root=data"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_command_line_wins_over_the_file(name):
+    overrides = ["model.latent_dim=7", "optimizer.lr=0.25", "trainer.max_epochs=3", "data.batch_size=5"]
+    config = composed(f"experiment={name}", *overrides)
+    assert config.model.latent_dim == 7 and config.optimizer.lr == 0.25
+    assert config.trainer.max_epochs == 3 and config.data.batch_size == 5
+
+
+def given_keys(node: dict, where: str = "") -> list[tuple[str, object]]:
+    """The leaves of a file, `defaults` left out; a part with a `_target_` counts as one."""
+    found = []
+    for key, value in node.items():
+        if key == "defaults":
+            continue
+        inner = isinstance(value, dict) and "_target_" not in value
+        found += given_keys(value, f"{where}{key}.") if inner else [(f"{where}{key}", value)]
+    return found
+
+
+def plain(config, key: str):
+    """The value of a key as plain lists and mappings."""
+    value = OmegaConf.select(config, key)
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
+@pytest.mark.parametrize("file", FILES, ids=NAMES)
+def test_a_file_is_a_difference(file):
+    """Each key says something that the config does not say without it."""
+    content = yaml.safe_load(file.read_text())
+    choices = [f"{key.removeprefix('override /')}={value}" for entry in content.get("defaults", [])
+               for key, value in entry.items()]  # fmt: skip
+    without = composed(*choices, "data.root=data")
+    wanted = composed(f"experiment={file.stem}", "data.root=data")
+    said_anyway = [key for key, _ in given_keys(content) if plain(wanted, key) == plain(without, key)]
+    assert said_anyway == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_runs(name, command: Command, root):
+    pictures = () if name == "seed_mnist_cvae" else ("callbacks.images=null",)
+    done = command(f"experiment={name}", *FAST, f"data.root={root}", *pictures, "trainer.max_epochs=1")
+    assert done.code == 0, done.stderr[-3000:]
+    assert done.summary["status"] == "completed"
+    assert done.run.parent.name == name
+    assert done.summary["steps"] == 3
+    assert done.summary["metrics"]["test/elbo"] < 0
+    assert (done.run / "images/samples_epoch=0001.png").exists() is not bool(pictures)

@@ -1,0 +1,109 @@
+"""What is installed: a wheel that carries its config, and commands that start without the heavy libraries."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CONF = {f"vae_lab/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
+HEAVY = ("torch", "torchvision", "torchmetrics", "lightning", "numpy", "sklearn", "matplotlib", "tensorboard", "PIL")
+
+
+def python(*argv: str, cwd: Path, path: Path | None = None) -> subprocess.CompletedProcess:
+    hidden = {"VAE_LAB_DATA", "HYDRA_FULL_ERROR", "PYTHONPATH"}
+    env = {key: value for key, value in os.environ.items() if key not in hidden}
+    env |= {"PYTHONPATH": str(path)} if path else {}
+    done = subprocess.run([sys.executable, *argv], cwd=cwd, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    python("-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), ".", cwd=ROOT)
+    (file,) = folder.glob("*.whl")
+    return file
+
+
+@pytest.fixture(scope="module")
+def unpacked(wheel, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def test_a_wheel_carries_every_config_file_and_module(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert "vae_lab/conf/train.yaml" in CONF
+    assert names >= CONF
+    assert names >= {str(path.relative_to(ROOT)) for path in (ROOT / "vae_lab").rglob("*.py")}
+    assert {name.split("/")[0] for name in names} == {"vae_lab", wheel.stem.rsplit("-", 3)[0] + ".dist-info"}
+    assert not [name for name in names if "__pycache__" in name or name.endswith((".ckpt", ".pt"))]
+
+
+def test_a_wheel_names_its_licence_and_its_needs(unpacked):
+    (info,) = unpacked.glob("*.dist-info")
+    metadata = (info / "METADATA").read_text()
+    assert "License-Expression: MIT" in metadata and (info / "licenses" / "LICENSE").is_file()
+    assert "Requires-Dist: hydra-core" in metadata and "Requires-Dist: torch>=" in metadata
+
+
+def test_an_installed_command_finds_its_config_from_any_folder(unpacked, tmp_path):
+    done = python("-m", "vae_lab.train", "--cfg", "job", "model=conv", "data=mnist", cwd=tmp_path, path=unpacked)
+    assert "_target_: vae_lab.networks.ConvEncoder" in done.stdout
+    assert "_target_: vae_lab.data.sets.mnist" in done.stdout
+    assert list(tmp_path.iterdir()) == []  # printed, nothing run, no folder made
+    code = "import vae_lab.config; print(vae_lab.config.__file__); print(vae_lab.config.conf_dir())"
+    module, conf = python("-c", code, cwd=tmp_path, path=unpacked).stdout.split()
+    assert Path(module).parent == Path(conf).parent == unpacked / "vae_lab"
+
+
+def test_help_is_whole_and_imports_nothing_heavy(tmp_path):
+    code = f"""
+import atexit, json, runpy, sys
+atexit.register(lambda: print("\\nHEAVY", json.dumps([name for name in {HEAVY!r} if name in sys.modules])))
+sys.argv = ["vae_lab.train", "--help"]
+runpy.run_module("vae_lab.train", run_name="__main__", alter_sys=True)
+"""
+    text, _, heavy = python("-c", code, cwd=tmp_path, path=ROOT).stdout.rpartition("HEAVY")
+    assert json.loads(heavy) == []
+    assert list(tmp_path.iterdir()) == []
+    for group in ("data: digits, fashion_mnist, folder, mnist, pokemon", "model: conv, mlp, resnet",
+                  "trainer: auto, cpu, ddp, gpu", "debug: fast, none", "model/likelihood: bernoulli,",
+                  "optimizer/schedule: constant,", "objective/bound: elbo, importance_weighted"):  # fmt: skip
+        assert group in text, group
+    for name in (ROOT / "conf" / "experiment").glob("*.yaml"):
+        assert name.stem in text
+    for example in ("model=conv data=pokemon", "-m model=mlp,conv", "resume=outputs/", "tensorboard --logdir outputs"):
+        assert example in text, example
+    assert "latent_dim: 20" in text and "max_epochs" in text
+
+
+def test_a_misspelt_key_is_refused_without_anything_heavy(tmp_path):
+    code = f"""
+import atexit, json, runpy, sys
+atexit.register(lambda: print("HEAVY", json.dumps([name for name in {HEAVY!r} if name in sys.modules])))
+sys.argv = ["vae_lab.train", "trainer.max_epoch=3"]
+try:
+    runpy.run_module("vae_lab.train", run_name="__main__", alter_sys=True)
+except SystemExit as stop:
+    print("CODE", stop.code)
+"""
+    done = python("-c", code, cwd=tmp_path, path=ROOT)
+    assert "CODE 2" in done.stdout and "HEAVY []" in done.stdout
+    assert "max_epochs" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_importing_the_package_is_light(tmp_path):
+    light = (*HEAVY, "hydra", "omegaconf", "yaml")
+    code = f"import sys, vae_lab; print([n for n in {light!r} if n in sys.modules], vae_lab.__version__, vae_lab.load)"
+    out = python("-c", code, cwd=tmp_path, path=ROOT).stdout
+    assert out.startswith("[] ") and "function load" in out
