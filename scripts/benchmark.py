@@ -119,7 +119,9 @@ def usual_lightning_epochs(epochs: int) -> list[float]:
 
     root = os.environ.get("VAE_LAB_DATA", "data")
     dataset = datasets.MNIST(root, train=True, transform=transforms.ToTensor())
-    loader = torch.utils.data.DataLoader(dataset, batch_size=BATCH, shuffle=True, num_workers=2, persistent_workers=True)
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size=BATCH, shuffle=True, num_workers=2, persistent_workers=True
+    )
     with tempfile.TemporaryDirectory() as folder:
         module = Usual()
         pl.Trainer(max_epochs=epochs, default_root_dir=folder, accelerator="cpu", enable_model_summary=False).fit(
@@ -166,7 +168,9 @@ def training(quick: bool) -> list[Row]:
     ours, bare = our_epochs(repeats + 1, bare_epoch(mnist_pixels()), "model=mlp", "data=mnist")
     rows = [row("training, mlp, MNIST", ours, "bare PyTorch loop", bare, "at least 0.8", "images/s")]
     usual = usual_lightning_epochs(1 if quick else 3)
-    rows.append(row("training, mlp, MNIST", ours[: len(usual)], "Lightning + DataLoader", usual, "far above 1", "images/s"))
+    rows.append(
+        row("training, mlp, MNIST", ours[: len(usual)], "Lightning + DataLoader", usual, "far above 1", "images/s")
+    )
     return rows
 
 

@@ -148,6 +148,7 @@ def test_free_bits_leave_a_dimension_below_the_floor_without_a_gradient():
             {"bound": importance_weighted_bound, "num_samples": 5, "free_bits": 0.1},
             "choose objective/bound=elbo",
         ),
+        ({"free_bits": 0.1, "kl": "monte_carlo"}, "closed form"),
         ({"beta": -1.0}, "objective.beta"),
         ({"free_bits": -1.0}, "objective.free_bits"),
         ({"num_samples": 0}, "objective.num_samples"),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vae_lab.networks import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder, num_halvings
-from vae_lab.resnets import ResNetDecoder, ResNetEncoder
+from vae_lab.resnets import ResNetDecoder, ResNetEncoder, normalized
 
 PAIRS = [(MLPEncoder, MLPDecoder), (ConvEncoder, ConvDecoder), (ResNetEncoder, ResNetDecoder)]
 SMALL = {"width": 4, "max_width": 8}
@@ -77,3 +77,8 @@ def test_a_residual_block_starts_as_the_identity():
     channels = block.body[0].num_channels
     x = torch.randn(2, channels, 5, 5)
     assert torch.equal(block(x), x)
+
+
+@pytest.mark.parametrize("channels", range(1, 70))
+def test_every_width_has_a_normalisation(channels):
+    assert normalized(channels)(torch.randn(2, channels, 3, 3)).shape == (2, channels, 3, 3)

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vae_lab.errors import UsageError
 from vae_lab.schedules import Constant, Cosine, Cyclical, LinearWarmup
 
 
@@ -35,3 +36,8 @@ def test_every_schedule_stays_between_zero_and_one(step, total):
 def test_impossible_lengths_are_refused(make):
     with pytest.raises(ValueError, match="found 0"):
         make()
+
+
+def test_a_cosine_without_an_end_is_refused():
+    with pytest.raises(UsageError, match="set trainer"):
+        Cosine()(0, None)

@@ -58,9 +58,9 @@ def test_metrics_csv_has_a_row_per_validation(fast_run):
     assert [(row["epoch"], row["step"]) for row in rows] == [("1", "3"), ("2", "6")]
     assert float(rows[-1]["val/elbo"]) == fast_run.summary["metrics"]["val/elbo"]
     kls = [name for name in rows[0] if name.startswith("kl/dim_")]
-    assert len(kls) == 20
+    assert len(kls) == 8
     assert sum(float(rows[-1][name]) for name in kls) == pytest.approx(float(rows[-1]["val/kl"]), rel=1e-4)
-    assert 0 <= float(rows[-1]["active_units"]) <= 20
+    assert 0 <= float(rows[-1]["active_units"]) <= 8
 
 
 def test_the_best_metrics_are_those_of_the_best_validation(fast_run):
@@ -71,7 +71,7 @@ def test_the_best_metrics_are_those_of_the_best_validation(fast_run):
 def test_a_run_loads_in_python(fast_run):
     lab = load(fast_run.run)
     images = torch.rand(3, 1, 28, 28)
-    assert lab.encode(images).mean.shape == (3, 20)
+    assert lab.encode(images).mean.shape == (3, 8)
     assert lab.reconstruct(images).shape == (3, 1, 28, 28)
     samples = lab.sample(5)
     assert samples.shape == (5, 1, 28, 28) and samples.min() >= 0 and samples.max() <= 1
@@ -181,3 +181,29 @@ def test_a_folder_of_pictures_trains_with_a_likelihood_for_colour(command, pictu
     assert done.run.parent.name == "conv-folder"
     assert "OptimalGaussian" in (done.run / ".hydra/config.yaml").read_text()
     assert (done.run / "images/reconstructions_epoch=0002.png").exists()
+
+
+def test_at_most_32_dimensions_are_logged_and_none_is_stale(command):
+    done = command(*FAST, "model.latent_dim=40", "callbacks.images=null", "trainer.max_epochs=3")
+    assert done.code == 0, done.stderr
+    for row in table(done.run):
+        kls = [float(value) for name, value in row.items() if name.startswith("kl/dim_") and value]
+        assert len(kls) == 32
+        assert sum(kls) <= float(row["val/kl"]) + 1e-4
+    assert sum(name.startswith("kl/dim_") for name in done.summary["metrics"]) == 32
+
+
+def test_a_fitted_likelihood_is_fitted_to_training_images_before_it_is_evaluated(command):
+    done = command(*FAST, "model/likelihood=gaussian_optimal", "data.binarize=none", "callbacks.images=null")
+    assert done.code == 0, done.stderr
+    best = torch.load(done.run / "checkpoints/best.ckpt")["state_dict"]["model.likelihood.mse"]
+    assert best != torch.tensor(0.1)
+    lab = load(done.run)
+    from vae_lab.data.sets import digits
+
+    data = digits(eval_batch_size=16)
+    data.setup()
+    images = torch.cat([*data.some_training_images()])
+    assert len(images) == 512
+    errors = (lab.model.decode(lab.encode(images).rsample()).mean - images).square().mean()
+    assert float(best) == pytest.approx(float(errors), rel=0.05)

@@ -48,7 +48,9 @@ class ContinuousBernoulli(Distribution):
     def mean(self) -> Tensor:
         """1 / (1 - e^-l) - 1 / l."""
         near, safe = self._split()
-        return torch.where(near, 0.5 + self.logits / 12, 1 / -torch.expm1(-safe) - 1 / safe)
+        size = safe.abs()
+        favoured = 1 / -torch.expm1(-size) - 1 / size  # of the positive logit; the negative one mirrors it
+        return torch.where(near, 0.5 + self.logits / 12, torch.where(safe > 0, favoured, 1 - favoured))
 
     def rsample(self, sample_shape: Shape = NO_SHAPE) -> Tensor:
         """By the inverse distribution function, on the side where exp does not overflow."""
@@ -57,7 +59,7 @@ class ContinuousBernoulli(Distribution):
         near, safe = self._split()
         size = safe.abs()
         # log(u + (1 - u) e^-|l|) / |l| is at most 0: the distance from the favoured end of [0, 1].
-        distance = -torch.log(u + (1 - u) * torch.exp(-size)) / size
+        distance = (-torch.log(u + (1 - u) * torch.exp(-size)) / size).clamp(max=1)
         return torch.where(near, u, torch.where(safe > 0, 1 - distance, distance))
 
 
@@ -121,7 +123,7 @@ class DiscretizedLogisticMixture(Distribution):
 
     @property
     def mean(self) -> Tensor:
-        """The mean but for the cut at the edges of the range, (*batch, C, H, W) in [0, 1]."""
+        """The mixture of the components' rounded means, (*batch, C, H, W) in [0, 1]: exact for narrow components."""
         expected = self._carry_over(self.means)
         mixed = (self.log_weights.exp().unsqueeze(-3) * expected).sum(-4)
         return (mixed + 1) / 2

@@ -20,7 +20,9 @@ from vae_lab.densities import ContinuousBernoulli as ExactContinuousBernoulli
 from vae_lab.densities import DiscretizedLogisticMixture as LogisticMixture
 from vae_lab.densities import num_mixture_params
 
-LOGVAR_LIMIT = 10.0  # standard deviations between 0.0067 and 148
+LOGVAR_LIMIT = 10.0  # standard deviations of a posterior between 0.0067 and 148
+LOG_SCALE_LIMIT = 10.0  # scales of a likelihood between 0.000045 and 22,000
+SMALLEST_VARIANCE = 1e-6  # of pixels in [0, 1], whose steps are 1/255
 IMAGE_DIMS = 3
 
 
@@ -46,8 +48,13 @@ class Likelihood(Protocol):
 
 
 def bounded(values: Tensor, limit: float) -> Tensor:
-    """Values kept within (-limit, limit) with a gradient everywhere; the identity near 0."""
+    """Values kept within (-limit, limit), with a gradient far beyond it; the identity near 0."""
     return limit * torch.tanh(values / limit)
+
+
+def unbounded(value: float, limit: float) -> float:
+    """What `bounded` takes to `value`."""
+    return limit * math.atanh(value / limit)
 
 
 def pixels_independent(distribution: Distribution) -> Distribution:
@@ -119,56 +126,53 @@ class LocationScale(nn.Module):
         self, image: ImageSpec, density: Callable[..., Distribution], scale: float, learned: bool = False
     ) -> None:
         super().__init__()
-        if scale <= 0:
-            raise ValueError(f"model.likelihood.scale is a standard deviation or width above 0; found {scale}")
+        if scale <= 0 or abs(math.log(scale)) >= LOG_SCALE_LIMIT:
+            raise ValueError(f"model.likelihood.scale is a width above 0, between 4.6e-5 and 22,000; found {scale}")
         self.num_channels = image.channels
         self.density = density
-        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=learned)
+        self.log_scale = nn.Parameter(torch.tensor(unbounded(math.log(scale), LOG_SCALE_LIMIT)), requires_grad=learned)
 
     def forward(self, params: Tensor) -> Distribution:
         """params: logits of the mean."""
-        scale = torch.exp(bounded(self.log_scale, LOGVAR_LIMIT))
+        scale = torch.exp(bounded(self.log_scale, LOG_SCALE_LIMIT))
         return pixels_independent(self.density(params.float().sigmoid(), scale, validate_args=False))
 
 
 class OptimalGaussian(nn.Module):
     """A Gaussian whose one variance is the mean squared error: sigma-VAE's optimal scale. arXiv:2006.13202, eq. 10.
 
-    While training, the error of the batch being scored, which is its maximum of the likelihood. While evaluating, a
-    running average of the training batches' errors: a scale that saw the test images would not be a density of them.
+    While training, the error of the batch being scored, which is its maximum of the likelihood (so a batch's log p(x|z)
+    is above what any one density gives). While evaluating, the error that `fit` last found on training images: a scale
+    that saw the test images would not be a density of them.
     """
 
     levels: int | None = None
     mse: Tensor
-    count: Tensor
 
-    def __init__(self, image: ImageSpec, horizon: int = 100) -> None:
+    def __init__(self, image: ImageSpec) -> None:
         super().__init__()
         self.num_channels = image.channels
-        self.horizon = horizon
         self.register_buffer("mse", torch.tensor(0.1))
-        self.register_buffer("count", torch.tensor(0.0))
 
     def forward(self, params: Tensor) -> Distribution:
         """params: logits of the mean."""
         mean = params.float().sigmoid()
         if self.training:
-            return FittedNormal(mean, self._observe)
+            return FittedNormal(mean)
         return pixels_independent(Normal(mean, self.mse.sqrt(), validate_args=False))
 
-    def _observe(self, mse: Tensor) -> None:
-        """Follow the batches' errors: their plain mean at first, later an average over about `horizon`."""
-        self.count += 1
-        self.mse.lerp_(mse, (1 / self.count).clamp(min=1 / self.horizon))
+    def fit(self, squared_errors: Tensor) -> None:
+        """Set the variance used in evaluation to the mean of these."""
+        self.mse.copy_(squared_errors.mean().clamp(min=SMALLEST_VARIANCE))
 
 
 class FittedNormal(Distribution):
-    """A Normal over images whose scale is fitted to the images it scores, and reported to `observe`."""
+    """A Normal over images whose scale is fitted to the images it scores."""
 
     arg_constraints = {}  # noqa: RUF012
 
-    def __init__(self, mean: Tensor, observe: Callable[[Tensor], None]) -> None:
-        self._mean, self._observe = mean, observe
+    def __init__(self, mean: Tensor) -> None:
+        self._mean = mean
         super().__init__(mean.shape[:-IMAGE_DIMS], mean.shape[-IMAGE_DIMS:], validate_args=False)
 
     @property
@@ -178,8 +182,7 @@ class FittedNormal(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """In nats, the batch shape. At the optimum the gradient through the scale is 0, so it is a constant here."""
-        mse = (value - self._mean).detach().square().mean().clamp(min=1e-6)
-        self._observe(mse)
+        mse = (value - self._mean).detach().square().mean().clamp(min=SMALLEST_VARIANCE)
         return pixels_independent(Normal(self._mean, mse.sqrt(), validate_args=False)).log_prob(value)
 
 

@@ -22,7 +22,7 @@ from vae_lab.interruption import RunFailed
 from vae_lab.metrics.split_sums import SplitSums, bits_per_dim
 from vae_lab.models import VAE
 from vae_lab.objectives import Objective
-from vae_lab.random_streams import EVALUATE, INITIALIZE, mix, seed_noise
+from vae_lab.random_streams import EVALUATE, FIT, INITIALIZE, mix, seed_noise
 from vae_lab.steps import TERMS, OptimizerSettings, SteppingOptimizer, StepRecord, TrainingStep, WeightAverage
 
 MOST_DIMENSIONS_LOGGED = 32
@@ -96,8 +96,8 @@ class Experiment(LightningModule):
         )
         self._make_up_for_validation()
 
-    def _total_steps(self) -> int:
-        return last_step(self.trainer, data_of(self.trainer).steps_per_epoch) or 1
+    def _total_steps(self) -> int | None:
+        return last_step(self.trainer, data_of(self.trainer).steps_per_epoch)
 
     def training_step(self, call: list[Batch], batch_idx: int) -> None:
         """Several optimiser steps; nothing is read back from the device but at every `log_every_n_steps`."""
@@ -116,7 +116,9 @@ class Experiment(LightningModule):
         if not self._unread:
             return
         records, self._unread = self._unread, []
-        terms = torch.stack([record.terms for record in records]).double().cpu()
+        # Over devices the mean: a process that is not finite stops them all.
+        terms = self.trainer.strategy.reduce(torch.stack([record.terms for record in records]), reduce_op="mean")
+        terms = terms.double().cpu()
         self._require_finite(terms, self.global_step - len(records))
         images = torch.tensor([float(record.num_images) for record in records], dtype=torch.float64)
         sums = images @ terms
@@ -179,11 +181,28 @@ class Experiment(LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Nothing that is not finite is validated or saved."""
         self.log_steps()
-        self.sums.reset()
+        self._start_split()
 
     def on_test_epoch_start(self) -> None:
         """Start from nothing."""
+        self._start_split()
+
+    def on_train_epoch_end(self) -> None:
+        """The last weights count as the best where nothing is validated: they are saved after this."""
+        if data_of(self.trainer).size("val") == 0:
+            self._fit_likelihood()
+
+    def _start_split(self) -> None:
         self.sums.reset()
+        self._fit_likelihood()
+
+    def _fit_likelihood(self) -> None:
+        """Every process on the same images and noise, so that all of them find the same."""
+        seed_noise(self.device, self.seed, FIT)
+        model = self.evaluation_model
+        training = model.training
+        model.eval().fit_likelihood(x.to(self.device) for x in data_of(self.trainer).some_training_images())
+        model.train(training)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the split's sums."""
@@ -197,9 +216,9 @@ class Experiment(LightningModule):
         seed_noise(self.device, self.seed, EVALUATE, self.global_rank, batch_idx)
         model = self.evaluation_model
         x = self.preprocess.evaluate(batch.images)
-        trace = model(x)
+        trace = model(x, self.objective.num_samples)
         terms = self.objective.terms(trace, x)
-        step = self.global_step
+        step = max(self.global_step - 1, 0)  # the last that was trained
         self.sums.update(trace, terms, self.objective(trace, terms, step, self._total_steps()))
 
     def on_validation_epoch_end(self) -> None:
@@ -217,6 +236,8 @@ class Experiment(LightningModule):
         if model.is_mass_function:
             means[f"{split}/bits_per_dim"] = bits_per_dim(-means[f"{split}/elbo"], model.image.num_dims)
         if split == "val" or self.kl_per_dim is None:
+            # Which dimensions are the most active changes: none of the last time's may stay.
+            self.metrics = {name: value for name, value in self.metrics.items() if not name.startswith("kl/dim_")}
             means |= self._latent_metrics()
         self.metrics |= means
         self.log_dict(means, logger=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -52,9 +52,8 @@ class VAE(nn.Module):
 
     def decode(self, z: Tensor) -> Distribution:
         """p(x|z): batch of z's leading dimensions, event (C, H, W). z: (*batch, D)."""
-        batch = z.shape[:-1]
-        params: Tensor = self.decoder(z.flatten(0, -2))
-        return self.likelihood(params.unflatten(0, batch))
+        params: Tensor = self.decoder(z.reshape(-1, z.shape[-1]))
+        return self.likelihood(params.reshape(*z.shape[:-1], *params.shape[1:]))
 
     def forward(self, x: Tensor, num_samples: int = 1) -> Trace:
         """S = num_samples posterior samples of each image, decoded. x: (B, C, H, W)."""
@@ -62,6 +61,16 @@ class VAE(nn.Module):
         z = posterior.rsample((num_samples,))
         latent = Latent(z, posterior.log_prob(z), posterior, self.prior())
         return Trace(self.decode(z), (latent,))
+
+    @torch.no_grad()
+    def fit_likelihood(self, batches: Iterable[Tensor]) -> None:
+        """Fit what the likelihood does not learn by gradient to training images x (B, C, H, W); mostly nothing."""
+        fit = getattr(self.likelihood, "fit", None)
+        if fit is None:
+            return
+        errors = [(self.decode(self.encode(x).rsample()).mean - x).square().mean((1, 2, 3)) for x in batches]
+        if errors:
+            fit(torch.cat(errors))
 
     @property
     def is_mass_function(self) -> bool:

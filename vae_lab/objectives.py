@@ -24,7 +24,8 @@ class Objective:
 
     bound: elbo or importance_weighted_bound. num_samples: S, posterior samples of each image.
     beta: Higgins et al. 2017. free_bits: nats per latent dimension below which the KL, averaged over the batch, is not
-    pushed (Kingma et al. 2016, arXiv:1606.04934, eq. 15). kl: closed_form or monte_carlo.
+    pushed (Kingma et al. 2016, arXiv:1606.04934, eq. 15); under accumulation, over each batch alone. kl: closed_form or
+    monte_carlo.
     """
 
     def __init__(
@@ -39,6 +40,10 @@ class Objective:
         _require(num_samples >= 1, f"objective.num_samples is at least 1; found {num_samples}")
         _require(beta >= 0, f"objective.beta is a weight of at least 0; found {beta}")
         _require(free_bits >= 0, f"objective.free_bits are nats per dimension, at least 0; found {free_bits}")
+        _require(
+            free_bits == 0 or kl == "closed_form",
+            "objective.free_bits floors the KL of each dimension in closed form: objective.kl=monte_carlo has none",
+        )
         if _function(bound) is importance_weighted_bound:
             _require(
                 num_samples > 1,
@@ -57,13 +62,13 @@ class Objective:
         """The terms of the bound, in nats per image, with this objective's estimate of the KL."""
         return bound_terms(trace, x, self.kl)
 
-    def __call__(self, trace: Trace, terms: BoundTerms, step: int, total_steps: int) -> Tensor:
+    def __call__(self, trace: Trace, terms: BoundTerms, step: int, total_steps: int | None) -> Tensor:
         """What is minimised, (B,) in nats per image, at optimiser step `step`."""
         if self.free_bits:
             terms = terms._replace(kl=floored_kl(trace, terms, self.free_bits))
         return -self.bound(terms, self.beta_at(step, total_steps))
 
-    def beta_at(self, step: int, total_steps: int) -> float:
+    def beta_at(self, step: int, total_steps: int | None) -> float:
         """The weight of the KL at optimiser step `step`."""
         return self.beta * self.beta_schedule(step, total_steps)
 

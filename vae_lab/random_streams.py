@@ -8,7 +8,7 @@ from torch import Tensor
 _MASK = (1 << 64) - 1
 
 # The streams: the same seed and step give each of them different numbers.
-TRAIN, EVALUATE, ORDER, BINARIZE, INITIALIZE = range(5)
+TRAIN, EVALUATE, ORDER, BINARIZE, INITIALIZE, FIT = range(6)
 
 
 def mix(*numbers: int) -> int:

@@ -17,7 +17,8 @@ from vae_lab.networks import Shape, doubling, doubling_channels, require_halving
 
 def normalized(channels: int) -> nn.Module:
     """Group normalisation with groups of at least 4 channels where the width allows."""
-    return nn.GroupNorm(math.gcd(8, max(1, channels // 4)), channels)
+    groups = next(g for g in (8, 4, 2, 1) if channels % g == 0 and (g == 1 or channels // g >= 4))
+    return nn.GroupNorm(groups, channels)
 
 
 class ResidualBlock(nn.Module):

@@ -9,12 +9,14 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
+from vae_lab.errors import UsageError
+
 
 class Schedule(Protocol):
     """step (from 0) of total_steps to a factor."""
 
-    def __call__(self, step: int, total_steps: int) -> float:
-        """The factor at `step`; `total_steps` is the length of the training, for schedules that end with it."""
+    def __call__(self, step: int, total_steps: int | None) -> float:
+        """The factor at `step`; `total_steps` is the length of the training, None if only time ends it."""
         ...
 
 
@@ -29,7 +31,7 @@ def require_positive(**steps: int) -> None:
 class Constant:
     """1 at every step."""
 
-    def __call__(self, step: int, total_steps: int) -> float:
+    def __call__(self, step: int, total_steps: int | None) -> float:
         """1."""
         return 1.0
 
@@ -44,7 +46,7 @@ class LinearWarmup:
     def __post_init__(self) -> None:
         require_positive(steps=self.steps)
 
-    def __call__(self, step: int, total_steps: int) -> float:
+    def __call__(self, step: int, total_steps: int | None) -> float:
         """start + (1 - start) step / steps, at most 1."""
         return self.start + (1 - self.start) * min(1.0, step / self.steps)
 
@@ -56,8 +58,13 @@ class Cosine:
     warmup_steps: int = 0
     final: float = 0.0
 
-    def __call__(self, step: int, total_steps: int) -> float:
-        """Rises to 1 at warmup_steps, falls to `final` at total_steps."""
+    def __call__(self, step: int, total_steps: int | None) -> float:
+        """Rises to 1 at warmup_steps, falls to `final` at total_steps. UsageError without an end."""
+        if total_steps is None:
+            raise UsageError(
+                "a cosine schedule ends with the training, which has no end here: "
+                "set trainer.max_epochs or trainer.max_steps"
+            )
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         progress = min(1.0, (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps))
@@ -76,6 +83,6 @@ class Cyclical:
         if not 0 < self.ramp <= 1:
             raise ValueError(f"ramp is the rising part of a period, in (0, 1]; found {self.ramp}")
 
-    def __call__(self, step: int, total_steps: int) -> float:
+    def __call__(self, step: int, total_steps: int | None) -> float:
         """The place in the period over `ramp`, at most 1."""
         return min(1.0, (step % self.period) / self.period / self.ramp)

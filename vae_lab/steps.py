@@ -110,7 +110,7 @@ class TrainingStep:
     optimizer: SteppingOptimizer
     settings: OptimizerSettings
     batch_size: int
-    total_steps: int
+    total_steps: int | None
     seed: int
     rank: int = 0
     average: WeightAverage | None = None

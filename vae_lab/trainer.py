@@ -16,6 +16,7 @@ from vae_lab.strategies import AllReduceStrategy
 
 DEFAULT_LOG_EVERY_N_STEPS = 50
 GPU_NAMES = ("gpu", "cuda")
+PRECISIONS = ("32-true", "bf16-mixed", "32")
 
 
 def build_trainer(
@@ -53,7 +54,7 @@ def build_trainer(
         torch.set_num_threads(num_threads)
     if matmul_precision is not None:
         torch.set_float32_matmul_precision(matmul_precision)
-    return Trainer(
+    trainer = Trainer(
         default_root_dir=default_root_dir,
         callbacks=list(callbacks),
         logger=list(logger) or False,
@@ -66,6 +67,8 @@ def build_trainer(
         plugins=[AtomicCheckpointIO()],
         **options,
     )
+    require_reduction(trainer)
+    return trainer
 
 
 def require_accelerator(accelerator: str) -> None:
@@ -78,11 +81,20 @@ def require_accelerator(accelerator: str) -> None:
 
 
 def require_precision(precision: str | int) -> None:
-    """UsageError for half precision that overflows: densities need bfloat16's range."""
-    if str(precision) in ("16", "16-mixed", "16-true"):
+    """UsageError unless float32 weights, in mixed precision with bfloat16 at most."""
+    if str(precision) not in PRECISIONS:
         raise UsageError(
-            f"trainer.precision={precision}: float16 overflows in log-densities, and its loss scaling would hide a "
-            "non-finite loss. Use trainer.precision=bf16-mixed"
+            f"trainer.precision={precision}: expected one of {', '.join(PRECISIONS)}. float16 overflows in "
+            "log-densities and its loss scaling hides a non-finite loss; images and densities are float32"
+        )
+
+
+def require_reduction(trainer: Trainer) -> None:
+    """UsageError for several devices whose gradients nobody would average."""
+    if trainer.world_size > 1 and not isinstance(trainer.strategy, AllReduceStrategy):
+        raise UsageError(
+            f"{trainer.world_size} devices under trainer.strategy={type(trainer.strategy).__name__} would each train "
+            "a model of their own. Use trainer=ddp (trainer.strategy=ddp), or trainer.devices=1"
         )
 
 

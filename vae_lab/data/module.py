@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict
 
@@ -167,6 +167,12 @@ class ImageData(LightningDataModule):
         if self.trainer is None:
             return {"rank": 0, "world_size": 1}
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+
+    def some_training_images(self, num_images: int = 512) -> Iterator[Tensor]:
+        """The first training images as the model sees them when evaluated, x (B, C, H, W), a batch at a time."""
+        part = self._splits["train"]
+        for rows in part.indices[:num_images].split(self.eval_batch_size):
+            yield self.preprocess.evaluate(part.batch(rows).images)
 
     def examples(self, split: Split, num_images: int) -> tuple[Tensor, Tensor | None]:
         """The first images of a split as the model sees them when evaluated: x (n, C, H, W) and labels (n,)."""
