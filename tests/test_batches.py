@@ -245,7 +245,6 @@ def test_calls_follow_the_automatic_pace(monkeypatch):
     assert found == [1, 2, 4, 8, 10, 10, 10, 10, 5]
 
 
-@pytest.mark.xfail(strict=True, reason="an iterator does not forget when the last epoch's last call was asked for")
 def test_time_between_epochs_does_not_slow_the_pace(monkeypatch):
     """Validation and pictures stand between two epochs: they are no steps."""
     clock, at = Clock(monkeypatch), [0]

@@ -181,6 +181,5 @@ def test_the_validation_is_that_of_the_saved_weights_over_each_image_once(run):
     assert {name: best[name] for name in expected} == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.xfail(strict=True, reason="log_dict of sums that are synchronised already warns of each name")
 def test_the_log_is_free_of_advice_about_several_devices(run):
     assert "sync_dist" not in run[1]

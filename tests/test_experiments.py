@@ -92,11 +92,7 @@ def plain(config, key: str):
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
-SAYS_WHAT_IS_ANYWAY = pytest.mark.xfail(strict=True, reason="repeats latent_dim: 20 and batch_size: 128")
-MARKED = [pytest.param(file, marks=[SAYS_WHAT_IS_ANYWAY] * (file.stem == "seed_mnist_tanh_mse")) for file in FILES]
-
-
-@pytest.mark.parametrize("file", MARKED, ids=NAMES)
+@pytest.mark.parametrize("file", FILES, ids=NAMES)
 def test_a_file_is_a_difference(file):
     """Each key says something that the config does not say without it."""
     content = yaml.safe_load(file.read_text())

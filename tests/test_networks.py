@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vae_lab.networks import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder, num_halvings
-from vae_lab.resnets import ResNetDecoder, ResNetEncoder, normalized
+from vae_lab.networks import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder, group_normalized, num_halvings
+from vae_lab.resnets import ResNetDecoder, ResNetEncoder
 
 PAIRS = [(MLPEncoder, MLPDecoder), (ConvEncoder, ConvDecoder), (ResNetEncoder, ResNetDecoder)]
 SMALL = {"width": 4, "max_width": 8}
@@ -74,11 +74,11 @@ def test_an_initializer_reaches_every_weight_and_zeroes_biases():
 
 def test_a_residual_block_starts_as_the_identity():
     block = next(m for m in ResNetEncoder((1, 16, 16), 2, **SMALL) if type(m).__name__ == "ResidualBlock")
-    channels = block.body[0].num_channels
+    channels = block.body[2].in_channels
     x = torch.randn(2, channels, 5, 5)
     assert torch.equal(block(x), x)
 
 
 @pytest.mark.parametrize("channels", range(1, 70))
 def test_every_width_has_a_normalisation(channels):
-    assert normalized(channels)(torch.randn(2, channels, 3, 3)).shape == (2, channels, 3, 3)
+    assert group_normalized(channels)(torch.randn(2, channels, 3, 3)).shape == (2, channels, 3, 3)

@@ -12,7 +12,7 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from vae_lab import runs
+from vae_lab import provenance, runs
 from vae_lab.cli import run_command
 from vae_lab.errors import UsageError
 from vae_lab.provenance import config_hash, git_state, versions
@@ -313,7 +313,7 @@ def test_git_state_is_the_commit_and_whether_the_code_was_changed(workplace: Pat
     (checkout / "vae_lab").mkdir(parents=True)
     module = checkout / "vae_lab" / "runs.py"
     module.write_text("")
-    monkeypatch.setattr(runs, "__file__", str(module))
+    monkeypatch.setattr(provenance, "__file__", str(module))
     assert git_state() is None
     git(checkout, "init")
     git(checkout, "add", ".")

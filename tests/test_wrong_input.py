@@ -38,6 +38,13 @@ def refused(done, *words):
         (["model.encoder.hidden=12"], ["model.encoder.hidden", "12"]),
         (["trainer.steps_per_execution=0"], ["steps_per_execution"]),
         (["trainer.precision=16-mixed"], ["bf16-mixed"]),
+        (["trainer.precision=64-true"], ["bf16-mixed"]),
+        (["trainer=cpu", "trainer.devices=2"], ["trainer=ddp"]),
+        (["trainer.limit_train_batches=0"], ["trainer.limit_train_batches"]),
+        (
+            ["trainer.max_epochs=-1", "trainer.max_time=00:00:00:05", "optimizer/schedule=cosine"],
+            ["trainer.max_epochs"],
+        ),
         (["objective/bound=importance_weighted"], ["num_samples"]),
         (["data.batch_size=0"], ["data.batch_size", "at least 1"]),
         (["optimizer.ema_decay=1.5"], ["optimizer.ema_decay"]),

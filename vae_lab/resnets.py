@@ -1,7 +1,6 @@
 """Residual networks: the same contract as `networks.py`, deeper.
 
-He et al. 2016, arXiv:1603.05027 (pre-activation blocks), with group normalisation, which neither mixes the images of a
-batch nor differs between training and evaluation.
+He et al. 2016, arXiv:1603.05027 (pre-activation blocks).
 """
 
 from __future__ import annotations
@@ -12,13 +11,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from vae_lab.networks import Shape, doubling, doubling_channels, require_halvings
-
-
-def normalized(channels: int) -> nn.Module:
-    """Group normalisation with groups of at least 4 channels where the width allows."""
-    groups = next(g for g in (8, 4, 2, 1) if channels % g == 0 and (g == 1 or channels // g >= 4))
-    return nn.GroupNorm(groups, channels)
+from vae_lab.networks import Shape, doubling, doubling_channels, group_normalized, require_halvings
 
 
 class ResidualBlock(nn.Module):
@@ -27,10 +20,10 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            normalized(channels),
+            group_normalized(channels),
             nn.SiLU(),
             nn.Conv2d(channels, channels, 3, padding=1),
-            normalized(channels),
+            group_normalized(channels),
             nn.SiLU(),
             nn.Conv2d(channels, channels, 3, padding=1),
         )
@@ -67,7 +60,9 @@ class ResNetEncoder(nn.Sequential):
         for a, b in pairwise([depth, *channels]):
             layers += [nn.Conv2d(a, b, 4, 2, 1), *(ResidualBlock(b) for _ in range(blocks))]
         features = channels[-1] * (height >> len(channels)) * (breadth >> len(channels))
-        super().__init__(*layers, normalized(channels[-1]), nn.SiLU(), nn.Flatten(), nn.Linear(features, out_features))
+        super().__init__(
+            *layers, group_normalized(channels[-1]), nn.SiLU(), nn.Flatten(), nn.Linear(features, out_features)
+        )
 
 
 class ResNetDecoder(nn.Sequential):
@@ -93,5 +88,5 @@ class ResNetDecoder(nn.Sequential):
         for a, b in pairwise(channels):
             layers += [*(ResidualBlock(a) for _ in range(blocks)), doubling(a, b, 4)]
         layers += [ResidualBlock(channels[-1]) for _ in range(blocks)]
-        head = [normalized(channels[-1]), nn.SiLU(), doubling(channels[-1], depth, 4)]
+        head = [group_normalized(channels[-1]), nn.SiLU(), doubling(channels[-1], depth, 4)]
         super().__init__(nn.Linear(in_features, math.prod(small)), nn.Unflatten(1, small), *layers, *head)

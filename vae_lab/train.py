@@ -128,7 +128,8 @@ def quiet_libraries() -> None:
         ".*in eval mode at the start of training.*",  # averaged weights are, on purpose
         ".*Total length of `list` across ranks is zero.*",  # a split may be empty
         ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's
-        ".*`.?log_every_n_steps.*",
+        ".*log_every_n_steps.*",
+        ".*sync_dist=True.*",  # sums are reduced before they are logged
     ):
         warnings.filterwarnings("ignore", message=message)
 

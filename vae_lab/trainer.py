@@ -45,6 +45,7 @@ def build_trainer(
     require_accelerator(accelerator)
     require_precision(precision)
     require_steps(steps_per_execution)
+    require_limit(limit_train_batches)
     if val_check_interval not in (None, 1.0):
         raise UsageError(
             f"trainer.val_check_interval={val_check_interval}: a call of the trainer runs several optimiser steps, "
@@ -95,6 +96,15 @@ def require_reduction(trainer: Trainer) -> None:
         raise UsageError(
             f"{trainer.world_size} devices under trainer.strategy={type(trainer.strategy).__name__} would each train "
             "a model of their own. Use trainer=ddp (trainer.strategy=ddp), or trainer.devices=1"
+        )
+
+
+def require_limit(limit: int | float | None) -> None:
+    """UsageError unless a number of batches or a share of them."""
+    count = isinstance(limit, int) and limit >= 1
+    if limit is not None and not count and not (isinstance(limit, float) and 0 < limit <= 1):
+        raise UsageError(
+            f"trainer.limit_train_batches={limit}: expected a number of batches from 1, or a share in (0, 1]"
         )
 
 

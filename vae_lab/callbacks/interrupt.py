@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, Trainer
 
 from vae_lab.callbacks.checkpoint import LastCheckpoint
@@ -30,14 +31,23 @@ class StopOnSignal(Callback):
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Between batches; the validation is made up for on resume."""
-        if not trainer.sanity_checking:
+        # Processes may have unequal numbers of batches, so several cannot agree before the end.
+        if not trainer.sanity_checking and trainer.world_size == 1:
             self._stop(trainer)
 
-    def on_test_batch_end(self, *_: Any) -> None:
+    def on_test_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """The training is saved by then."""
-        self.interruption.raise_if_requested()
+        if trainer.world_size == 1:
+            self.interruption.raise_if_requested()
+
+    def _agree(self, trainer: Trainer) -> None:
+        """All processes stop where one was asked to; alone, one would wait for the others for ever."""
+        if trainer.world_size > 1:
+            mine = torch.tensor(self.interruption.requested or 0, device=trainer.strategy.root_device)
+            self.interruption.requested = int(trainer.strategy.reduce(mine, reduce_op="max")) or None
 
     def _stop(self, trainer: Trainer) -> None:
+        self._agree(trainer)
         if self.interruption.requested is None:
             return
         for callback in trainer.checkpoint_callbacks:

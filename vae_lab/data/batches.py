@@ -88,6 +88,7 @@ class TrainingCalls:
     world_size: int = 1
 
     def __iter__(self) -> Iterator[list[Batch]]:
+        self.pace.asked_at = None  # or it would take a validation for a slow step
         epoch, at = divmod(self.clock(), self.steps_per_epoch)
         rows = self._rows(epoch)
         while at < self.steps_per_epoch:

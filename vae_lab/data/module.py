@@ -13,6 +13,7 @@ from torch import Tensor
 from vae_lab.data.batches import Batch, EvaluationBatches, Pace, SplitImages, TrainingCalls, steps_per_epoch
 from vae_lab.data.images import Images, ImageSource, ImageSpec, Split
 from vae_lab.data.preprocess import Binarize, Preprocess, drawn_once
+from vae_lab.errors import UsageError
 from vae_lab.random_streams import BINARIZE, mix
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -100,6 +101,12 @@ class ImageData(LightningDataModule):
         for split in SPLITS:
             if split not in self._splits:
                 self._splits[split] = self._prepared(split)
+        for split in SPLITS:
+            if 0 < self.size(split) < self._world()["world_size"]:
+                raise UsageError(
+                    f"{split}: {self.size(split)} images for {self._world()['world_size']} devices; "
+                    f"use fewer devices or another data.{split}_size".replace("train_size", "val_size")
+                )
         if self.trainer is not None and stage == "fit":
             self._splits["train"] = self._resident(self._splits["train"], self.trainer.strategy.root_device)
 
