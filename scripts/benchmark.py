@@ -135,9 +135,9 @@ def our_epochs(epochs: int, after_each: Callable[[], float], *overrides: str) ->
     from hydra import compose, initialize_config_dir
     from lightning.pytorch import Callback
 
+    from vae_lab.build import build
     from vae_lab.callbacks import Throughput
     from vae_lab.config import conf_dir, register
-    from vae_lab.experiment import build
     from vae_lab.interruption import Interruption
     from vae_lab.runs import register_resolvers
     from vae_lab.train import assembled_trainer, quiet_libraries

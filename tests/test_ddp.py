@@ -18,8 +18,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from vae_lab import load
+from vae_lab.build import instantiated
 from vae_lab.data.batches import EvaluationBatches
-from vae_lab.experiment import instantiated
 from vae_lab.metrics.split_sums import SplitSums
 from vae_lab.random_streams import EVALUATE, seed_noise
 from vae_lab.strategies import AllReduceStrategy

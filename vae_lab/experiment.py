@@ -1,4 +1,4 @@
-"""The LightningModule: thin glue between a trainer and the step, and the way from a config to both."""
+"""The LightningModule: thin glue between a trainer and the step."""
 
 from __future__ import annotations
 
@@ -7,22 +7,18 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from lightning.pytorch import LightningModule
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from vae_lab.data.batches import Batch
-from vae_lab.data.images import ImageSpec, Split
-from vae_lab.data.module import ImageData, Plan, data_of, last_step
+from vae_lab.data.images import Split
+from vae_lab.data.module import data_of, last_step
 from vae_lab.data.preprocess import Preprocess
-from vae_lab.errors import UsageError
 from vae_lab.interruption import RunFailed
 from vae_lab.metrics.split_sums import SplitSums, bits_per_dim
 from vae_lab.models import VAE
 from vae_lab.objectives import Objective
-from vae_lab.random_streams import EVALUATE, FIT, INITIALIZE, mix, seed_noise
+from vae_lab.random_streams import EVALUATE, FIT, seed_noise
 from vae_lab.steps import TERMS, OptimizerSettings, SteppingOptimizer, StepRecord, TrainingStep, WeightAverage
 
 MOST_DIMENSIONS_LOGGED = 32
@@ -311,49 +307,3 @@ def named_terms(means: Tensor) -> dict[str, float]:
     """The means of a step's terms under their names, with the ELBO that they make."""
     loss, log_px, kl = means.tolist()
     return {"train/elbo": log_px - kl, "train/log_px": log_px, "train/kl": kl, "train/loss": loss}
-
-
-def instantiated(node: DictConfig, **parts: Any) -> Any:
-    """What a config node builds; a `_partial_` one is completed with `parts`.
-
-    UsageError: what a constructor found wrong with the values it was given.
-    """
-    try:
-        if node.get("_partial_"):
-            return instantiate(node, _convert_="all")(**parts)
-        return instantiate(node, _convert_="all", **parts)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, ValueError):
-            raise UsageError(str(error.__cause__)) from error
-        raise
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-
-
-def build(config: DictConfig) -> tuple[ImageData, Experiment]:
-    """The data and the experiment that a checked config describes; the same weights for the same seed."""
-    data: ImageData = instantiated(config.data)
-    settings: OptimizerSettings = instantiated(config.optimizer)
-    data.plan = Plan(
-        config.seed,
-        settings.accumulate,
-        config.trainer.steps_per_execution,
-        config.trainer.limit_train_batches,
-    )
-    torch.manual_seed(mix(config.seed, INITIALIZE))
-    experiment = Experiment(
-        model=build_model(config, data.image),
-        objective=instantiated(config.objective),
-        optimizer=settings,
-        preprocess=data.preprocess,
-        batch_size=data.batch_size,
-        seed=config.seed,
-        config=cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True)),
-    )
-    return data, experiment
-
-
-def build_model(config: DictConfig, image: ImageSpec) -> VAE:
-    """The model of a config, for images of this kind."""
-    model: VAE = instantiated(config.model, image=image)
-    return model

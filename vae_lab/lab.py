@@ -10,10 +10,11 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.distributions import Distribution
 
+from vae_lab.build import build_model
 from vae_lab.checkpoints import load_checkpoint
 from vae_lab.data.images import ImageSpec
 from vae_lab.errors import UsageError
-from vae_lab.experiment import Experiment, build_model
+from vae_lab.experiment import Experiment
 from vae_lab.models import VAE
 from vae_lab.runs import load_config
 from vae_lab.signatures import check_targets

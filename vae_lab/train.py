@@ -37,7 +37,7 @@ def train(config: DictConfig) -> float | None:
 
 def _train(config: DictConfig, folder: Path, interruption: Interruption) -> float | None:
     quiet_libraries()
-    from vae_lab.experiment import build
+    from vae_lab.build import build
     from vae_lab.lab import initialize_from
     from vae_lab.signatures import check_targets
     from vae_lab.summary import RunSummary
@@ -58,7 +58,7 @@ def _train(config: DictConfig, folder: Path, interruption: Interruption) -> floa
 def assembled_trainer(config: DictConfig, folder: Path, interruption: Interruption) -> Trainer:
     """The trainer of a config, with the callbacks that every run has around the ones it chose."""
     from vae_lab import callbacks
-    from vae_lab.experiment import instantiated
+    from vae_lab.build import instantiated
 
     chosen = {name: instantiated(node) for name, node in (config.callbacks or {}).items() if node is not None}
     loggers = [instantiated(node, save_dir=str(folder)) for node in (config.logger or {}).values() if node is not None]

@@ -24,52 +24,48 @@ def build_trainer(
     default_root_dir: str | Path = ".",
     callbacks: Iterable[Callback] = (),
     logger: Iterable[Logger] = (),
-    accelerator: str = "auto",
-    strategy: str = "auto",
-    precision: str | int = "32-true",
-    max_epochs: int | None = None,
-    log_every_n_steps: int | None = None,
-    num_threads: int | None = None,
-    matmul_precision: Literal["highest", "high", "medium"] | None = None,
     steps_per_execution: int | Literal["auto"] = "auto",
     limit_train_batches: int | float | None = None,
-    enable_progress_bar: bool | None = None,
-    val_check_interval: int | float | None = None,
+    num_threads: int | None = None,
+    matmul_precision: Literal["highest", "high", "medium"] | None = None,
     **options: Any,
 ) -> Trainer:
-    """A Trainer that writes below `default_root_dir`.
+    """A Trainer that writes below `default_root_dir`; options are Lightning's, named and typed in `TrainerConfig`.
 
     steps_per_execution and limit_train_batches are read by the data, which cuts the calls. The progress bar is a
     callback of ours. UsageError: a device that is not there, or an option at odds with several steps in a call.
     """
-    require_accelerator(accelerator)
-    require_precision(precision)
-    require_steps(steps_per_execution)
-    require_limit(limit_train_batches)
-    if val_check_interval not in (None, 1.0):
-        raise UsageError(
-            f"trainer.val_check_interval={val_check_interval}: a call of the trainer runs several optimiser steps, "
-            "so it cannot count batches. Use trainer.check_val_every_n_epoch, or a smaller trainer.limit_train_batches"
-        )
+    require_possible(options, steps_per_execution, limit_train_batches)
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     if matmul_precision is not None:
         torch.set_float32_matmul_precision(matmul_precision)
-    trainer = Trainer(
-        default_root_dir=default_root_dir,
-        callbacks=list(callbacks),
-        logger=list(logger) or False,
-        accelerator=accelerator,
-        strategy=AllReduceStrategy() if strategy == "ddp" else strategy,
-        precision=precision,  # type: ignore[arg-type]
-        max_epochs=max_epochs,
-        log_every_n_steps=log_every_n_steps or DEFAULT_LOG_EVERY_N_STEPS,
-        enable_progress_bar=False,
-        plugins=[AtomicCheckpointIO()],
-        **options,
-    )
+    ours = {
+        "default_root_dir": default_root_dir,
+        "callbacks": list(callbacks),
+        "logger": list(logger) or False,
+        "strategy": AllReduceStrategy() if options.get("strategy") == "ddp" else options.get("strategy", "auto"),
+        "log_every_n_steps": options.get("log_every_n_steps") or DEFAULT_LOG_EVERY_N_STEPS,
+        "enable_progress_bar": False,
+        "plugins": [AtomicCheckpointIO()],
+    }
+    trainer = Trainer(**options | ours)
     require_reduction(trainer)
     return trainer
+
+
+def require_possible(options: dict[str, Any], steps: int | str, limit: int | float | None) -> None:
+    """UsageError for what cannot hold here, whatever the hardware or the several steps of a call allow."""
+    require_accelerator(options.get("accelerator", "auto"))
+    require_precision(options.get("precision", "32-true"))
+    require_steps(steps)
+    require_limit(limit)
+    interval = options.get("val_check_interval")
+    if interval not in (None, 1.0):
+        raise UsageError(
+            f"trainer.val_check_interval={interval}: a call of the trainer runs several optimiser steps, so it cannot "
+            "count batches. Use trainer.check_val_every_n_epoch, or a smaller trainer.limit_train_batches"
+        )
 
 
 def require_accelerator(accelerator: str) -> None:

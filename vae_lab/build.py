@@ -1,0 +1,64 @@
+"""From a checked config to the data, the model and the experiment that it describes."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from vae_lab.data.images import ImageSpec
+from vae_lab.data.module import ImageData, Plan
+from vae_lab.errors import UsageError
+from vae_lab.experiment import Experiment
+from vae_lab.models import VAE
+from vae_lab.random_streams import INITIALIZE, mix
+from vae_lab.steps import OptimizerSettings
+
+
+def instantiated(node: DictConfig, **parts: Any) -> Any:
+    """What a config node builds; a `_partial_` one is completed with `parts`.
+
+    UsageError: what a constructor found wrong with the values it was given.
+    """
+    try:
+        if node.get("_partial_"):
+            return instantiate(node, _convert_="all")(**parts)
+        return instantiate(node, _convert_="all", **parts)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError):
+            raise UsageError(str(error.__cause__)) from error
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def build(config: DictConfig) -> tuple[ImageData, Experiment]:
+    """The data and the experiment that a checked config describes; the same weights for the same seed."""
+    data: ImageData = instantiated(config.data)
+    settings: OptimizerSettings = instantiated(config.optimizer)
+    data.plan = Plan(
+        config.seed,
+        settings.accumulate,
+        config.trainer.steps_per_execution,
+        config.trainer.limit_train_batches,
+    )
+    torch.manual_seed(mix(config.seed, INITIALIZE))
+    experiment = Experiment(
+        model=build_model(config, data.image),
+        objective=instantiated(config.objective),
+        optimizer=settings,
+        preprocess=data.preprocess,
+        batch_size=data.batch_size,
+        seed=config.seed,
+        config=cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True)),
+    )
+    return data, experiment
+
+
+def build_model(config: DictConfig, image: ImageSpec) -> VAE:
+    """The model of a config, for images of this kind."""
+    model: VAE = instantiated(config.model, image=image)
+    return model
