@@ -110,12 +110,12 @@ def test_the_logistic_mixture_is_finite_at_the_smallest_scales():
 def test_a_diagonal_gaussian_is_torchs_normal_and_its_logvar_is_bounded():
     params = torch.tensor([[0.5, -1.0, 0.2, -0.4]])
     posterior = DiagonalGaussian(2)(params)
-    logvar = 10 * torch.tanh(params[:, 2:] / 10)
+    logvar = 20 * torch.tanh(params[:, 2:] / 20)
     reference = torch.distributions.Normal(params[:, :2], (logvar / 2).exp())
     z = torch.randn(3, 1, 2)
     assert_close(posterior.log_prob(z), reference.log_prob(z).sum(-1))
     extreme = DiagonalGaussian(1)(torch.tensor([[0.0, 1e6], [0.0, -1e6]], dtype=torch.float16))
-    assert extreme.base_dist.scale.isfinite().all() and extreme.base_dist.scale.min() > 0.005
+    assert extreme.base_dist.scale.isfinite().all() and extreme.base_dist.scale.min() > 4e-5
 
 
 def test_every_image_gets_its_own_noise():

@@ -14,10 +14,10 @@ from torch.distributions import Independent, Normal
 from torch.testing import assert_close
 
 from vae_lab.bounds import BoundTerms, elbo
+from vae_lab.build import build_model, instantiated
 from vae_lab.config import conf_dir, register
 from vae_lab.data.images import ImageSpec
 from vae_lab.data.preprocess import Preprocess
-from vae_lab.build import build_model, instantiated
 from vae_lab.metrics.split_sums import SplitSums, bits_per_dim
 from vae_lab.objectives import Objective
 from vae_lab.random_streams import BINARIZE, EVALUATE, INITIALIZE, ORDER, TRAIN, mix, seed_noise

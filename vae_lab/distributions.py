@@ -20,7 +20,7 @@ from vae_lab.densities import ContinuousBernoulli as ExactContinuousBernoulli
 from vae_lab.densities import DiscretizedLogisticMixture as LogisticMixture
 from vae_lab.densities import num_mixture_params
 
-LOGVAR_LIMIT = 10.0  # standard deviations of a posterior between 0.0067 and 148
+LOGVAR_LIMIT = 20.0  # standard deviations of a posterior between 0.000045 and 22,000; near the identity down to 0.01
 LOG_SCALE_LIMIT = 10.0  # scales of a likelihood between 0.000045 and 22,000
 SMALLEST_VARIANCE = 1e-6  # of pixels in [0, 1], whose steps are 1/255
 IMAGE_DIMS = 3
