@@ -76,6 +76,7 @@ def test_a_signal_ends_a_run_cleanly_and_it_can_be_resumed(command, sign, code):
     assert stopped.code == code, stopped.stderr[-2000:]
     assert "Traceback" not in stopped.stderr
     assert stopped.summary["status"] == "interrupted"
+    assert f"resume={stopped.run}" in stopped.stderr.replace("\n", "")
     at = stopped.summary["steps"]
     resumed = command(f"resume={stopped.run}", f"trainer.max_epochs={at // 7 + 2}", "trainer.steps_per_execution=2")
     assert resumed.code == 0, resumed.stderr
@@ -109,6 +110,7 @@ def test_an_interrupted_validation_is_made_up_for(command, whole):
     saved = torch.load(path)
     assert saved["validated_at"] == saved["global_step"] == 28
     saved["validated_at"] = 21
+    (part.run / "summary.json").write_text('{"status": "interrupted"}')
     saved["callbacks"]["MetricsTable"]["written_at"] = 21
     torch.save(saved, path)
     done = command(f"resume={part.run}")
@@ -117,11 +119,23 @@ def test_an_interrupted_validation_is_made_up_for(command, whole):
     assert_same(part.run, whole.run)
 
 
-def test_a_finished_run_resumes_to_itself(command, whole):
+@pytest.mark.parametrize("override", [(), ("trainer.max_epochs=2",)])
+def test_a_finished_run_is_left_as_it_is(command, whole, override):
+    before = {path: path.read_bytes() for path in whole.run.rglob("*") if path.is_file()}
+    again = command(f"resume={whole.run}", *override)
+    assert again.code == 2
+    assert "nothing is left to do" in again.stderr and "trainer.max_epochs" in again.stderr
+    assert {path: path.read_bytes() for path in whole.run.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_killed_before_its_test_is_tested_on_resume(command, whole):
     done = command(*QUICK, "trainer.max_epochs=4")
-    again = command(f"resume={done.run}")
+    (done.run / "summary.json").unlink()
+    folder = next(done.cwd.glob("outputs/*/*"))
+    again = command(f"resume={folder}")
     assert again.code == 0, again.stderr
-    assert_same(done.run, whole.run)
+    assert again.summary["metrics"]["test/elbo"] == whole.summary["metrics"]["test/elbo"]
+    assert_same(folder, whole.run)
 
 
 def test_resume_keeps_the_runs_own_config(command):

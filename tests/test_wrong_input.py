@@ -41,18 +41,22 @@ def refused(done, *words):
         (["trainer.precision=64-true"], ["bf16-mixed"]),
         (["trainer=cpu", "trainer.devices=2"], ["trainer=ddp"]),
         (["trainer.limit_train_batches=0"], ["trainer.limit_train_batches"]),
-        (
-            ["trainer.max_epochs=-1", "trainer.max_time=00:00:00:05", "optimizer/schedule=cosine"],
-            ["trainer.max_epochs"],
-        ),
         (["objective/bound=importance_weighted"], ["num_samples"]),
         (["data.batch_size=0"], ["data.batch_size", "at least 1"]),
         (["optimizer.ema_decay=1.5"], ["optimizer.ema_decay"]),
+        (["trainer.max_epochs=-5"], ["max_epochs", "-5"]),
+        (["data=folder", "data.folder="], ["data.folder"]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_wrong_overrides(command, overrides, words):
     refused(command(*overrides), *words)
+    assert not list(command.cwd.glob("outputs/*/*"))  # nothing is left behind
+
+
+def test_a_schedule_that_ends_with_a_training_without_an_end(command):
+    endless = ("trainer.max_epochs=-1", "trainer.max_time=00:00:00:05", "optimizer/schedule=cosine")
+    refused(command(*endless), "set trainer.max_epochs")
 
 
 def test_a_gpu_that_is_not_there(command):

@@ -24,6 +24,7 @@ from vae_lab.runs import RunFolder, register_resolvers
 
 Task = Callable[[DictConfig], object]
 FULL_ERROR = "HYDRA_FULL_ERROR"
+MULTIRUN = ("-m", "--multirun")
 
 
 def run_command(task: Task, config_name: str, config_path: str | None = None) -> None:
@@ -32,6 +33,8 @@ def run_command(task: Task, config_name: str, config_path: str | None = None) ->
     Returns when all went well, else exits with 1, 2, 130 or 143 after a message on stderr.
     """
     directory = config_path or conf_dir()
+    # Hydra's parser takes flags before or after all overrides, not between them.
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in MULTIRUN)
     register()
     register_resolvers()
     # Hydra turns what a callback raises into a warning; this one's word is final.

@@ -53,10 +53,11 @@ class Lab:
 
     def _require_images(self, images: Tensor) -> None:
         expected = self.image.shape
-        if images.ndim != 4 or tuple(images.shape[1:]) != expected or not images.is_floating_point():
+        fits = images.ndim == 4 and tuple(images.shape[1:]) == expected and images.dtype == torch.float32
+        if not fits or not (images.min() >= 0 and images.max() <= 1):
             raise ValueError(
-                f"expected float images (B, {', '.join(map(str, expected))}) in [0, 1]; "
-                f"found {images.dtype} {tuple(images.shape)}"
+                f"expected float32 images (B, {', '.join(map(str, expected))}) in [0, 1]; "
+                f"found {images.dtype} {tuple(images.shape)} in [{images.min():.3g}, {images.max():.3g}]"
             )
 
 

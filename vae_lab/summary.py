@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from vae_lab.data.module import data_of
 from vae_lab.experiment import Experiment
 from vae_lab.interruption import Interrupted
 from vae_lab.provenance import config_hash, git_state, versions
+
+log = logging.getLogger("vae_lab")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -56,6 +60,20 @@ class RunSummary:
             self.write("failed", error=f"{type(error).__name__}: {error}")
         else:
             self.write("completed")
+        if self.trainer.is_global_zero:
+            self._say(error is None)
+
+    def _say(self, completed: bool) -> None:
+        """Where everything is, what a reader of the numbers has to know, and how to go on."""
+        for warning in self.warnings:
+            log.warning("warning: %s", warning)
+        for line in [f"run folder: {self.folder}"] + ([] if completed else self._way_on()):
+            log.info(line)
+            sys.stderr.write(f"{line}\n")
+
+    def _way_on(self) -> list[str]:
+        last = self.folder / "checkpoints" / "last.ckpt"
+        return [f"to go on: python -m vae_lab.train resume={self.folder}"] if last.exists() else []
 
     def write(self, status: str, error: str | None = None) -> None:
         """Write summary.json (on the first process)."""
@@ -98,3 +116,10 @@ def device_name(trainer: Trainer) -> str:
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return name if trainer.world_size == 1 else f"{trainer.world_size} x {name}"
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """What a run said of itself; empty where it was killed before it could."""
+    path = folder / "summary.json"
+    content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return content

@@ -5,6 +5,7 @@ Nothing heavy is imported before the config is composed, so that `--help` and a 
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,8 +32,20 @@ def train(config: DictConfig) -> float | None:
     """Train and test one experiment; the value of `optimized_metric`, which a sweep optimises."""
     if config.resume is not None:
         config = resumed_config(config.resume, HydraConfig.get().overrides.task)
+    folder = Path(HydraConfig.get().runtime.output_dir)
     with Interruption() as interruption:
-        return _train(config, Path(HydraConfig.get().runtime.output_dir), interruption)
+        try:
+            return _train(config, folder, interruption)
+        except Exception:
+            forget_if_nothing_ran(folder)
+            raise
+
+
+def forget_if_nothing_ran(folder: Path) -> None:
+    """Remove the folder of a refused request: nothing but the config is in it."""
+    left = {path.name for path in folder.iterdir()}
+    if left <= {".hydra", "train.log"} and not (folder / "train.log").stat().st_size:
+        shutil.rmtree(folder)
 
 
 def _train(config: DictConfig, folder: Path, interruption: Interruption) -> float | None:
@@ -48,6 +61,8 @@ def _train(config: DictConfig, folder: Path, interruption: Interruption) -> floa
         initialize_from(experiment, config.init_from)
     trainer = assembled_trainer(config, folder, interruption)
     interruption.raise_if_requested()
+    if config.resume is not None:
+        go_on_from(folder, trainer, experiment, data)
     with RunSummary(folder, config, trainer, experiment) as summary:
         summary.warnings += warnings_about(data, experiment)
         trainer.fit(experiment, data, ckpt_path=resumed_checkpoint(config))
@@ -76,6 +91,25 @@ def assembled_trainer(config: DictConfig, folder: Path, interruption: Interrupti
         config.trainer, default_root_dir=str(folder), callbacks=[*always, *chosen.values()], logger=loggers
     )
     return trainer
+
+
+def go_on_from(folder: Path, trainer: Trainer, experiment: Experiment, data: ImageData) -> None:
+    """Take over the numbers that a resumed run had. UsageError: it is complete, or already past the end asked for."""
+    from vae_lab.checkpoints import load_checkpoint
+    from vae_lab.data.module import last_step
+    from vae_lab.errors import UsageError
+    from vae_lab.summary import read_summary
+
+    before = read_summary(folder)
+    done = load_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"]
+    end = last_step(trainer, data.steps_per_epoch)
+    if end is not None and (done > end or (done == end and before.get("status") == "completed")):
+        raise UsageError(
+            f"resume={folder}: nothing is left to do, "
+            f"it has {done} steps ({done // data.steps_per_epoch} epochs) of {end}\n"
+            "to train longer: trainer.max_epochs (or trainer.max_steps) above that"
+        )
+    experiment.metrics |= {name: value for name, value in before.get("metrics", {}).items() if value is not None}
 
 
 def resumed_checkpoint(config: DictConfig) -> str | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 
@@ -49,7 +50,10 @@ def build_trainer(
         "enable_progress_bar": False,
         "plugins": [AtomicCheckpointIO()],
     }
-    trainer = Trainer(**options | ours)
+    try:
+        trainer = Trainer(**options | ours)
+    except MisconfigurationException as error:
+        raise UsageError(f"trainer: {error}") from error
     require_reduction(trainer)
     return trainer
 

@@ -248,10 +248,13 @@ def _animate(trainer: Trainer, what: str) -> None:
 
 
 def _log_histograms(trainer: Trainer, scene: Scene) -> None:
+    histograms = {"latents/kl_per_dimension": scene.kl}
+    if len(scene.examples.x):
+        histograms["latents/aggregate_posterior"] = scene.posterior[2]
     for writer in writers(trainer):
-        writer.add_histogram("latents/kl_per_dimension", scene.kl, trainer.global_step)
-        if len(scene.examples.x):
-            writer.add_histogram("latents/aggregate_posterior", scene.posterior[2], trainer.global_step)
+        for tag, values in histograms.items():
+            if values.isfinite().all():  # a diverging run's are not, and TensorBoard would end it
+                writer.add_histogram(tag, values, trainer.global_step)
 
 
 def _log_graph(trainer: Trainer, scene: Scene) -> None:

@@ -108,10 +108,15 @@ class TensorBoardSummary(Callback):
         """The HPARAMS tab of this run: the config's scalars and `metrics`. Later calls do nothing."""
         if self._written or not trainer.is_global_zero:
             return
+        from torch.utils.tensorboard.summary import hparams
+
         experiment = cast(Configured, trainer.lightning_module)
-        for logger in loggers(trainer):
-            logger.log_hyperparams(dict(flatten(experiment.config)), dict(metrics), trainer.global_step)
-            logger.experiment.flush()
+        # The metrics' scalars are there: a logger's own log_hyperparams would write them twice.
+        summaries = hparams(dict(flatten(experiment.config)), dict(metrics))
+        for writer in writers(trainer):
+            for summary in summaries:
+                writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]
+            writer.flush()
         self._written = True
 
     def _collect(self, trainer: Trainer) -> None:

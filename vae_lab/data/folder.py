@@ -45,6 +45,8 @@ class ImageFolder:
     cache_dir: str = "~/.cache/vae_lab"
 
     def __post_init__(self) -> None:
+        if not self.folder.strip():
+            raise UsageError("data.folder: has no value\ngive a folder of pictures: data.folder=PATH")
         check_fractions(self.val_size, self.test_size)
         if self.on_bad_image not in get_args(OnBadImage):
             raise UsageError(f"data.on_bad_image={self.on_bad_image}: expected stop or skip.")
