@@ -16,6 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+# A job in the background of a script ignores Ctrl-C, and so would every process that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 TESTS = Path(__file__).parent
 FAST = ("debug=fast", "trainer.num_threads=1")
 

@@ -25,7 +25,7 @@ FRAME = 1  # grey pixels around each tile: white pictures need an edge
 FRAME_GREY = 205
 GAP = 12  # extra pixels between groups of rows or columns
 MOSAIC_SIZE = 1000  # pixels along the longer side that a magnification aims at
-SMALLEST_TILE, LARGEST_TILE = 48, 112  # a tick label fits below the smallest; above the largest is blocky
+SMALLEST_TILE, LARGEST_TILE = 48, 128  # a tick label fits below the smallest; above the largest is blocky
 
 
 class Mosaic(NamedTuple):
