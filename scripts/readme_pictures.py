@@ -1,6 +1,6 @@
 """Join pictures of a run side by side, as the README shows them.
 
-python scripts/readme_pictures.py OUT.png outputs/RUN samples reconstructions latent_scatter
+python scripts/readme_pictures.py OUT.png outputs/RUN samples reconstructions
 """
 
 import sys
@@ -16,12 +16,12 @@ def last(run: Path, what: str) -> Image.Image:
     return Image.open(max((run / "images").glob(f"{what}_*.png"), key=lambda path: path.stat().st_mtime)).convert("RGB")
 
 
-def side_by_side(pictures: list[Image.Image], height: int) -> Image.Image:
-    """All at one height, on white."""
-    scaled = [p.resize((round(p.width * height / p.height), height), Image.Resampling.LANCZOS) for p in pictures]
-    sheet = Image.new("RGB", (sum(p.width + GAP for p in scaled) - GAP, height), "white")
+def side_by_side(pictures: list[Image.Image]) -> Image.Image:
+    """All at their own size, on white: scaled, their letters would differ."""
+    width = sum(picture.width + GAP for picture in pictures) - GAP
+    sheet = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
     x = 0
-    for picture in scaled:
+    for picture in pictures:
         sheet.paste(picture, (x, 0))
         x += picture.width + GAP
     return sheet
@@ -34,7 +34,7 @@ def main() -> None:
     out, run, names = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
     out.parent.mkdir(parents=True, exist_ok=True)
     pictures = [last(run, name) for name in names]
-    side_by_side(pictures, min(picture.height for picture in pictures)).save(out, optimize=True)
+    side_by_side(pictures).quantize(256).save(out, optimize=True)
 
 
 if __name__ == "__main__":
