@@ -138,14 +138,17 @@ class Experiment(LightningModule):
         )
 
     def _show_steps(self, means: Tensor, last: StepRecord) -> None:
-        step = self.global_step
-        shown = named_terms(means)
-        shown["learning_rate"] = self.step.learning_rate(step - 1)
-        shown["beta"] = self.objective.beta_at(step - 1, self.step.total_steps)
+        shown = {**named_terms(means), **self._rates()}
         if last.gradient_norm is not None:
             shown["gradient_norm"] = float(last.gradient_norm)
         self.metrics |= shown
         self._to_loggers(shown)
+
+    def _rates(self) -> dict[str, float]:
+        """What the schedules gave the last step."""
+        last = self.global_step - 1
+        beta = self.objective.beta_at(last, self.step.total_steps)
+        return {"learning_rate": self.step.learning_rate(last), "beta": beta}
 
     def on_train_epoch_start(self) -> None:
         """Start the epoch's own sums; one that was cut short goes on with those it had."""
@@ -164,13 +167,8 @@ class Experiment(LightningModule):
 
     def table_row(self) -> dict[str, float]:
         """What is known at the end of an epoch: functions of the weights and the step, whatever was logged when."""
-        last = self.global_step - 1
-        rates = {
-            "learning_rate": self.step.learning_rate(last),
-            "beta": self.objective.beta_at(last, self.step.total_steps),
-        }
         found = {name: value for name, value in self.metrics.items() if name.startswith(("val/", "kl/", "active"))}
-        return {**self.epoch_means(), **rates, **found}
+        return {**self.epoch_means(), **self._rates(), **found}
 
     # Evaluation
 

@@ -76,8 +76,3 @@ class VAE(nn.Module):
     def is_mass_function(self) -> bool:
         """Whether log p(x|z) is the log of a probability, so that bits per dimension can be told."""
         return self.likelihood.levels == self.image.levels
-
-    def sample(self, num_images: int) -> Tensor:
-        """Means of p(x|z) for z from the prior, (num_images, C, H, W)."""
-        with torch.no_grad():
-            return self.decode(self.prior().sample((num_images,))).mean

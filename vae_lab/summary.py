@@ -17,6 +17,7 @@ from vae_lab.callbacks.metrics_table import MetricsTable
 from vae_lab.callbacks.throughput import Throughput
 from vae_lab.data.module import data_of
 from vae_lab.experiment import Experiment
+from vae_lab.files import write_whole
 from vae_lab.interruption import Interrupted
 from vae_lab.provenance import config_hash, git_state, versions
 
@@ -25,9 +26,7 @@ log = logging.getLogger("vae_lab")
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Replace a JSON file as a whole; numbers that are not finite become null, which every reader takes."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(finite(content), indent=2, allow_nan=False) + "\n")
-    partial.replace(path)
+    write_whole(path, (json.dumps(finite(content), indent=2, allow_nan=False) + "\n").encode())
 
 
 def finite(value: Any) -> Any:

@@ -43,9 +43,10 @@ def train(config: DictConfig) -> float | None:
 
 def forget_if_nothing_ran(folder: Path) -> None:
     """Remove the folder of a refused request: nothing but the config is in it."""
-    left = {path.name for path in folder.iterdir()}
-    if left <= {".hydra", "train.log"} and not (folder / "train.log").stat().st_size:
-        shutil.rmtree(folder)
+    left = {path.name: path for path in folder.glob("*")}  # none where another process of the run was first
+    log = left.get("train.log")
+    if left.keys() <= {".hydra", "train.log"} and not (log and log.stat().st_size):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _train(config: DictConfig, folder: Path, interruption: Interruption) -> float | None:

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from vae_lab.callbacks.tensorboard import add_encoded_image, add_model_graph, add_projector, writers
 from vae_lab.figures.canvas import render
-from vae_lab.figures.files import encode_gif, encode_png, frames_of, write
+from vae_lab.figures.files import encode_gif, encode_png, frames_of
 from vae_lab.figures.network import autoencoder
 from vae_lab.figures.pictures import PICTURES, drawable, network_drawing
 from vae_lab.figures.scene import Examples, Model, Scene, Sizes, looking_at
+from vae_lab.files import write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -232,7 +233,7 @@ def _show(trainer: Trainer, what: str, moment: Moment | None, figure: Figure) ->
     """The same PNG in the folder and in TensorBoard; without a moment it shows what does not change."""
     pixels, step = render(figure), trainer.global_step
     data, (height, width) = encode_png(pixels, step), pixels.shape[:2]
-    write(_folder(trainer) / (f"{what}_{moment.suffix}.png" if moment else f"{what}.png"), data)
+    write_whole(_folder(trainer) / (f"{what}_{moment.suffix}.png" if moment else f"{what}.png"), data)
     for writer in writers(trainer):
         add_encoded_image(writer, f"images/{what}", data, (width, height), step)
 
@@ -242,7 +243,7 @@ def _animate(trainer: Trainer, what: str) -> None:
     if not frames:
         return
     data, size = encode_gif(frames)
-    write(_folder(trainer) / f"{what}.gif", data)
+    write_whole(_folder(trainer) / f"{what}.gif", data)
     for writer in writers(trainer):
         add_encoded_image(writer, f"images/{what}.gif", data, size, trainer.global_step)
 

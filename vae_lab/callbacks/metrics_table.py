@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from vae_lab.data.module import data_of
+from vae_lab.files import write_whole
 
 Row = dict[str, Any]
 
@@ -82,9 +83,7 @@ def write_rows(path: Path, rows: list[Row]) -> None:
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    partial = path.with_suffix(".partial")
-    partial.write_text(text.getvalue())
-    partial.replace(path)
+    write_whole(path, text.getvalue().encode())
 
 
 def add_row(path: Path, row: Row) -> None:

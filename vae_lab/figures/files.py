@@ -1,9 +1,8 @@
-"""Pictures as files: PNG and GIF, written whole or not at all."""
+"""Pictures as the bytes of files: PNG and GIF."""
 
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,17 +27,6 @@ def encode_png(pixels: Pixels, step: int) -> bytes:
     info.add_text(STEP, str(step))
     Image.fromarray(pixels).save(buffer, "PNG", pnginfo=info, compress_level=4)
     return buffer.getvalue()
-
-
-def write(path: Path, data: bytes) -> None:
-    """The file appears whole under its name, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def frames_of(folder: Path, what: str) -> list[Path]:
