@@ -286,7 +286,12 @@ def test_without_any_images_what_needs_none_is_drawn(tmp_path):
 
 def test_no_more_than_256_images_are_decoded_at_once(tmp_path):
     model = Model(2)
-    train(tmp_path, ImageLogger(**{**SMALL, "grid_size": 20}, pictures=["latent_grid"]), model=model, epochs=1)
+    train(
+        tmp_path,
+        ImageLogger(**{**SMALL, "grid_size": 20}, pictures=["latent_grid"], background=False),
+        model=model,
+        epochs=1,
+    )
     assert model.largest_batch == 256
 
 

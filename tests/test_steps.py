@@ -379,7 +379,7 @@ def evaluated(count: int, samples: int = 2, seed: int = 0) -> tuple[Trace, Bound
     posterior = Independent(Normal(mean, scale), 1)
     prior = Independent(Normal(torch.zeros(DIM), torch.ones(DIM)), 1)
     nothing = torch.zeros(samples, count)
-    latent = Latent(nothing, nothing, posterior, prior)
+    latent = Latent(nothing, posterior, prior)
     terms = BoundTerms(100 * draw(samples, count) - 500, nothing, draw(1, samples, count).exp())
     return Trace(prior, (latent,)), terms, 10 * draw(count)
 
@@ -447,7 +447,7 @@ def test_units_are_active_if_their_mean_varies_by_more_than_a_hundredth(offset):
         posterior = Independent(Normal(part, torch.ones_like(part)), 1)
         prior = Independent(Normal(torch.zeros(4), torch.ones(4)), 1)
         nothing = torch.zeros(1, len(part))
-        trace = Trace(prior, (Latent(nothing, nothing, posterior, prior),))
+        trace = Trace(prior, (Latent(nothing, posterior, prior),))
         sums.update(trace, BoundTerms(nothing, nothing, nothing[None]), nothing[0])
     assert sums.active().tolist() == [False, False, True, True]
 
@@ -457,9 +457,7 @@ def test_a_posterior_that_does_not_factorise_has_no_dimensions():
     posterior = torch.distributions.MultivariateNormal(torch.zeros(5, 2), torch.eye(2))
     zeros = torch.zeros(1, 5)
     sums = SplitSums(2)
-    sums.update(
-        Trace(prior, (Latent(zeros, zeros, posterior, prior),)), BoundTerms(zeros, zeros, zeros[None]), zeros[0]
-    )
+    sums.update(Trace(prior, (Latent(zeros, posterior, prior),)), BoundTerms(zeros, zeros, zeros[None]), zeros[0])
     assert sums.kl_means() is None
     assert float(sums.compute()["elbo"]) == 0
 

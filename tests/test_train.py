@@ -11,7 +11,8 @@ from conftest import FAST
 from vae_lab import load
 
 SUMMARY_KEYS = {
-    "status", "metrics", "best_metrics", "warnings", "images_per_second", "seconds", "epochs", "steps",
+    "status", "metrics", "best_metrics", "warnings", "images_per_second", "images_per_second_whole_run", "seconds",
+    "seconds_in", "epochs", "steps",
     "num_parameters", "device", "precision", "seed", "config_hash", "versions", "git",
 }  # fmt: skip
 
@@ -40,6 +41,10 @@ def test_summary_json_keeps_its_contract(fast_run):
     assert len(summary["config_hash"]) == 64
     assert {"python", "torch", "lightning", "vae_lab"} <= set(summary["versions"])
     assert summary["images_per_second"] > 0 and summary["seconds"] > 0
+    assert 0 < summary["images_per_second_whole_run"] < summary["images_per_second"]
+    parts = summary["seconds_in"]
+    assert set(parts) == {"training", "validation", "pictures", "checkpoints"} and min(parts.values()) > 0
+    assert sum(parts.values()) < summary["seconds"]
     assert summary["num_parameters"] == sum(p.numel() for p in load(fast_run.run).model.parameters())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,10 +9,17 @@ if TYPE_CHECKING:
 
     from vae_lab.lab import Lab
 
-try:
-    __version__ = version("vae_lab")
-except PackageNotFoundError:  # a checkout that was never installed
-    __version__ = "0+unknown"
+
+def __getattr__(name: str) -> str:
+    """`__version__`, looked up when asked for: commands start without it."""
+    if name != "__version__":
+        raise AttributeError(f"module 'vae_lab' has no attribute {name!r}")
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("vae_lab")
+    except PackageNotFoundError:  # a checkout that was never installed
+        return "0+unknown"
 
 
 def load(run: str | Path, checkpoint: str = "best") -> Lab:

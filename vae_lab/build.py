@@ -15,7 +15,7 @@ from vae_lab.errors import UsageError
 from vae_lab.experiment import Experiment
 from vae_lab.models import VAE
 from vae_lab.random_streams import INITIALIZE, mix
-from vae_lab.steps import OptimizerSettings
+from vae_lab.steps import Execution, OptimizerSettings
 
 
 def instantiated(node: DictConfig, **parts: Any) -> Any:
@@ -45,6 +45,7 @@ def build(config: DictConfig) -> tuple[ImageData, Experiment]:
         config.trainer.steps_per_execution,
         config.trainer.limit_train_batches,
     )
+    require_capturable(settings, config.trainer.cuda_graphs)
     torch.manual_seed(mix(config.seed, INITIALIZE))
     experiment = Experiment(
         model=build_model(config, data.image),
@@ -54,8 +55,21 @@ def build(config: DictConfig) -> tuple[ImageData, Experiment]:
         batch_size=data.batch_size,
         seed=config.seed,
         config=cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True)),
+        execution=Execution(config.trainer.compile, config.trainer.cuda_graphs),
     )
+    if config.trainer.channels_last:
+        experiment.to(memory_format=torch.channels_last)
     return data, experiment
+
+
+def require_capturable(settings: OptimizerSettings, cuda_graphs: bool) -> None:
+    """UsageError for an optimiser whose step reads back from the device, which no CUDA graph can hold."""
+    optimizer = settings.build([torch.nn.Parameter(torch.zeros(1))])
+    if cuda_graphs and "capturable" not in optimizer.defaults:
+        raise UsageError(
+            f"trainer.cuda_graphs=true: {type(optimizer).__name__} cannot be recorded in a CUDA graph "
+            "(it has no option 'capturable').\nUse optimizer=adam or adamw, or leave trainer.cuda_graphs=false"
+        )
 
 
 def build_model(config: DictConfig, image: ImageSpec) -> VAE:

@@ -2,26 +2,71 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
 
 from vae_lab.errors import UsageError
 
+LAST = "last.ckpt"  # what a run resumes from
+SECONDS_HELD = 10.0
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a temporary file, flushes it to the disk, then renames it over the old one."""
+    """Writes a temporary file, flushes it to the disk, then renames it over the old one.
+
+    A file that was written a moment ago is held in memory instead, for where epochs take milliseconds the best weights
+    change faster than a disk can follow. It is written before the next last.ckpt, which is never held, and at the
+    end: whatever a killed run resumes from, the best weights beside it are those of its time.
+    """
+
+    def __init__(self, seconds_held: float = SECONDS_HELD) -> None:
+        super().__init__()
+        self.seconds_held = seconds_held
+        self.seconds = 0.0  # that training waited
+        self._held: dict[Path, dict[str, Any]] = {}
+        self._written_at: dict[Path, float] = {}
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
         """Save `checkpoint` as `path`; a crash leaves the file that was there before."""
-        target = Path(path)
+        start, target = time.perf_counter(), Path(path)
+        written_at = self._written_at.get(target, -math.inf)
+        if target.name != LAST and time.monotonic() - written_at < self.seconds_held:
+            self._held[target] = apply_to_collection(checkpoint, Tensor, copied)
+        else:
+            self._held.pop(target, None)
+            self.flush()
+            self._write(checkpoint, target)
+        self.seconds += time.perf_counter() - start
+
+    def flush(self) -> None:
+        """Write what is held."""
+        while self._held:
+            target = next(iter(self._held))
+            self._write(self._held[target], target)
+            del self._held[target]
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove the file, and what was to be written to it."""
+        self._held.pop(Path(path), None)
+        super().remove_checkpoint(path)
+
+    def teardown(self) -> None:
+        """The end of training, however it came."""
+        self.flush()
+
+    def _write(self, checkpoint: dict[str, Any], target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
@@ -33,12 +78,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         finally:
             partial.unlink(missing_ok=True)
         sync_folder(target.parent)
+        self._written_at[target] = time.monotonic()
 
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Tensors and primitive values only, whatever was asked."""
         return load_checkpoint(path)
+
+
+def copied(tensor: Tensor) -> Tensor:
+    """A copy in the computer's memory."""
+    return tensor.detach().to("cpu", copy=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -18,7 +18,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from vae_lab.config import conf_dir, register
-from vae_lab.explanations import explain, find_cause
+from vae_lab.errors import find_cause
+from vae_lab.help import HELP, help_text, is_plain_request
 from vae_lab.interruption import Interrupted, RunFailed
 from vae_lab.runs import RunFolder, register_resolvers
 
@@ -40,7 +41,10 @@ def run_command(task: Task, config_name: str, config_path: str | None = None) ->
     # Hydra turns what a callback raises into a warning; this one's word is final.
     warnings.filterwarnings("error", message=rf"Callback {RunFolder.__name__}\b")
     command = _Command(task, directory)
-    main = hydra.main(version_base="1.3", config_path=directory, config_name=config_name)(command.job())
+    if is_plain_request(sys.argv[1:]):
+        main = command.help(config_name)
+    else:
+        main = hydra.main(version_base="1.3", config_path=directory, config_name=config_name)(command.job())
     code = command.run(main)
     if code:
         sys.exit(code)
@@ -69,6 +73,11 @@ class _Command:
                 self._report(error, in_job=False)
         return max(self.codes, default=0)
 
+    def help(self, config_name: str) -> Callable[[], object]:
+        """Prints what the command takes."""
+        overrides = [word for word in sys.argv[1:] if word not in HELP]
+        return lambda: sys.stdout.write(help_text(self.directory, config_name, overrides))
+
     def job(self) -> Task:
         """The task as Hydra calls it: a failure is told at once, and in a sweep the other jobs go on."""
 
@@ -89,6 +98,8 @@ class _Command:
         return job
 
     def _report(self, error: Exception, in_job: bool) -> None:
+        from vae_lab.explanations import explain
+
         wrong_request = explain(error, self.directory, in_job)
         failed_run = find_cause(error, RunFailed)
         message = wrong_request or (str(failed_run) if failed_run else None)

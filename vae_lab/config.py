@@ -49,7 +49,11 @@ class TrainerConfig:
     profiler: str | None = None
 
     steps_per_execution: int | str = "auto"  # optimiser steps in one call of the trainer: >= 1, or "auto"
-    num_threads: int | None = None  # of torch on the CPU
+    num_threads: int | None = None  # of torch on the CPU; default: physical cores, at most OMP_NUM_THREADS
+    keep_freed_memory: bool = True  # on the CPU: reuse freed memory at once, stay at the peak
+    channels_last: bool = True  # images in memory with their channels innermost, which convolutions prefer
+    compile: bool = False  # torch.compile for the step
+    cuda_graphs: bool = False  # record the step once on a GPU and replay it
     matmul_precision: str | None = None  # of torch.set_float32_matmul_precision
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Distribution, Independent, Normal
 
+from vae_lab.callables import plain
 from vae_lab.data.images import ImageSpec
 from vae_lab.densities import ContinuousBernoulli as ExactContinuousBernoulli
 from vae_lab.densities import DiscretizedLogisticMixture as LogisticMixture
@@ -129,7 +130,7 @@ class LocationScale(nn.Module):
         if scale <= 0 or abs(math.log(scale)) >= LOG_SCALE_LIMIT:
             raise ValueError(f"model.likelihood.scale is a width above 0, between 4.6e-5 and 22,000; found {scale}")
         self.num_channels = image.channels
-        self.density = density
+        self.density = plain(density)
         self.log_scale = nn.Parameter(torch.tensor(unbounded(math.log(scale), LOG_SCALE_LIMIT)), requires_grad=learned)
 
     def forward(self, params: Tensor) -> Distribution:

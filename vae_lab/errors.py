@@ -1,4 +1,11 @@
-"""The one exception that means: the request was wrong, and here is what to do about it."""
+"""The one exception that means: the request was wrong, and here is what to do about it; and what caused another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeVar
+
+E = TypeVar("E", bound=BaseException)
 
 
 class UsageError(ValueError):
@@ -6,3 +13,15 @@ class UsageError(ValueError):
 
     A command prints it without a traceback and exits with code 2.
     """
+
+
+def find_cause(error: BaseException, kind: type[E]) -> E | None:
+    """The first exception of this kind among an error and what caused it."""
+    return next((link for link in chain_of(error) if isinstance(link, kind)), None)
+
+
+def chain_of(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what caused it, what caused that, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__  # suppressed or not: OmegaConf suppresses all of them

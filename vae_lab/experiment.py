@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -19,7 +19,7 @@ from vae_lab.metrics.split_sums import SplitSums, bits_per_dim
 from vae_lab.models import VAE
 from vae_lab.objectives import Objective
 from vae_lab.random_streams import EVALUATE, FIT, seed_noise
-from vae_lab.steps import TERMS, OptimizerSettings, SteppingOptimizer, StepRecord, TrainingStep, WeightAverage
+from vae_lab.steps import TERMS, Execution, OptimizerSettings, StepRecord, TrainingStep, WeightAverage
 
 MOST_DIMENSIONS_LOGGED = 32
 
@@ -43,6 +43,7 @@ class Experiment(LightningModule):
         batch_size: int,
         seed: int,
         config: Mapping[str, Any],
+        execution: Execution | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -50,6 +51,7 @@ class Experiment(LightningModule):
         self.average = WeightAverage(model, optimizer.ema_decay) if optimizer.ema_decay else None
         self.objective, self.settings, self.preprocess = objective, optimizer, preprocess
         self.batch_size, self.seed, self.config = batch_size, seed, config
+        self.execution = execution or Execution()
         self.sums = SplitSums(model.latent_shape[0])
         self.kl_per_dim: Tensor | None = None
         self.validated_at = 0  # the step of the last validation
@@ -81,7 +83,7 @@ class Experiment(LightningModule):
             model=self.model,
             objective=self.objective,
             preprocess=self.preprocess,
-            optimizer=cast("SteppingOptimizer", self.optimizers()),
+            optimizer=self.trainer.optimizers[0],
             settings=self.settings,
             batch_size=self.batch_size,
             total_steps=self._total_steps(),
@@ -89,6 +91,7 @@ class Experiment(LightningModule):
             rank=self.global_rank,
             average=self.average,
             reduce_gradients=getattr(self.trainer.strategy, "reduce_gradients", None),
+            execution=self.execution,
         )
         self._make_up_for_validation()
 
@@ -101,8 +104,15 @@ class Experiment(LightningModule):
         for step, batch in enumerate(call, first):
             logs = (step + 1) % every == 0
             self._unread.append(self.step(batch.images, step, measure=logs))
+            self._count_step()
             if logs:
                 self.log_steps()
+
+    def _count_step(self) -> None:
+        """Advance `global_step`: Lightning's wrapper of an optimiser would, at 1 to 2 per cent of a small step."""
+        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        progress.increment_ready()
+        progress.increment_completed()
 
     def log_steps(self) -> None:
         """Read the steps since the last time, check them, log their mean.
@@ -147,8 +157,8 @@ class Experiment(LightningModule):
     def _rates(self) -> dict[str, float]:
         """What the schedules gave the last step."""
         last = self.global_step - 1
-        beta = self.objective.beta_at(last, self.step.total_steps)
-        return {"learning_rate": self.step.learning_rate(last), "beta": beta}
+        rates = self.step.rates(last)
+        return {"learning_rate": float(rates.lr), "beta": float(rates.beta)}
 
     def on_train_epoch_start(self) -> None:
         """Start the epoch's own sums; one that was cut short goes on with those it had."""
@@ -212,8 +222,8 @@ class Experiment(LightningModule):
         x = self.preprocess.evaluate(batch.images)
         trace = model(x, self.objective.num_samples)
         terms = self.objective.terms(trace, x)
-        step = max(self.global_step - 1, 0)  # the last that was trained
-        self.sums.update(trace, terms, self.objective(trace, terms, step, self._total_steps()))
+        beta = self.objective.beta_at(max(self.global_step - 1, 0), self._total_steps())  # the last step's
+        self.sums.update(trace, terms, self.objective(trace, terms, beta))
 
     def on_validation_epoch_end(self) -> None:
         """Log the whole split's means."""

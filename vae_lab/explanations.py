@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from hydra.errors import (
     CompactHydraException,
@@ -22,10 +22,9 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from vae_lab.errors import UsageError
+from vae_lab.errors import UsageError, chain_of, find_cause
 from vae_lab.signatures import nearest
 
-E = TypeVar("E", bound=BaseException)
 MESSAGE_LINES = 4
 MISMATCH = r"Value '(.*)' of type '(.*)' (?:could not be converted to|is incompatible with type hint) '?(.*?)'?$"
 SPOKEN_TYPES = {
@@ -69,7 +68,7 @@ def _explain_hydra(error: BaseException) -> str | None:
 
 
 def _explain_omegaconf(error: BaseException, directory: str) -> str | None:
-    cause = next((e for e in _chain(error) if isinstance(e, OmegaConfBaseException) and e.full_key), None)
+    cause = next((e for e in chain_of(error) if isinstance(e, OmegaConfBaseException) and e.full_key), None)
     composed = find_cause(error, CompactHydraException)
     place = _place(composed)
     match cause:
@@ -182,14 +181,3 @@ def _join(parent: str, name: str) -> str:
 def _tidy(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("See https")]
     return "\n".join(lines[:MESSAGE_LINES])
-
-
-def find_cause(error: BaseException, kind: type[E]) -> E | None:
-    """The first exception of this kind among an error and what caused it."""
-    return next((link for link in _chain(error) if isinstance(link, kind)), None)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__  # suppressed or not: OmegaConf suppresses all of them

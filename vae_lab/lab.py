@@ -15,6 +15,7 @@ from vae_lab.checkpoints import load_checkpoint
 from vae_lab.data.images import ImageSpec
 from vae_lab.errors import UsageError
 from vae_lab.experiment import Experiment
+from vae_lab.metrics.likelihood import importance_bound
 from vae_lab.models import VAE
 from vae_lab.runs import load_config
 from vae_lab.signatures import check_targets
@@ -50,6 +51,14 @@ class Lab:
     def sample(self, num_images: int, temperature: float = 1.0) -> Tensor:
         """Mean images of latents from the prior, (num_images, C, H, W); temperature scales their spread."""
         return self.decode(temperature * self.model.prior().sample((num_images,)))
+
+    def log_likelihood(self, images: Tensor, num_samples: int = 64) -> Tensor:
+        """The importance-weighted bound on log p(x), (B,) in nats; it rises with num_samples.
+
+        images: (B, C, H, W), with the binarisation that the run had (`data.binarize`) already done.
+        """
+        self._require_images(images)
+        return importance_bound(self.model, images, num_samples)
 
     def _require_images(self, images: Tensor) -> None:
         expected = self.image.shape

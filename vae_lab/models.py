@@ -57,10 +57,12 @@ class VAE(nn.Module):
 
     def forward(self, x: Tensor, num_samples: int = 1) -> Trace:
         """S = num_samples posterior samples of each image, decoded. x: (B, C, H, W)."""
-        posterior = self.encode(x)
+        return self.trace(self.encode(x), num_samples)
+
+    def trace(self, posterior: Distribution, num_samples: int) -> Trace:
+        """The same from q(z|x) on, so that an encoded image may be sampled again."""
         z = posterior.rsample((num_samples,))
-        latent = Latent(z, posterior.log_prob(z), posterior, self.prior())
-        return Trace(self.decode(z), (latent,))
+        return Trace(self.decode(z), (Latent(z, posterior, self.prior()),))
 
     @torch.no_grad()
     def fit_likelihood(self, batches: Iterable[Tensor]) -> None:

@@ -12,6 +12,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from vae_lab.linear import Linear
+
 Shape = tuple[int, int, int]
 Activation = Callable[[], nn.Module]
 Initializer = Callable[[Tensor], Tensor]
@@ -47,7 +49,7 @@ def convolved(
 
 def dense(sizes: Sequence[int], activation: Activation) -> list[nn.Module]:
     """Linear layers between consecutive sizes, an activation after each."""
-    return [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), activation())]
+    return [layer for a, b in pairwise(sizes) for layer in (Linear(a, b), activation())]
 
 
 class MLPEncoder(nn.Sequential):
@@ -62,7 +64,7 @@ class MLPEncoder(nn.Sequential):
         initializer: Initializer | None = None,
     ) -> None:
         sizes = [math.prod(in_shape), *hidden]
-        super().__init__(nn.Flatten(), *dense(sizes, activation), nn.Linear(sizes[-1], out_features))
+        super().__init__(nn.Flatten(), *dense(sizes, activation), Linear(sizes[-1], out_features))
         initialize(self, initializer)
 
 
@@ -78,7 +80,7 @@ class MLPDecoder(nn.Sequential):
         initializer: Initializer | None = None,
     ) -> None:
         sizes = [in_features, *hidden]
-        head = nn.Linear(sizes[-1], math.prod(out_shape))
+        head = Linear(sizes[-1], math.prod(out_shape))
         super().__init__(*dense(sizes, activation), head, nn.Unflatten(1, out_shape))
         initialize(self, initializer)
 
@@ -149,7 +151,7 @@ class ConvEncoder(nn.Sequential):
         for a, b, stride, pad in zip([depth, *channels], channels, strides, pads, strict=False):
             layers += convolved(nn.Conv2d(a, b, kernel_size, stride, pad), b, normalization, activation)
         sizes = [channels[-1] * math.prod(sides), *hidden]
-        super().__init__(*layers, nn.Flatten(), *dense(sizes, activation), nn.Linear(sizes[-1], out_features))
+        super().__init__(*layers, nn.Flatten(), *dense(sizes, activation), Linear(sizes[-1], out_features))
         initialize(self, initializer)
 
     @staticmethod

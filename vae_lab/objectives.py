@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
@@ -11,10 +9,13 @@ from vae_lab.bounds import (
     Bound,
     BoundTerms,
     KLEstimate,
+    Weight,
     bound_terms,
+    elbo,
     importance_weighted_bound,
     kl_per_dimension,
 )
+from vae_lab.callables import plain
 from vae_lab.schedules import Schedule
 from vae_lab.trace import Trace
 
@@ -44,7 +45,8 @@ class Objective:
             free_bits == 0 or kl == "closed_form",
             "objective.free_bits floors the KL of each dimension in closed form: objective.kl=monte_carlo has none",
         )
-        if _function(bound) is importance_weighted_bound:
+        bound = plain(bound)
+        if bound is importance_weighted_bound:
             _require(
                 num_samples > 1,
                 "objective/bound=importance_weighted averages over samples: objective.num_samples must be at "
@@ -55,18 +57,19 @@ class Objective:
                 "objective.free_bits floors a KL, and the importance-weighted bound has none: "
                 "choose objective/bound=elbo",
             )
-        self.bound, self.beta, self.beta_schedule = bound, beta, beta_schedule
+        self.bound: Bound = bound
+        self.beta, self.beta_schedule = beta, beta_schedule
         self.free_bits, self.num_samples, self.kl = free_bits, num_samples, kl
 
     def terms(self, trace: Trace, x: Tensor) -> BoundTerms:
         """The terms of the bound, in nats per image, with this objective's estimate of the KL."""
-        return bound_terms(trace, x, self.kl)
+        return bound_terms(trace, x, self.kl, log_ratio=self.bound is not elbo)
 
-    def __call__(self, trace: Trace, terms: BoundTerms, step: int, total_steps: int | None) -> Tensor:
-        """What is minimised, (B,) in nats per image, at optimiser step `step`."""
+    def __call__(self, trace: Trace, terms: BoundTerms, beta: Weight) -> Tensor:
+        """What is minimised, (B,) in nats per image, with the weight `beta` of this step (`beta_at`)."""
         if self.free_bits:
             terms = terms._replace(kl=floored_kl(trace, terms, self.free_bits))
-        return -self.bound(terms, self.beta_at(step, total_steps))
+        return -self.bound(terms, beta)
 
     def beta_at(self, step: int, total_steps: int | None) -> float:
         """The weight of the KL at optimiser step `step`."""
@@ -81,10 +84,6 @@ def floored_kl(trace: Trace, terms: BoundTerms, free_bits: float) -> Tensor:
         groups = kl.mean().unsqueeze(0) if per_dimension is None else per_dimension.flatten(0, -2).mean(0)
         layers.append(groups.clamp(min=free_bits).sum().expand_as(kl))
     return torch.stack(layers)
-
-
-def _function(bound: object) -> object:
-    return bound.func if isinstance(bound, functools.partial) else bound
 
 
 def _require(holds: bool, message: str) -> None:

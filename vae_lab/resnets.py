@@ -11,6 +11,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from vae_lab.linear import Linear
 from vae_lab.networks import Shape, doubling, doubling_channels, group_normalized, require_halvings
 
 
@@ -61,7 +62,7 @@ class ResNetEncoder(nn.Sequential):
             layers += [nn.Conv2d(a, b, 4, 2, 1), *(ResidualBlock(b) for _ in range(blocks))]
         features = channels[-1] * (height >> len(channels)) * (breadth >> len(channels))
         super().__init__(
-            *layers, group_normalized(channels[-1]), nn.SiLU(), nn.Flatten(), nn.Linear(features, out_features)
+            *layers, group_normalized(channels[-1]), nn.SiLU(), nn.Flatten(), Linear(features, out_features)
         )
 
 
@@ -89,4 +90,4 @@ class ResNetDecoder(nn.Sequential):
             layers += [*(ResidualBlock(a) for _ in range(blocks)), doubling(a, b, 4)]
         layers += [ResidualBlock(channels[-1]) for _ in range(blocks)]
         head = [group_normalized(channels[-1]), nn.SiLU(), doubling(channels[-1], depth, 4)]
-        super().__init__(nn.Linear(in_features, math.prod(small)), nn.Unflatten(1, small), *layers, *head)
+        super().__init__(Linear(in_features, math.prod(small)), nn.Unflatten(1, small), *layers, *head)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from vae_lab.bounds import Weight, total_kl
+from vae_lab.cuda_graphs import Replay
 from vae_lab.data.preprocess import Preprocess
 from vae_lab.models import VAE
 from vae_lab.objectives import Objective
@@ -21,20 +23,6 @@ from vae_lab.random_streams import TRAIN, seed_noise
 from vae_lab.schedules import Constant, Schedule
 
 TERMS = ("loss", "log_px", "kl")
-
-
-class SteppingOptimizer(Protocol):
-    """What a step needs of an optimiser (Lightning's wrapper is one, and counts the steps)."""
-
-    param_groups: list[dict[str, object]]
-
-    def step(self) -> object:
-        """Update the weights."""
-        ...
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -83,11 +71,21 @@ class WeightAverage(nn.Module):
         """Never in training mode: it is what evaluation sees."""
         return super().train(False)
 
+    def weight(self, step: int) -> float:
+        """How far the average moves towards the weights after step number `step`."""
+        return 1 - min(self.decay, (1 + step) / (10 + step))
+
     @torch.no_grad()
-    def update(self, model: VAE, step: int) -> None:
-        """Move towards the weights after step `step`; buffers are copied."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
+    def update(self, model: VAE, weight: Weight) -> None:
+        """Move by the share `weight` towards the model's weights; buffers are copied."""
+        averages: list[Tensor] = list(self.model.parameters())
+        weights: list[Tensor] = list(model.parameters())
+        if isinstance(weight, Tensor):  # lerp would read it back
+            moves = torch._foreach_sub(weights, averages)
+            torch._foreach_mul_(moves, weight)
+            torch._foreach_add_(averages, moves)
+        else:
+            torch._foreach_lerp_(averages, weights, weight)
         for average, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
             average.copy_(buffer)
 
@@ -100,6 +98,38 @@ class StepRecord(NamedTuple):
     gradient_norm: Tensor | None  # (), when asked for
 
 
+class Rates(NamedTuple):
+    """What the schedules give one step: numbers, or tensors () on the device of a step that is replayed."""
+
+    lr: float | Tensor
+    beta: float | Tensor
+    average: float | Tensor  # weight of the new weights in their moving average
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a step is run; none of it changes what is computed by more than rounding.
+
+    compile: torch.compile for the way from the images to the loss and back. cuda_graphs: record a whole step once on
+    a GPU and replay it. Both serve whole batches; the short one at the end of an epoch runs as it is.
+    """
+
+    compile: bool = False
+    cuda_graphs: bool = False
+
+
+def adopt_state(optimizer: torch.optim.Optimizer, capturable: bool) -> None:
+    """Fit a loaded state to how this run is executed: its checkpoint may come from one with another layout."""
+    for group in optimizer.param_groups:
+        if "capturable" in group:
+            group["capturable"] = capturable
+        for weight in group["params"]:
+            for name, value in optimizer.state.get(weight, {}).items():
+                # A fused update reads both in the order of memory, without a look at their strides.
+                if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
+                    optimizer.state[weight][name] = torch.empty_like(weight).copy_(value)
+
+
 @dataclass
 class TrainingStep:
     """All that one optimiser step needs; calling it makes the step."""
@@ -107,7 +137,7 @@ class TrainingStep:
     model: VAE
     objective: Objective
     preprocess: Preprocess
-    optimizer: SteppingOptimizer
+    optimizer: torch.optim.Optimizer
     settings: OptimizerSettings
     batch_size: int
     total_steps: int | None
@@ -116,10 +146,17 @@ class TrainingStep:
     average: WeightAverage | None = None
     # Averages gradients over devices; called once per step, after the last backward pass.
     reduce_gradients: Callable[[list[nn.Parameter]], None] | None = None
+    execution: Execution = field(default_factory=Execution)
 
     def __post_init__(self) -> None:
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
+        adopt_state(self.optimizer, self.execution.cuda_graphs)
+        # A function is compiled, not the model: its names, and those in a checkpoint, stay.
+        compiled = self.execution.compile
+        self._compiled = torch.compile(self._score, dynamic=False) if compiled else self._score
+        replayed = self.execution.cuda_graphs
+        self._replayed = Replay(lambda x, rates: self._update(x, Rates(*rates)), self.device) if replayed else None
 
     def __call__(self, images: Tensor, step: int, measure: bool = False) -> StepRecord:
         """Optimiser step number `step` (from 0) on uint8 images (N, C, H, W), N = batch_size * accumulate or less.
@@ -127,42 +164,58 @@ class TrainingStep:
         measure: also return the norm of the gradient.
         """
         seed_noise(self.device, self.seed, TRAIN, self.rank, step)
-        self._set_learning_rate(step)
-        terms = self._accumulate_gradients(images, step)
+        if self._replayed is not None and len(images) == self.batch_size * self.settings.accumulate:
+            terms, norm = self._replayed(images, [float(rate) for rate in self.rates(step)])
+        else:
+            terms, norm = self._update(images, self.rates(step), measure)
+        return StepRecord(terms, len(images), norm)
+
+    def rates(self, step: int) -> Rates:
+        """What the schedules give step number `step`."""
+        average = 0.0 if self.average is None else self.average.weight(step)
+        return Rates(self.learning_rate(step), self.objective.beta_at(step, self.total_steps), average)
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of step `step`."""
+        return self.settings.lr * self.settings.schedule(step, self.total_steps)
+
+    def _update(self, images: Tensor, rates: Rates, measure: bool = True) -> tuple[Tensor, Tensor | None]:
+        """One step; the terms' means, (3,), and the norm of the gradient if asked."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rates.lr
+        terms = self._accumulate_gradients(images, rates.beta)
         if self.reduce_gradients is not None:
             self.reduce_gradients(self.parameters)
         norm = self._clip(measure)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
-            self.average.update(self.model, step)
-        return StepRecord(terms, len(images), norm)
+            self.average.update(self.model, rates.average)
+        return terms, norm
 
-    def learning_rate(self, step: int) -> float:
-        """The learning rate of step `step`."""
-        return self.settings.lr * self.settings.schedule(step, self.total_steps)
-
-    def _set_learning_rate(self, step: int) -> None:
-        lr = self.learning_rate(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-
-    def _accumulate_gradients(self, images: Tensor, step: int) -> Tensor:
+    def _accumulate_gradients(self, images: Tensor, beta: Weight) -> Tensor:
         """Gradients of the mean loss over all images, a batch at a time; the terms' means, (3,)."""
         if len(images) <= self.batch_size:
-            return self._backward(images, step, 1.0)
-        parts = [self._backward(part, step, len(part) / len(images)) for part in images.split(self.batch_size)]
+            return self._backward(images, beta, 1.0)
+        parts = [self._backward(part, beta, len(part) / len(images)) for part in images.split(self.batch_size)]
         return torch.stack(parts).sum(0)
 
-    def _backward(self, images: Tensor, step: int, share: float) -> Tensor:
+    def _backward(self, images: Tensor, beta: Weight, share: float) -> Tensor:
+        if self.execution.compile and len(images) == self.batch_size:
+            loss, means = self._compiled(images, torch.as_tensor(beta, device=self.device))
+        else:
+            loss, means = self._score(images, beta)
+        (loss if share == 1.0 else loss * share).backward()
+        return means if share == 1.0 else means * share
+
+    def _score(self, images: Tensor, beta: Weight) -> tuple[Tensor, Tensor]:
+        """The loss, and the means of the terms without a gradient, (3,)."""
         x = self.preprocess.train(images)
         trace = self.model(x, self.objective.num_samples)
         terms = self.objective.terms(trace, x)
-        loss = self.objective(trace, terms, step, self.total_steps).mean()
-        (loss if share == 1.0 else loss * share).backward()
+        loss = self.objective(trace, terms, beta).mean()
         with torch.no_grad():
-            means = torch.stack((loss, terms.log_px.mean(), terms.kl.sum(0).mean()))
-            return means if share == 1.0 else means * share
+            return loss, torch.stack((loss.detach(), terms.log_px.mean(), total_kl(terms).mean()))
 
     def _clip(self, measure: bool) -> Tensor | None:
         if self.settings.clip_norm is not None:

@@ -83,12 +83,15 @@ class RunSummary:
     def _results(self) -> dict[str, Any]:
         table, throughput = self._callback(MetricsTable), self._callback(Throughput)
         steps, steps_per_epoch = self.trainer.global_step, data_of(self.trainer).steps_per_epoch
+        seconds = time.perf_counter() - self._started
         return {
             "metrics": self.experiment.metrics,
             "best_metrics": table.best_metrics,
             "warnings": self.warnings,
             "images_per_second": throughput.images_per_second,
-            "seconds": time.perf_counter() - self._started,
+            "images_per_second_whole_run": throughput.num_images / seconds,
+            "seconds": seconds,
+            "seconds_in": throughput.seconds_in(self.trainer),
             "epochs": steps // steps_per_epoch,
             "steps": steps,
         }

@@ -12,9 +12,13 @@ class Latent(NamedTuple):
     """One stochastic layer: S posterior samples of B images."""
 
     z: Tensor  # (S, B, *event)
-    log_q: Tensor  # log q(z|x), (S, B)
     posterior: Distribution  # q(z|x), batch (B,) or (S, B)
     prior: Distribution  # p(z), batch () or (B,) or (S, B)
+
+    @property
+    def log_ratio(self) -> Tensor:
+        """log q(z|x) - log p(z), (S, B); computed when asked, for an ELBO with a KL in closed form never asks."""
+        return self.posterior.log_prob(self.z) - self.prior.log_prob(self.z)
 
 
 class Trace(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -11,12 +12,14 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 
+from vae_lab import machine
 from vae_lab.checkpoints import AtomicCheckpointIO
 from vae_lab.errors import UsageError
 from vae_lab.strategies import AllReduceStrategy
 
 DEFAULT_LOG_EVERY_N_STEPS = 50
 GPU_NAMES = ("gpu", "cuda")
+CPP_COMPILERS = ("c++", "g++", "clang++")
 PRECISIONS = ("32-true", "bf16-mixed", "32")
 
 
@@ -28,17 +31,22 @@ def build_trainer(
     steps_per_execution: int | Literal["auto"] = "auto",
     limit_train_batches: int | float | None = None,
     num_threads: int | None = None,
+    keep_freed_memory: bool = True,
+    channels_last: bool = True,
+    compile: bool = False,
+    cuda_graphs: bool = False,
     matmul_precision: Literal["highest", "high", "medium"] | None = None,
     **options: Any,
 ) -> Trainer:
     """A Trainer that writes below `default_root_dir`; options are Lightning's, named and typed in `TrainerConfig`.
 
-    steps_per_execution and limit_train_batches are read by the data, which cuts the calls. The progress bar is a
-    callback of ours. UsageError: a device that is not there, or an option at odds with several steps in a call.
+    steps_per_execution and limit_train_batches are read by the data, which cuts the calls; channels_last, compile
+    and cuda_graphs by `build`, for the step. The progress bar is a callback of ours. UsageError: a device that is not
+    there, or an option at odds with several steps in a call.
     """
     require_possible(options, steps_per_execution, limit_train_batches)
-    if num_threads is not None:
-        torch.set_num_threads(num_threads)
+    require_compiler(compile)
+    torch.set_num_threads(num_threads or machine.num_threads(num_processes(options)))
     if matmul_precision is not None:
         torch.set_float32_matmul_precision(matmul_precision)
     ours = {
@@ -55,7 +63,18 @@ def build_trainer(
     except MisconfigurationException as error:
         raise UsageError(f"trainer: {error}") from error
     require_reduction(trainer)
+    require_graphs(trainer, cuda_graphs)
+    if trainer.strategy.root_device.type == "cpu":
+        machine.stop_looking_for_gpus()
+        if keep_freed_memory:
+            machine.keep_freed_memory()
     return trainer
+
+
+def num_processes(options: dict[str, Any]) -> int:
+    """Training processes of this run on this machine."""
+    devices = options.get("devices", 1)
+    return devices if isinstance(devices, int) and devices > 0 else 1
 
 
 def require_possible(options: dict[str, Any], steps: int | str, limit: int | float | None) -> None:
@@ -96,6 +115,26 @@ def require_reduction(trainer: Trainer) -> None:
         raise UsageError(
             f"{trainer.world_size} devices under trainer.strategy={type(trainer.strategy).__name__} would each train "
             "a model of their own. Use trainer=ddp (trainer.strategy=ddp), or trainer.devices=1"
+        )
+
+
+def require_compiler(compile: bool) -> None:
+    """UsageError where torch.compile would find nothing to compile C++ with, on a machine without a GPU."""
+    if compile and not torch.cuda.is_available() and not any(map(shutil.which, CPP_COMPILERS)):
+        raise UsageError(
+            f"trainer.compile=true: no C++ compiler is here (looked for {', '.join(CPP_COMPILERS)}).\n"
+            "Install one (Debian: apt install g++), or leave trainer.compile=false"
+        )
+
+
+def require_graphs(trainer: Trainer, cuda_graphs: bool) -> None:
+    """UsageError for CUDA graphs without a GPU, or with several."""
+    device = trainer.strategy.root_device.type
+    if cuda_graphs and (device != "cuda" or trainer.world_size > 1):
+        found = f"{trainer.world_size} devices" if device == "cuda" else f"the device {device}"
+        raise UsageError(
+            f"trainer.cuda_graphs=true with {found}: a step is recorded on one CUDA device. "
+            "Use trainer=gpu, or leave trainer.cuda_graphs=false"
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from vae_lab.checkpoints import LAST
 from vae_lab.data.module import data_of
 
 
@@ -68,7 +69,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def save_now(self, trainer: Trainer) -> None:
         """Save whatever the trainer is doing; it resumes from this very step."""
-        trainer.save_checkpoint(checkpoint_folder(trainer) / "last.ckpt")
+        trainer.save_checkpoint(checkpoint_folder(trainer) / LAST)
         self._saved_at = time.monotonic()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from vae_lab.callbacks.tensorboard import add_encoded_image, add_model_graph, add_projector, writers
-from vae_lab.figures.canvas import render
-from vae_lab.figures.files import encode_gif, encode_png, frames_of
-from vae_lab.figures.network import autoencoder
-from vae_lab.figures.pictures import PICTURES, drawable, network_drawing
+from vae_lab.callbacks.background import Background, InProcess, Workers, unfit_for_copies
+from vae_lab.callbacks.drawings import (
+    HISTOGRAMS,
+    Moment,
+    Picture,
+    Values,
+    animation,
+    draw,
+    image_folder,
+    log_graph,
+    log_projector,
+    network,
+    publish,
+    see,
+)
+from vae_lab.errors import UsageError
+from vae_lab.figures.pictures import PICTURES
 from vae_lab.figures.scene import Examples, Model, Scene, Sizes, looking_at
-from vae_lab.files import write_whole
 
 if TYPE_CHECKING:
     import torch
-    from matplotlib.figure import Figure
 
 SPLITS: tuple[Literal["test", "val", "train"], ...] = ("test", "val", "train")
 MOST_VALUES = 2**25  # pixels times channels held for the scatter: 128 MiB
@@ -49,24 +60,6 @@ class ShownData(Protocol):
         ...
 
 
-class Moment(NamedTuple):
-    """A point in training, as file names and titles give it."""
-
-    suffix: str  # "epoch=0007" or "step=00001000"
-    words: str  # "epoch 7"
-    step: int
-
-    @classmethod
-    def epoch(cls, finished: int, step: int) -> Moment:
-        """After so many whole epochs."""
-        return cls(f"epoch={finished:04d}", f"epoch {finished}", step)
-
-    @classmethod
-    def within(cls, step: int) -> Moment:
-        """Somewhere in an epoch."""
-        return cls(f"step={step:08d}", f"step {step:,}", step)
-
-
 class ImageLogger(Callback):
     """Draws the model every few epochs or steps and at the end, as PNG in `<run>/images` and in TensorBoard.
 
@@ -87,9 +80,13 @@ class ImageLogger(Callback):
         animations: join the PNGs of samples (and the grid of two latents) into a GIF at the end.
         projector: write the posterior means for TensorBoard's projector at the end.
         seed: of the latents of the samples.
+        background: draw in a forked copy of the process, one processor at a low priority, while training goes
+            on; a fit still returns with every file written. "auto": where one process trains on the CPU of a Linux
+            machine; else, and with False, training waits for the pictures. True: refuse to train where it cannot be.
 
     Raises:
-        ValueError: an unknown picture or interpolation, or a number below 1.
+        ValueError: an unknown picture or interpolation, or a number below 1; at the start of the fit, a background
+            that cannot be.
     """
 
     def __init__(
@@ -109,6 +106,7 @@ class ImageLogger(Callback):
         animations: bool = True,
         projector: bool = True,
         seed: int = 0,
+        background: Literal["auto"] | bool = "auto",
     ) -> None:
         self.sizes = Sizes(
             num_images=num_images,
@@ -125,59 +123,90 @@ class ImageLogger(Callback):
         self.every_n_steps = _interval("every_n_steps", every_n_steps)
         self.pictures = _known_pictures(pictures)
         self.animations, self.projector = animations, projector
-        self.seconds = 0.0  # spent on pictures, so that the speed of training can be told without them
+        self.background = background
+        self.seconds = 0.0  # that training waited for pictures, so that its speed can be told without them
         self.interrupted: Callable[[], bool] = lambda: False  # asked between pictures: True ends them
         self._drawn_at = -1  # the step last drawn
         self._whole = Moment.epoch(0, -1)  # the last whole epoch
+        self._workers: Workers[Picture | Values] = InProcess(lambda _: None)  # until it is known who can draw
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Choose who draws. Raises UsageError where the background was asked for and cannot be."""
+        unfit = unfit_for_copies(trainer.strategy.root_device, trainer.world_size)
+        if self.background is True and unfit:
+            raise UsageError(f"callbacks.images.background=true: {unfit}. Use auto or false")
+        chosen = InProcess if unfit or not self.background else Background
+        self._workers = chosen(partial(publish, trainer), self.interrupted)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """A call of training_step may be several optimiser steps; calls are cut where pictures are due."""
         step = trainer.global_step
         if self.every_n_steps and step % self.every_n_steps == 0 and step != self._drawn_at:
             self._draw(trainer, pl_module, Moment.within(step))
+        with self._timed():
+            self._workers.look()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After the epoch's validation, where there is one."""
         if _stopped_within_epoch(trainer):
             return
-        self._whole = Moment.epoch(trainer.current_epoch + 1, trainer.global_step)
-        if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+        finished = trainer.current_epoch + 1
+        self._whole = Moment.epoch(finished, trainer.global_step)
+        last = finished == trainer.max_epochs  # drawn at the end, where nothing goes on beside it
+        if self.every_n_epochs and finished % self.every_n_epochs == 0 and not last:
             self._draw(trainer, pl_module, self._whole)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A last time, and what is only worth its time once."""
-        step = trainer.global_step
-        if step != self._drawn_at:
-            self._draw(trainer, pl_module, self._whole if self._whole.step == step else Moment.within(step))
+        """A last time, and what is only worth its time once; it is waited for in on_fit_end."""
         if trainer.is_global_zero and not self.interrupted():
             with self._timed():
-                self._finish(trainer, pl_module)
+                self._draw_last(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Animations of all PNGs there are, once the last is."""
+        latent_dim = cast(Shown, pl_module).evaluation_model.latent_shape[0]
+        animated = ("samples", "latent_grid") if latent_dim <= 2 else ("samples",)
+        with self._timed():
+            self._workers.drain()
+            for what in animated if trainer.is_global_zero and self.animations else ():
+                if what in self.pictures:
+                    work = partial(animation, image_folder(trainer), what, trainer.global_step)
+                    self._workers.start(f"joining {what}.gif", work, urgent=True)
+            self._workers.drain()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """What is not drawn yet will not be."""
+        self._workers.stop()
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule, moment: Moment) -> None:
         """Every picture of this moment, one file and one summary each."""
         if not trainer.is_global_zero:
             return
-        with self._timed(), self._scene(trainer, pl_module, moment.words) as scene:
-            for what in drawable(scene):
-                if self.interrupted():
-                    return
-                if what in self.pictures:
-                    _show(trainer, what, moment, PICTURES[what](scene))
-            _log_histograms(trainer, scene)
+
+        def work() -> Iterator[Picture | Values]:
+            with self._scene(trainer, pl_module, moment.words) as scene:
+                yield from draw(scene, (*self.pictures, HISTOGRAMS), moment)
+
+        with self._timed():
+            self._workers.start(f"drawing {moment.words}", work)
         self._drawn_at = moment.step
 
-    def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Animations of all PNGs there are, those before a resume too; the network, the projector."""
-        latent_dim = cast(Shown, pl_module).evaluation_model.latent_shape[0]
-        for what in ("samples", "latent_grid") if latent_dim <= 2 else ("samples",):
-            if self.animations and what in self.pictures:
-                _animate(trainer, what)
-        with self._scene(trainer, pl_module, "") as scene:
+    def _draw_last(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The last pictures on as many processors as there are, and meanwhile here what copies cannot do."""
+        step = trainer.global_step
+        moment = self._whole if self._whole.step == step else Moment.within(step)
+        start = partial(self._workers.start, urgent=True)
+        with self._scene(trainer, pl_module, moment.words) as scene:
+            if step != self._drawn_at:
+                see(scene)
+                for share in _shares((*self.pictures, HISTOGRAMS)):
+                    start(f"drawing {moment.words}", partial(draw, scene, share, moment))
             if len(scene.examples.x):
-                _show(trainer, "network", None, network_drawing(scene))
-                _log_graph(trainer, scene)
+                start("drawing the network", partial(network, scene, step))
+                log_graph(trainer, scene)
                 if self.projector:
-                    _log_projector(trainer, scene)
+                    log_projector(trainer, scene)
+        self._drawn_at = step
 
     @contextmanager
     def _scene(self, trainer: Trainer, pl_module: LightningModule, when: str) -> Iterator[Scene]:
@@ -225,49 +254,8 @@ def _examples(data: ShownData, sizes: Sizes) -> Examples:
     return Examples(first)
 
 
-def _folder(trainer: Trainer) -> Path:
-    return Path(trainer.default_root_dir) / "images"
-
-
-def _show(trainer: Trainer, what: str, moment: Moment | None, figure: Figure) -> None:
-    """The same PNG in the folder and in TensorBoard; without a moment it shows what does not change."""
-    pixels, step = render(figure), trainer.global_step
-    data, (height, width) = encode_png(pixels, step), pixels.shape[:2]
-    write_whole(_folder(trainer) / (f"{what}_{moment.suffix}.png" if moment else f"{what}.png"), data)
-    for writer in writers(trainer):
-        add_encoded_image(writer, f"images/{what}", data, (width, height), step)
-
-
-def _animate(trainer: Trainer, what: str) -> None:
-    frames = frames_of(_folder(trainer), what)
-    if not frames:
-        return
-    data, size = encode_gif(frames)
-    write_whole(_folder(trainer) / f"{what}.gif", data)
-    for writer in writers(trainer):
-        add_encoded_image(writer, f"images/{what}.gif", data, size, trainer.global_step)
-
-
-def _log_histograms(trainer: Trainer, scene: Scene) -> None:
-    histograms = {"latents/kl_per_dimension": scene.kl}
-    if len(scene.examples.x):
-        histograms["latents/aggregate_posterior"] = scene.posterior[2]
-    for writer in writers(trainer):
-        for tag, values in histograms.items():
-            if values.isfinite().all():  # a diverging run's are not, and TensorBoard would end it
-                writer.add_histogram(tag, values, trainer.global_step)
-
-
-def _log_graph(trainer: Trainer, scene: Scene) -> None:
-    module = autoencoder(scene.model.encoder, scene.model.decoder, scene.latent_dim)
-    for writer in writers(trainer):
-        add_model_graph(writer, module, scene.examples.x[:1].to(scene.device))
-
-
-def _log_projector(trainer: Trainer, scene: Scene) -> None:
-    labels, names = scene.examples.labels, scene.examples.class_names
-    words = None
-    if labels is not None:
-        words = [names[label] if label < len(names) else str(label) for label in labels.tolist()]
-    for writer in writers(trainer):
-        add_projector(writer, scene.posterior[0], scene.examples.x, words, trainer.global_step)
+def _shares(names: Sequence[str]) -> list[Sequence[str]]:
+    """Dealt out to the processors that this process may use, to three at most."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    count = min(processors, 3)
+    return [names[first::count] for first in range(count)]

@@ -1,4 +1,4 @@
-"""How fast a run trains: images per second of the training loop, pictures and validation left out."""
+"""Where a run's time goes: images per second of the training loop, and seconds of everything beside it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from vae_lab.callbacks.images import ImageLogger
+from vae_lab.checkpoints import AtomicCheckpointIO
 from vae_lab.data.module import data_of
 
 
 class Throughput(Callback):
-    """Images per second of each epoch, and of the epoch so far. Stands before the callbacks that draw."""
+    """Images per second of each epoch, and of the epoch so far. Stands before the callbacks that draw and save."""
 
     def __init__(self) -> None:
         self.rates: list[float] = []
-        self._started = self._drawing = 0.0
+        self.num_images = 0  # trained on
+        self.seconds_training = self.seconds_validating = 0.0
+        self._started = self._beside = self._validating = 0.0
         self._first_step = 0
 
     @property
@@ -26,35 +29,66 @@ class Throughput(Callback):
         rates = self.rates[1:] or self.rates
         return statistics.median(rates) if rates else None
 
+    def seconds_in(self, trainer: Trainer) -> dict[str, float]:
+        """Seconds of the fit that training, validation, pictures and checkpoints took."""
+        return {
+            "training": self.seconds_training,
+            "validation": self.seconds_validating,
+            "pictures": seconds_drawing(trainer),
+            "checkpoints": seconds_saving(trainer),
+        }
+
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         """Start the clock."""
-        self._started, self._drawing = time.perf_counter(), self._seconds_drawing(trainer)
+        self._started, self._beside = time.perf_counter(), seconds_beside(trainer)
         self._first_step = trainer.global_step
 
     def so_far(self, trainer: Trainer) -> float:
         """Images per second of this epoch until now."""
-        steps = trainer.global_step - self._first_step
-        images = min(steps * data_of(trainer).step_size * trainer.world_size, data_of(trainer).size("train"))
-        seconds = time.perf_counter() - self._started
-        return images / max(seconds - self._seconds_drawing(trainer) + self._drawing, 1e-9)
+        return self._images(trainer) / max(self._seconds(trainer), 1e-9)
 
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         """The epoch's steps are done."""
         self._stop(trainer, pl_module)
+        self._validating = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
+        """Before the other callbacks draw or save."""
+        self.seconds_validating += time.perf_counter() - self._validating
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """The epoch's steps are done, where no validation came after them."""
         self._stop(trainer, pl_module)
 
     def _stop(self, trainer: Trainer, pl_module: Any) -> None:
-        steps = trainer.global_step - self._first_step
-        if trainer.sanity_checking or not self._started or not steps:
+        if trainer.sanity_checking or not self._started or trainer.global_step == self._first_step:
             return
         pl_module.log_steps()  # waits for the device, so that its work is counted
         self.rates.append(self.so_far(trainer))
+        self.num_images += self._images(trainer)
+        self.seconds_training += self._seconds(trainer)
         self._started = 0.0
 
-    @staticmethod
-    def _seconds_drawing(trainer: Trainer) -> float:
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        return sum(callback.seconds for callback in callbacks if isinstance(callback, ImageLogger))
+    def _images(self, trainer: Trainer) -> int:
+        steps, data = trainer.global_step - self._first_step, data_of(trainer)
+        return min(steps * data.step_size * trainer.world_size, data.size("train"))
+
+    def _seconds(self, trainer: Trainer) -> float:
+        return time.perf_counter() - self._started - seconds_beside(trainer) + self._beside
+
+
+def seconds_beside(trainer: Trainer) -> float:
+    """Seconds in which training waited for pictures and checkpoints."""
+    return seconds_drawing(trainer) + seconds_saving(trainer)
+
+
+def seconds_drawing(trainer: Trainer) -> float:
+    """Seconds in which training waited for pictures."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return sum(callback.seconds for callback in callbacks if isinstance(callback, ImageLogger))
+
+
+def seconds_saving(trainer: Trainer) -> float:
+    """Seconds in which training waited for the disk."""
+    writer = trainer.strategy.checkpoint_io
+    return writer.seconds if isinstance(writer, AtomicCheckpointIO) else 0.0

@@ -18,6 +18,7 @@ from vae_lab.data.decode import SUFFIXES, Fit, PictureOptions, UnreadablePicture
 from vae_lab.data.images import Images
 from vae_lab.data.splits import by_hash, check_fractions
 from vae_lab.errors import UsageError
+from vae_lab.machine import num_cores
 
 OnBadImage = Literal["stop", "skip"]
 _In = TypeVar("_In")
@@ -94,7 +95,7 @@ class ImageFolder:
         return cached
 
     def _rows(self, names: Iterable[str]) -> Iterator[Row]:
-        return _in_order(self._row, names, _num_cores())
+        return _in_order(self._row, names, num_cores())
 
     def _row(self, name: str) -> Row:
         try:
@@ -145,11 +146,6 @@ def _in_order(function: Callable[[_In], _Out], items: Iterable[_In], num_threads
                 yield ahead.popleft().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _num_cores() -> int:
-    """The cores this process may use, fewer than the machine's in a container."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _with_progress(rows: Iterable[Row], total: int) -> Iterator[Row]:

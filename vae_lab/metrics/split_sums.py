@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from vae_lab.bounds import BoundTerms, elbo, kl_per_dimension
+from vae_lab.bounds import BoundTerms, elbo, kl_per_dimension, total_kl
 from vae_lab.trace import Trace
 
 ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, arXiv:1509.00519, section 5.2
@@ -39,7 +39,7 @@ class SplitSums(Metric):
 
     def update(self, trace: Trace, terms: BoundTerms, loss: Tensor) -> None:
         """One batch: its trace, its terms, and what the objective makes of them, (B,)."""
-        per_image = torch.stack((elbo(terms), terms.log_px.mean(0), terms.kl.sum(0).mean(0), loss))
+        per_image = torch.stack((elbo(terms), terms.log_px.mean(0), total_kl(terms).mean(0), loss))
         self.totals += per_image.sum(1)
         self.count += per_image.shape[1]
         per_dimension = kl_per_dimension(trace.latents[0])
