@@ -124,7 +124,7 @@ def evaluated_on_one(run: Path) -> dict[str, float]:
             x = data.preprocess.evaluate(batch.images)
             trace = lab.model(x)
             terms = objective.terms(trace, x)
-            sums.update(trace, terms, objective(trace, terms, 6, 6))
+            sums.update(trace, terms, objective(trace, terms, objective.beta_at(6, 6)))
     assert int(sums.count) == VALIDATED
     return {f"val/{name}": float(value) for name, value in sums.compute().items()}
 

@@ -111,7 +111,7 @@ def test_a_half_written_cache_is_made_again(pictures):
 
 
 def test_many_pictures_on_many_threads_keep_their_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(folder_module, "_num_cores", lambda: 8)
+    monkeypatch.setattr(folder_module, "num_cores", lambda: 8)
     for i in range(150):
         paint(tmp_path / "p" / f"{i:03d}.png", i, size=(1 + i % 40, 1 + i % 40))
     assert greys(source(tmp_path / "p").load()) == list(range(150))

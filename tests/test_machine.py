@@ -98,6 +98,24 @@ def test_a_linear_layer_by_onednn_is_torchs_to_rounding(monkeypatch, shape):
 
 
 @ON_A_CPU
+def test_a_second_derivative_is_an_error_and_not_a_wrong_number(monkeypatch):
+    monkeypatch.setattr(linear, "is_amd", lambda: True)
+    layer, x = Linear(784, 400), torch.rand(128, 784, requires_grad=True)
+    (gradient,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+@ON_A_CPU
+def test_frozen_weights_get_no_gradient(monkeypatch):
+    monkeypatch.setattr(linear, "is_amd", lambda: True)
+    layer, x = Linear(784, 400).requires_grad_(False), torch.rand(128, 784, requires_grad=True)
+    layer(x).sum().backward()
+    assert layer.weight.grad is None and layer.bias.grad is None
+    assert_close(x.grad, layer.weight.sum(0).expand(128, -1), rtol=1e-4, atol=1e-4)
+
+
+@ON_A_CPU
 def test_where_onednn_does_not_fit_the_layer_is_torchs_own(monkeypatch):
     layer, large = Linear(784, 400), torch.rand(128, 784)
     monkeypatch.setattr(linear, "is_amd", lambda: False)

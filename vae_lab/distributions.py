@@ -73,7 +73,7 @@ class DiagonalGaussian(nn.Module):
     def forward(self, params: Tensor) -> Distribution:
         """params: (B, 2 D), means then log variances."""
         mean, logvar = params.float().chunk(2, -1)
-        scale = torch.exp(bounded(logvar, LOGVAR_LIMIT) / 2)
+        scale = torch.exp(LOGVAR_LIMIT / 2 * torch.tanh(logvar / LOGVAR_LIMIT))  # half of the bounded log variance
         return Independent(Normal(mean, scale, validate_args=False), 1, validate_args=False)
 
 

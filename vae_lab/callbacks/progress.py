@@ -17,7 +17,7 @@ from vae_lab.data.module import data_of
 log = logging.getLogger("vae_lab")
 COLUMNS = (
     TextColumn("{task.description}"),
-    BarColumn(bar_width=24),
+    BarColumn(bar_width=10),
     MofNCompleteColumn(),
     TimeRemainingColumn(),
     TextColumn("{task.fields[shown]}"),
@@ -30,7 +30,7 @@ class Progress(Callback):
     refresh_seconds: how often the bar moves. enabled: false for lines only.
     """
 
-    def __init__(self, throughput: Throughput, refresh_seconds: float = 0.25, enabled: bool = True) -> None:
+    def __init__(self, throughput: Throughput, refresh_seconds: float = 0.5, enabled: bool = True) -> None:
         self.console = Console(stderr=True)
         self.throughput, self.refresh_seconds = throughput, refresh_seconds
         self.enabled = enabled and self.console.is_terminal
@@ -44,7 +44,8 @@ class Progress(Callback):
             return
         self._say(trainer, opening_line(trainer))
         if self.enabled:
-            self._bar = RichProgress(*COLUMNS, console=self.console, transient=True)
+            # Drawn by us: a thread that redraws it ten times a second takes time from every step.
+            self._bar = RichProgress(*COLUMNS, console=self.console, transient=True, auto_refresh=False)
             self._task = self._bar.add_task("", total=data_of(trainer).steps_per_epoch, shown="")
             self._bar.start()
 
@@ -54,9 +55,10 @@ class Progress(Callback):
             return
         self._moved_at = time.monotonic()
         epoch, done = divmod(trainer.global_step, data_of(trainer).steps_per_epoch)
-        shown = f"{elbo_terms(pl_module.metrics, 'train')} {self.throughput.so_far(trainer):,.0f} images/s"
+        shown = f"{shortly(pl_module.metrics)} {self.throughput.so_far(trainer):,.0f} images/s"
         last = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
         self._bar.update(self._task, completed=done, description=f"epoch {epoch + 1}{last}", shown=shown)
+        self._bar.refresh()
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Say what was found."""
@@ -101,6 +103,11 @@ def elbo_terms(metrics: dict[str, float], split: str) -> str:
     """`elbo -98.12  log_px -75.01  kl 23.11`; nothing before the first was read."""
     found = ((name, metrics.get(f"{split}/{name}")) for name in ("elbo", "log_px", "kl"))
     return "  ".join(f"{name} {value:.2f}" for name, value in found if value is not None)
+
+
+def shortly(metrics: dict[str, float]) -> str:
+    """`elbo -98.12  kl 23.11` of the last steps: with the rest of the bar it fits 80 columns."""
+    return "  ".join(f"{name} {metrics[f'train/{name}']:.2f}" for name in ("elbo", "kl") if f"train/{name}" in metrics)
 
 
 def opening_line(trainer: Trainer) -> str:

@@ -96,7 +96,7 @@ class TrainingCalls:
             end = self._end_of_call(epoch * self.steps_per_epoch, at)
             if end == at:
                 return
-            yield [self._step(rows, i) for i in range(at, end)]
+            yield self._batches(rows, at, end)
             at = end
 
     def _rows(self, epoch: int) -> Tensor:
@@ -107,8 +107,12 @@ class TrainingCalls:
         missing = -len(order) % self.world_size
         return torch.cat((order, order[:missing]))[self.rank :: self.world_size]
 
-    def _step(self, rows: Tensor, i: int) -> Batch:
-        return self.split.batch(rows[i * self.step_size : (i + 1) * self.step_size])
+    def _batches(self, rows: Tensor, start: int, end: int) -> list[Batch]:
+        """Those of steps start, ..., end - 1: one look into the data for all, then slices."""
+        images, labels = self.split.batch(rows[start * self.step_size : end * self.step_size])
+        parts = images.split(self.step_size)
+        names = [None] * len(parts) if labels is None else labels.split(self.step_size)
+        return [Batch(x, y) for x, y in zip(parts, names, strict=True)]
 
     def _end_of_call(self, epoch_start: int, at: int) -> int:
         step = epoch_start + at
