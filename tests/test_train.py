@@ -43,7 +43,9 @@ def test_summary_json_keeps_its_contract(fast_run):
     assert summary["images_per_second"] > 0 and summary["seconds"] > 0
     assert 0 < summary["images_per_second_whole_run"] < summary["images_per_second"]
     parts = summary["seconds_in"]
-    assert set(parts) == {"training", "validation", "pictures", "checkpoints"} and min(parts.values()) > 0
+    assert (
+        set(parts) == {"training", "validation", "pictures", "checkpoints", "last_pictures"} and min(parts.values()) > 0
+    )
     assert sum(parts.values()) < summary["seconds"]
     assert summary["num_parameters"] == sum(p.numel() for p in load(fast_run.run).model.parameters())
 

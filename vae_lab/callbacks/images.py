@@ -125,6 +125,7 @@ class ImageLogger(Callback):
         self.animations, self.projector = animations, projector
         self.background = background
         self.seconds = 0.0  # that training waited for pictures, so that its speed can be told without them
+        self.seconds_at_end = 0.0  # that the run waited for its last ones
         self.interrupted: Callable[[], bool] = lambda: False  # asked between pictures: True ends them
         self._drawn_at = -1  # the step last drawn
         self._whole = Moment.epoch(0, -1)  # the last whole epoch
@@ -159,14 +160,14 @@ class ImageLogger(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A last time, and what is only worth its time once; it is waited for in on_fit_end."""
         if trainer.is_global_zero and not self.interrupted():
-            with self._timed():
+            with self._timed(at_end=True):
                 self._draw_last(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Animations of all PNGs there are, once the last is."""
         latent_dim = cast(Shown, pl_module).evaluation_model.latent_shape[0]
         animated = ("samples", "latent_grid") if latent_dim <= 2 else ("samples",)
-        with self._timed():
+        with self._timed(at_end=True):
             self._workers.drain()
             for what in animated if trainer.is_global_zero and self.animations else ():
                 if what in self.pictures:
@@ -216,12 +217,16 @@ class ImageLogger(Callback):
             yield Scene(shown.evaluation_model, shown.device, examples, self.sizes, when, shown.kl_per_dim)
 
     @contextmanager
-    def _timed(self) -> Iterator[None]:
+    def _timed(self, at_end: bool = False) -> Iterator[None]:
         start = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds += time.perf_counter() - start
+            passed = time.perf_counter() - start
+            if at_end:
+                self.seconds_at_end += passed
+            else:
+                self.seconds += passed
 
 
 def _interval(name: str, value: int | None) -> int | None:

@@ -30,12 +30,13 @@ class Throughput(Callback):
         return statistics.median(rates) if rates else None
 
     def seconds_in(self, trainer: Trainer) -> dict[str, float]:
-        """Seconds of the fit that training, validation, pictures and checkpoints took."""
+        """Seconds of the fit by what took them; `last_pictures` come after the last epoch."""
         return {
             "training": self.seconds_training,
             "validation": self.seconds_validating,
             "pictures": seconds_drawing(trainer),
             "checkpoints": seconds_saving(trainer),
+            "last_pictures": sum(callback.seconds_at_end for callback in image_loggers(trainer)),
         }
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
@@ -84,8 +85,13 @@ def seconds_beside(trainer: Trainer) -> float:
 
 def seconds_drawing(trainer: Trainer) -> float:
     """Seconds in which training waited for pictures."""
+    return sum(callback.seconds for callback in image_loggers(trainer))
+
+
+def image_loggers(trainer: Trainer) -> list[ImageLogger]:
+    """The callbacks that draw."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return sum(callback.seconds for callback in callbacks if isinstance(callback, ImageLogger))
+    return [callback for callback in callbacks if isinstance(callback, ImageLogger)]
 
 
 def seconds_saving(trainer: Trainer) -> float:
