@@ -158,7 +158,7 @@ def test_the_shares_are_of_the_whole_run_and_may_be_missing(monkeypatch):
     monkeypatch.setattr(parts, "default_runs", lambda repeats: ([20.0], [{"seconds_in": spent}]))
     row, note = parts.shares(quick=True)
     assert row.ratio == pytest.approx(0.06) and row.reached is False
-    assert note.text == "of these pictures 5.00 s, checkpoints 1.00 s"
+    assert note.text == "pictures 5.00 s, checkpoints 1.00 s, last_pictures 0.00 s (these after the last epoch)"
     monkeypatch.setattr(parts, "default_runs", lambda repeats: ([20.0], [{}]))
     (note,) = parts.shares(quick=True)
     assert "seconds_in" in note.text

@@ -165,6 +165,7 @@ def quiet_libraries() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's
         ".*log_every_n_steps.*",
         ".*sync_dist=True.*",  # sums are reduced before they are logged
+        ".*constructed with capturable=True.*",  # the first steps and short batches run as they are
     ):
         warnings.filterwarnings("ignore", message=message)
 
