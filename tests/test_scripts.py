@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))  # scripts/ is beside the package, not in it
 
 from scripts import profile  # noqa: E402
 from scripts.benchmarks import cli, gpu, machine, parts, rows, workers  # noqa: E402
+from scripts.benchmarks.picture import write_picture  # noqa: E402
 from scripts.benchmarks.rows import Note, Wanted, compared, number, subtracted  # noqa: E402
 
 
@@ -230,3 +232,20 @@ def test_flags_of_a_profile_may_stand_among_the_overrides(monkeypatch):
     arguments = profile.parsed()
     assert isinstance(arguments, argparse.Namespace)
     assert arguments.steps == 7 and arguments.overrides == ["model=conv", "data=mnist"]
+
+
+def test_the_picture_has_a_panel_for_each_network(tmp_path):
+    rows = [
+        compared(what, [90.0, 110.0], "bare", [50.0, 60.0], Wanted("at least"), "images/s")._replace(part="training")
+        for what in ("mlp", "conv")
+    ]
+    machine = {"cpu": "a processor", "threads": 2}
+    assert write_picture(tmp_path / "one.png", rows[:1], machine) and write_picture(tmp_path / "two.png", rows, machine)
+    one, two = (Image.open(tmp_path / f"{name}.png") for name in ("one", "two"))
+    assert two.height > 1.5 * one.height
+
+
+def test_no_picture_without_a_speed_of_training(tmp_path):
+    row = compared("--help", [1.0], "hydra", [1.0], Wanted("at most"), "s")._replace(part="startup")
+    assert not write_picture(tmp_path / "none.png", [row], {"cpu": "", "threads": 1})
+    assert not (tmp_path / "none.png").exists()

@@ -9,6 +9,7 @@ from pathlib import Path
 from scripts.benchmarks import gpu, parts
 from scripts.benchmarks.machine import machine
 from scripts.benchmarks.parts import Part
+from scripts.benchmarks.picture import write_picture
 from scripts.benchmarks.rows import Note, Row, cells, show, write_json
 from scripts.benchmarks.workers import WorkerFailed, serve
 
@@ -41,6 +42,8 @@ def main(description: str | None) -> int:
             (rows if isinstance(found, Row) else notes).append(found)  # type: ignore[arg-type]
     if arguments.quick and not arguments.parts:
         notes.append(Note(f"left out: {', '.join(SLOW)}", "quick"))
+    if arguments.picture and not write_picture(arguments.picture, rows, machine()):
+        notes.append(Note("not drawn: no speed of training was measured", "picture", failed=True))
     show(rows, notes)
     if arguments.json:
         write_json(arguments.json, rows, notes, {**machine(), "quick": arguments.quick})
@@ -53,6 +56,7 @@ def parsed(description: str | None) -> argparse.Namespace:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; default: all of them")
     parser.add_argument("--quick", action="store_true", help="fewer repeats and steps, and what is slow left out")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write what was measured, and on what, there")
+    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="also draw the speeds of training")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if wrong := [name for name in arguments.parts if name not in PARTS]:

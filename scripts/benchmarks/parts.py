@@ -36,17 +36,17 @@ def training(quick: bool) -> Found:
         yield NO_MNIST
     else:
         yield from _training_mlp(quick)
-        yield from _training_conv("mnist", 10 if quick else 60, quick)
+        yield from _training_conv("mnist", "MNIST 28x28", 10 if quick else 60, quick)
     if quick:
         yield Note(f"{QUICK}conv on pokemon, Lightning with two workers")
     elif has_pokemon():
-        yield from _training_conv("pokemon", 12, quick)
+        yield from _training_conv("pokemon", "Pokemon 128x128", 12, quick)
     else:
         yield Note("conv at 128x128 is left out, since VAE_LAB_DATA holds no pokemon")
 
 
 def _training_mlp(quick: bool) -> Found:
-    repeats, what, steps = (2, "mlp, MNIST", 60) if quick else (6, "mlp, MNIST", None)
+    repeats, what, steps = (2, "mlp, MNIST 28x28", 60) if quick else (6, "mlp, MNIST 28x28", None)
     limit = [f"trainer.limit_train_batches={steps}"] if steps else []
     usual = {
         workers: side("usual:lightning", num_workers=workers, steps=steps) for workers in ([0] if quick else [0, 2])
@@ -60,14 +60,14 @@ def _training_mlp(quick: bool) -> Found:
         yield compared(what, mine, beside, rates, Wanted("at least", 3.5), IMAGES_PER_S)
 
 
-def _training_conv(data: str, steps: int, quick: bool) -> Found:
+def _training_conv(data: str, title: str, steps: int, quick: bool) -> Found:
     overrides = ["model=conv", f"data={data}"]
     sides = [
         ours(*overrides, f"trainer.limit_train_batches={steps}"),
         side("bare:configured", overrides=overrides, steps=steps),
     ]
     mine, bare = in_turn(sides, 2 if quick else 5)
-    what = f"conv, {data}"
+    what = f"conv, {title}"
     yield compared(what, mine, "bare eager loop, contiguous", bare, Wanted("at least", 1.2), IMAGES_PER_S)
 
 
