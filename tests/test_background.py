@@ -87,17 +87,46 @@ def test_warnings_of_a_copy_are_given_here(background):
         background.drain()
 
 
-def test_an_interruption_ends_copies_at_once(delivered):
-    asked = []
-    background = Background(delivered.append, lambda: bool(asked))
+def test_nobody_waits_once_interrupted_and_what_is_not_done_in_a_moment_is_left_out(delivered, monkeypatch):
+    monkeypatch.setattr("vae_lab.callbacks.background.GRACE", 0.6)
+    background = Background(delivered.append, lambda: True)
+    background.start("quick", lambda: [1])
     background.start("long", forever)
-    (pid,) = (copy.pid for copy in background._copies)
-    asked.append(True)
+    pids = [copy.pid for copy in background._copies]
+    background.drain()  # returns
+    with pytest.warns(UserWarning, match="long: not done when training was stopped, and left out"):
+        background.finish()
+    assert delivered == [1]
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_work_without_idle_time_is_done_by_the_copy_itself_once_it_is_hurried(background, delivered, monkeypatch):
+    """The worker is stopped where it would wait for a processor: hurried, the copy of the process does it."""
+    monkeypatch.setattr("vae_lab.callbacks.background.PATIENCE", 0.2)
+    monkeypatch.setattr(
+        "vae_lab.callbacks.background._take_idle_time_only", lambda: os.kill(os.getpid(), signal.SIGSTOP)
+    )
+    background.start("first", lambda: [1])
+    background.start("second", lambda: [2])
     background.drain()
-    background.start("more", forever)
-    background.drain()
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
+    assert delivered == [1, 2]
+
+
+def test_a_failure_while_training_ends_is_a_warning(background):
+    def fails():
+        raise LookupError("no such colour")
+
+    background.start("drawing epoch 7", fails)
+    with pytest.warns(UserWarning, match=r"drawing epoch 7 failed(.|\n)*no such colour"):
+        background.finish()
+
+
+def test_what_cannot_be_sent_is_a_failure_that_says_so(background):
+    background.start("a function", lambda: [lambda: 1])
+    with pytest.raises(BackgroundError, match=r"a function failed(.|\n)*pickle"):
+        background.drain()
 
 
 def test_copies_end_with_the_process_that_trains():
@@ -198,7 +227,8 @@ def test_an_exception_in_training_leaves_no_drawing_behind(tmp_path, monkeypatch
         (tmp_path / "fail").touch()
 
     monkeypatch.setattr(Background, "start", start_then_fail)
-    with pytest.raises(ArithmeticError):
+    monkeypatch.setattr("vae_lab.callbacks.background.GRACE", 0.6)
+    with pytest.raises(ArithmeticError), pytest.warns(UserWarning, match="not done when training was stopped"):
         train(tmp_path, images, model=Failing(3), data=Data())
     assert not images._workers._copies
 

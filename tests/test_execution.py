@@ -49,18 +49,15 @@ def test_a_compiled_step_learns_the_same_and_its_checkpoint_has_the_same_names(c
 
 
 def test_a_compiled_gradient_is_the_plain_one():
-    """One step of plain descent from the same noise, which torch draws alike where inductor falls back to eager."""
-    import torch._inductor.config as inductor
-
+    """Two steps of plain descent from the same noise: compiled code draws torch's own."""
     steps = []
-    with inductor.patch(fallback_random=True):
-        for compiled in (False, True):
-            step = step_of(
-                model_of("model=mlp", "model.latent_dim=3", "model.encoder.hidden=[16]", "model.decoder.hidden=[16]"),
-                algorithm=torch.optim.SGD, lr=0.01, execution=Execution(compile=compiled),
-            )  # fmt: skip
-            records = [step(images_of(BATCH, seed=i), i) for i in range(2)]
-            steps.append((weights(step.model), torch.stack([record.terms for record in records])))
+    for compiled in (False, True):
+        step = step_of(
+            model_of("model=mlp", "model.latent_dim=3", "model.encoder.hidden=[16]", "model.decoder.hidden=[16]"),
+            algorithm=torch.optim.SGD, lr=0.01, execution=Execution(compile=compiled),
+        )  # fmt: skip
+        records = [step(images_of(BATCH, seed=i), i) for i in range(2)]
+        steps.append((weights(step.model), torch.stack([record.terms for record in records])))
     assert_close(steps[1][1], steps[0][1], rtol=1e-4, atol=1e-4)
     assert_close(steps[1][0], steps[0][0], rtol=1e-4, atol=1e-5)
 
@@ -97,6 +94,20 @@ def test_a_state_saved_in_another_layout_is_the_same_state(algorithm):
         step(images_of(BATCH, seed=1), 1)
         ends.append(weights(model))
     assert_close(ends[1], ends[0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("capturable", "fused", "there"), [(True, None, True), (False, True, True), (False, None, False)]
+)
+def test_the_count_of_a_loaded_state_lies_where_the_optimiser_reads_it(capturable, fused, there):
+    """On the device where it is captured or fused, else on the host; the device here is one that holds nothing."""
+    weight = torch.nn.Parameter(torch.zeros(3, device="meta"))
+    optimizer = torch.optim.Adam([weight], lr=1e-3)
+    optimizer.param_groups[0]["fused"] = fused
+    optimizer.state[weight] = {"step": torch.tensor(5.0)}
+    adopt_state(optimizer, capturable)
+    assert optimizer.state[weight]["step"].device.type == ("meta" if there else "cpu")
+    assert optimizer.param_groups[0]["capturable"] is capturable
 
 
 def test_a_run_resumes_under_another_layout(command):

@@ -78,6 +78,15 @@ def test_the_samples_may_be_decoded_in_parts(chunk):
     assert_close(importance_bound(model, x, 7, chunk), evidence, rtol=1e-3, atol=1e-3)
 
 
+def test_many_images_are_taken_a_few_at_a_time(monkeypatch):
+    monkeypatch.setattr("vae_lab.metrics.likelihood.VALUES_AT_ONCE", 2 * SIDE * SIDE)
+    model, x, evidence = linear_model(1.0)
+    encoded = []
+    model.encoder.register_forward_hook(lambda *args: encoded.append(len(args[2])))
+    assert_close(importance_bound(model, x, 7), evidence, rtol=1e-3, atol=1e-3)
+    assert encoded == [2, 2, 1]
+
+
 def test_no_samples_are_refused():
     model, x, _ = linear_model(1.0)
     with pytest.raises(ValueError, match="at least 1 sample; found 0"):

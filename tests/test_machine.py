@@ -108,6 +108,17 @@ def test_a_second_derivative_is_an_error_and_not_a_wrong_number(monkeypatch):
 
 
 @ON_A_CPU
+def test_what_torch_func_transforms_is_torchs_own(monkeypatch):
+    monkeypatch.setattr(linear, "is_amd", lambda: True)
+    monkeypatch.setattr(linear, "LEAST_WORK", 0)
+    layer, x = linear.Linear(3, 2), torch.randn(4, 3)
+    jacobian = torch.func.jacrev(layer)(x)
+    assert_close(jacobian[1, :, 1], layer.weight.detach())
+    with torch.autograd.forward_ad.dual_level():
+        tangent = torch.autograd.forward_ad.unpack_dual(layer(torch.autograd.forward_ad.make_dual(x, x))).tangent
+    assert_close(tangent, x @ layer.weight.T)
+
+
 def test_frozen_weights_get_no_gradient(monkeypatch):
     monkeypatch.setattr(linear, "is_amd", lambda: True)
     layer, x = Linear(784, 400).requires_grad_(False), torch.rand(128, 784, requires_grad=True)

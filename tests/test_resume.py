@@ -89,6 +89,21 @@ def test_a_signal_ends_a_run_cleanly_and_it_can_be_resumed(command, sign, code):
     assert_same(command.cwd / "straight", resumed.run)
 
 
+def test_pictures_that_were_due_at_a_signal_are_drawn(command):
+    """They are drawn while training goes on, so some are not done when the signal comes; a resumed run has them all."""
+    pictures = ("callbacks.images.pictures=[samples]", "callbacks.images.every_n_epochs=1")
+    started = command.start(*FAST, *pictures, "trainer.limit_train_batches=7", "trainer.max_epochs=4000")
+    wait_for(lambda: started.output().count("val elbo") > 5)
+    os.kill(started.pid, signal.SIGINT)
+    stopped = started.wait()
+    assert stopped.code == 130, stopped.stderr[-2000:]
+    epochs = stopped.summary["steps"] // 7 + 2
+    resumed = command(f"resume={stopped.run}", f"trainer.max_epochs={epochs}")
+    assert resumed.code == 0, resumed.stderr
+    drawn = sorted(path.name for path in (stopped.run / "images").glob("samples_*.png"))
+    assert drawn == [f"samples_epoch={epoch:04d}.png" for epoch in range(1, epochs + 1)]
+
+
 def test_killed_rows_are_written_once(command):
     started = command.start(*QUICK, "trainer.max_epochs=4000", "callbacks.last.every_n_seconds=0.0")
     wait_for(lambda: started.output().count("val elbo") > 5)

@@ -24,15 +24,17 @@ SECONDS_HELD = 10.0
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a temporary file, flushes it to the disk, then renames it over the old one.
 
-    A file that was written a moment ago is held in memory instead, for where epochs take milliseconds the best weights
-    change faster than a disk can follow. It is written before the next last.ckpt, which is never held, and at the
-    end: whatever a killed run resumes from, the best weights beside it are those of its time.
+    One of the files in `may_wait` that was written a moment ago is held in memory instead, for where epochs take
+    milliseconds the best weights change faster than a disk can follow. It is written when that moment is over (`look`),
+    before any other file, and at the end: whatever a killed run resumes from, the best weights beside it are those of
+    its time.
     """
 
     def __init__(self, seconds_held: float = SECONDS_HELD) -> None:
         super().__init__()
         self.seconds_held = seconds_held
         self.seconds = 0.0  # that training waited
+        self.may_wait: set[Path] = set()  # during a fit
         self._held: dict[Path, dict[str, Any]] = {}
         self._written_at: dict[Path, float] = {}
 
@@ -41,14 +43,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> None:
         """Save `checkpoint` as `path`; a crash leaves the file that was there before."""
         start, target = time.perf_counter(), Path(path)
-        written_at = self._written_at.get(target, -math.inf)
-        if target.name != LAST and time.monotonic() - written_at < self.seconds_held:
+        if target in self.may_wait and not self._is_due(target):
             self._held[target] = apply_to_collection(checkpoint, Tensor, copied)
         else:
             self._held.pop(target, None)
             self.flush()
             self._write(checkpoint, target)
         self.seconds += time.perf_counter() - start
+
+    def look(self) -> None:
+        """Write what has been held long enough."""
+        if any(map(self._is_due, self._held)):
+            start = time.perf_counter()
+            self.flush()
+            self.seconds += time.perf_counter() - start
 
     def flush(self) -> None:
         """Write what is held."""
@@ -60,11 +68,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove the file, and what was to be written to it."""
         self._held.pop(Path(path), None)
+        self._written_at.pop(Path(path), None)
         super().remove_checkpoint(path)
 
     def teardown(self) -> None:
         """The end of training, however it came."""
+        self.may_wait.clear()
         self.flush()
+
+    def _is_due(self, target: Path) -> bool:
+        return time.monotonic() - self._written_at.get(target, -math.inf) >= self.seconds_held
 
     def _write(self, checkpoint: dict[str, Any], target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -84,6 +97,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Tensors and primitive values only, whatever was asked."""
+        self.flush()
         return load_checkpoint(path)
 
 
@@ -93,7 +107,9 @@ def copied(tensor: Tensor) -> Tensor:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut."""
+    """Make a rename in `folder` survive a power cut; Windows opens no folder."""
+    if os.name == "nt":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

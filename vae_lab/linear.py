@@ -21,7 +21,8 @@ LEAST_WORK = 10_000_000  # multiplications below which oneDNN's own arrangement 
 class Linear(nn.Linear):
     """torch.nn.Linear: the same weights, names and, to rounding, results.
 
-    oneDNN's has no second derivative: RuntimeError. `torch.backends.mkldnn.flags(enabled=False)` keeps to torch's own.
+    oneDNN's has no second derivative (RuntimeError), nor a forward one (what torch.func transforms is torch's own).
+    `torch.backends.mkldnn.flags(enabled=False)` keeps to torch's own.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -34,6 +35,7 @@ class Linear(nn.Linear):
     def _by_onednn(self, x: Tensor) -> bool:
         return (
             not (torch.compiler.is_compiling() or is_traced() or torch.is_autocast_enabled("cpu"))
+            and not is_transformed()
             and is_amd()
             and x.device.type == "cpu"
             and x.dtype == self.weight.dtype == torch.float32
@@ -83,3 +85,8 @@ def onednn_enabled() -> bool:
 def is_traced() -> bool:
     """Whether torch.jit follows this call, for a graph that others are to read."""
     return bool(torch.jit.is_tracing())  # type: ignore[attr-defined,no-untyped-call]
+
+
+def is_transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0

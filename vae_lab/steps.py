@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -124,10 +124,14 @@ def adopt_state(optimizer: torch.optim.Optimizer, capturable: bool) -> None:
         if "capturable" in group:
             group["capturable"] = capturable
         for weight in group["params"]:
-            for name, value in optimizer.state.get(weight, {}).items():
+            state = optimizer.state.get(weight, {})
+            if isinstance(count := state.get("step"), Tensor):
+                there = capturable or group.get("fused")  # else torch reads it from the host
+                state["step"] = count.to(weight.device if there else "cpu", torch.float32)
+            for name, value in state.items():
                 # A fused update reads both in the order of memory, without a look at their strides.
                 if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
-                    optimizer.state[weight][name] = torch.empty_like(weight).copy_(value)
+                    state[name] = torch.empty_like(weight).copy_(value)
 
 
 @dataclass
@@ -154,7 +158,9 @@ class TrainingStep:
         adopt_state(self.optimizer, self.execution.cuda_graphs)
         # A function is compiled, not the model: its names, and those in a checkpoint, stay.
         compiled = self.execution.compile
-        self._compiled = torch.compile(self._score, dynamic=False) if compiled else self._score
+        # torch's own noise, or one run would mix two generators: short batches run as they are.
+        options: dict[str, str | int | bool | Callable[..., Any]] = {"fallback_random": True}
+        self._compiled = torch.compile(self._score, dynamic=False, options=options) if compiled else self._score
         replayed = self.execution.cuda_graphs
         self._replayed = Replay(lambda x, rates: self._update(x, Rates(*rates)), self.device) if replayed else None
 
@@ -203,11 +209,15 @@ class TrainingStep:
 
     def _backward(self, images: Tensor, beta: Weight, share: float) -> Tensor:
         if self.execution.compile and len(images) == self.batch_size:
-            loss, means = self._compiled(images, torch.as_tensor(beta, device=self.device))
+            loss, means = self._compiled(images, self._on_device(beta))
         else:
             loss, means = self._score(images, beta)
         (loss if share == 1.0 else loss * share).backward()
         return means if share == 1.0 else means * share
+
+    def _on_device(self, number: Weight) -> Tensor:
+        """A number that changes from step to step, as compiled code takes it; filled in, where a copy would wait."""
+        return number if isinstance(number, Tensor) else torch.full((), number, device=self.device)
 
     def _score(self, images: Tensor, beta: Weight) -> tuple[Tensor, Tensor]:
         """The loss, and the means of the terms without a gradient, (3,)."""

@@ -58,6 +58,8 @@ def build_trainer(
         "enable_progress_bar": False,
         "plugins": [AtomicCheckpointIO()],
     }
+    if options.get("accelerator", "auto") == "auto":  # Lightning would also take what cannot train here
+        ours["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         trainer = Trainer(**options | ours)
     except MisconfigurationException as error:
@@ -92,7 +94,11 @@ def require_possible(options: dict[str, Any], steps: int | str, limit: int | flo
 
 
 def require_accelerator(accelerator: str) -> None:
-    """UsageError for a GPU where none is."""
+    """UsageError for a GPU where none is, and for one without float64."""
+    if accelerator == "mps":
+        raise UsageError(
+            "trainer.accelerator=mps: sums are kept in float64, which Apple's GPU does not have. Use trainer=cpu"
+        )
     if accelerator in GPU_NAMES and not torch.cuda.is_available():
         raise UsageError(
             f"trainer.accelerator={accelerator}: no CUDA device is visible to torch {torch.__version__} here.\n"

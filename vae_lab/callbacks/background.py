@@ -1,7 +1,8 @@
 """Work on the state of one moment while training goes on: a forked copy of the process does it, as Redis saves.
 
 The copy has the memory of that moment, page by page copied only where training writes. It returns values; files,
-loggers and the progress bar stay with the process that trains.
+loggers and the progress bar stay with the process that trains. A copy of the copy does the work with the processor's
+idle time alone; on a machine that has none, the copy does it itself once somebody has waited long enough.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ Work = Callable[[], Iterable[T]]
 
 MOST_COPIES = 4  # each holds the pages that training has written since, and what it draws
 PAUSE = 0.005  # seconds between two looks at a copy that is waited for
+PATIENCE = 2.0  # seconds to wait for idle time before a copy is hurried
+GRACE = 3.0  # seconds that copies have when training ends before its time
+HURRY = getattr(signal, "SIGUSR1", signal.SIGTERM)  # Windows has none, and no copies either
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded before a fork: the loader has a lock
 
@@ -57,7 +61,7 @@ class InProcess(Generic[T]):
     def look(self) -> None:
         """Nothing is ever pending."""
 
-    drain = stop = look
+    drain = finish = stop = look
 
 
 class Outcome(NamedTuple):
@@ -78,7 +82,7 @@ class Copy(NamedTuple):
 
 @dataclass
 class Background(Generic[T]):
-    """Forks a copy of the process for each work, at most `MOST_COPIES` at a time; `interrupted` ends them.
+    """Forks a copy of the process for each work, at most `MOST_COPIES` at a time; nobody waits once `interrupted`.
 
     What comes of them is delivered in the order they were started in, by the methods below alone.
     """
@@ -90,8 +94,6 @@ class Background(Generic[T]):
     def start(self, name: str, work: Work[T], *, urgent: bool = False) -> None:
         """Begin; wait for the oldest copy first where there are too many. `urgent`: training does not go on."""
         self._wait(MOST_COPIES - 1)
-        if self.interrupted():
-            return
         try:
             self._copies.append(_fork(name, work, idle=not urgent))
         except OSError:  # no memory to promise, or no process to have: what needs neither still works
@@ -100,7 +102,7 @@ class Background(Generic[T]):
 
     def look(self) -> None:
         """Deliver what is done; a system call where one is at work. Raises BackgroundError where one failed."""
-        while self._copies and not self._stopped():
+        while self._copies:
             status = _exit_status(self._copies[0])
             if status is None:
                 return
@@ -109,6 +111,19 @@ class Background(Generic[T]):
     def drain(self) -> None:
         """Wait for all and deliver it."""
         self._wait(0)
+
+    def finish(self) -> None:
+        """Deliver what is done within `GRACE`, then kill the others: training ends before its time."""
+        try:
+            self._wait(0, GRACE / 3)  # training has left its processors
+            self._hurry()
+            self._wait(0, GRACE * 2 / 3)
+        except BackgroundError as error:
+            warnings.warn(str(error), stacklevel=2)  # why training ends is another matter
+        finally:
+            for copy in self._copies:
+                warnings.warn(f"{copy.name}: not done when training was stopped, and left out", stacklevel=2)
+            self.stop()
 
     def stop(self) -> None:
         """Kill all: they hold nothing but memory."""
@@ -119,16 +134,24 @@ class Background(Generic[T]):
             os.waitpid(copy.pid, 0)
             copy.sent.close()
 
-    def _wait(self, most: int) -> None:
+    def _wait(self, most: int, seconds: float | None = None) -> None:
+        """Until no more are at work, at most so long; without a limit, until `interrupted`."""
         self.look()
+        started, hurried = time.monotonic(), False
         while len(self._copies) > most:
+            waited = time.monotonic() - started
+            if waited > seconds if seconds is not None else self.interrupted():
+                return
+            if waited > PATIENCE and not hurried:
+                self._hurry()
+                hurried = True
             time.sleep(PAUSE)
             self.look()
 
-    def _stopped(self) -> bool:
-        if self.interrupted():
-            self.stop()
-        return not self._copies
+    def _hurry(self) -> None:
+        """Let none wait for idle time any longer; one that did not get any begins anew."""
+        for copy in self._copies:
+            os.kill(copy.pid, HURRY)
 
     def _receive(self, copy: Copy, status: int) -> None:
         with copy.sent as sent:
@@ -164,13 +187,18 @@ def unfit_for_copies(device: torch.device, world_size: int) -> str | None:
 
 def _fork(name: str, work: Work[Any], idle: bool) -> Copy:
     sent, parent = tempfile.TemporaryFile(), os.getpid()  # noqa: SIM115 - the parent reads it when the copy has ended
-    with warnings.catch_warnings():
-        # Python warns that another thread (TensorBoard's, the progress bar's) may hold a lock that the copy waits
-        # for. The copy takes none of theirs: it logs and prints nothing, and ends without cleaning up.
-        warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
-        pid = os.fork()
-    if pid == 0:
-        _be_the_copy(work, sent, parent, idle)
+    # A signal between the fork and the copy's own settings would be answered by what training does.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {HURRY, signal.SIGINT, signal.SIGTERM})
+    try:
+        with warnings.catch_warnings():
+            # Python warns that another thread (TensorBoard's, the progress bar's) may hold a lock that the copy waits
+            # for. The copy takes none of theirs: it logs and prints nothing, and ends without cleaning up.
+            warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
+            pid = os.fork()
+        if pid == 0:
+            _be_the_copy(work, sent, parent, idle)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return Copy(name, pid, sent)
 
 
@@ -184,29 +212,73 @@ def _be_the_copy(work: Work[Any], sent: IO[bytes], parent: int, idle: bool) -> N
     """Never returns into the code that training runs, nor flushes what the parent had buffered."""
     code = 1
     try:
-        _leave_the_parent_alone(parent, idle)
-        pickle.dump(_outcome(work), sent)
-        sent.flush()
-        code = 0
+        _leave_the_parent_alone(parent)
+        code = _in_idle_time(work, sent) if idle else _do(work, sent)
     finally:
         os._exit(code)
 
 
-def _leave_the_parent_alone(parent: int, idle: bool) -> None:
-    """Die with it, leave signals, its streams and its share of the processor to it."""
+def _leave_the_parent_alone(parent: int) -> None:
+    """Die with it; leave signals, its streams and its threads to it."""
+    _die_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    torch.set_num_threads(1)  # first of all of torch's: OpenMP's other threads are not in the copy
+    gc.freeze()  # a collection would write to every object, which copies its page: a third of a drawing's time
+    logging.disable()
+    sys.stdout = sys.stderr = io.StringIO()
+
+
+def _die_with(parent: int) -> None:
     assert LIBC is not None
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)  # it had ended before it could be watched
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    torch.set_num_threads(1)  # first of all of torch's: OpenMP's other threads are not in the copy
-    if idle:
-        # Not by niceness: a thread of training that waits for its turn holds up the others, step by step.
+
+
+def _in_idle_time(work: Work[Any], sent: IO[bytes]) -> int:
+    """Have a copy of this one do the work with idle time alone; do it here when hurried. The exit code."""
+    parent = os.getpid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    pid = os.fork()
+    if pid == 0:
+        _die_with(parent)
+        _take_idle_time_only()
+        os._exit(_do(work, sent))
+    hurried, done, status = False, 0, 0
+    while not (done or hurried):
+        hurried = signal.sigwait({HURRY, signal.SIGCHLD}) == HURRY  # SIGCHLD also comes when the child is stopped
+        done, status = os.waitpid(pid, os.WNOHANG)
+    if not done:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        return _do(work, sent)
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        os.kill(parent, -code)  # ended by a signal: this copy tells by ending the same way
+    return code
+
+
+def _take_idle_time_only() -> None:
+    """Not by niceness: a thread of training that waits for its turn holds up the others, step by step."""
+    try:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    gc.freeze()  # a collection would write to every object, which copies its page: a third of a drawing's time
-    logging.disable()
-    sys.stdout = sys.stderr = io.StringIO()
+    except OSError:  # a sandbox may refuse it
+        os.nice(19)
+
+
+def _do(work: Work[Any], sent: IO[bytes]) -> int:
+    """Do it and leave its outcome in the file; the exit code."""
+    try:
+        told = pickle.dumps(_outcome(work))
+    except Exception:  # what came of it cannot be sent
+        told = pickle.dumps(Outcome([], [], traceback.format_exc()))
+    sent.seek(0)
+    sent.truncate()
+    sent.write(told)
+    sent.flush()
+    return 0
 
 
 def _outcome(work: Work[Any]) -> Outcome:

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from vae_lab.checkpoints import LAST
+from vae_lab.checkpoints import LAST, AtomicCheckpointIO
 from vae_lab.data.module import data_of
 
 
@@ -37,6 +37,18 @@ class BestCheckpoint(ModelCheckpoint):
         if data_of(trainer).size("val") == 0:
             self.monitor = None
         super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """From now on it may change faster than a disk follows."""
+        super().on_train_start(trainer, pl_module)
+        if isinstance(writer := trainer.strategy.checkpoint_io, AtomicCheckpointIO):
+            writer.may_wait.add(Path(self.dirpath or "") / f"{self.filename}.ckpt")
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Write the one that waits, in time."""
+        super().on_train_batch_end(trainer, *args)
+        if isinstance(writer := trainer.strategy.checkpoint_io, AtomicCheckpointIO):
+            writer.look()
 
 
 class LastCheckpoint(ModelCheckpoint):

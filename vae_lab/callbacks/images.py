@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from vae_lab.callbacks.background import Background, InProcess, Workers, unfit_for_copies
+from vae_lab.callbacks.background import Background, BackgroundError, InProcess, Workers, unfit_for_copies
 from vae_lab.callbacks.drawings import (
     HISTOGRAMS,
     Moment,
@@ -174,10 +174,15 @@ class ImageLogger(Callback):
                     work = partial(animation, image_folder(trainer), what, trainer.global_step)
                     self._workers.start(f"joining {what}.gif", work, urgent=True)
             self._workers.drain()
+            if self.interrupted():
+                self._workers.finish()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """What is not drawn yet will not be."""
-        self._workers.stop()
+        """What was due is drawn if it takes a moment; a resumed run would not draw it."""
+        if isinstance(exception, BackgroundError):
+            self._workers.stop()
+        else:
+            self._workers.finish()
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule, moment: Moment) -> None:
         """Every picture of this moment, one file and one summary each."""

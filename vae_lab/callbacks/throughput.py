@@ -61,11 +61,19 @@ class Throughput(Callback):
         """The epoch's steps are done, where no validation came after them."""
         self._stop(trainer, pl_module)
 
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        """An epoch that ends before its time is trained on too; its rate is not one of an epoch's."""
+        if self._started and trainer.global_step > self._first_step:
+            self._count(trainer)
+
     def _stop(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.sanity_checking or not self._started or trainer.global_step == self._first_step:
             return
         pl_module.log_steps()  # waits for the device, so that its work is counted
         self.rates.append(self.so_far(trainer))
+        self._count(trainer)
+
+    def _count(self, trainer: Trainer) -> None:
         self.num_images += self._images(trainer)
         self.seconds_training += self._seconds(trainer)
         self._started = 0.0

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vae_lab.models import VAE
 
-VALUES_AT_ONCE = 2**22  # decoded values held at a time: 16 MiB, which caches still help with
+VALUES_AT_ONCE = 2**22  # parameters of p(x|z) held at a time: 16 MiB, which caches still help with
 
 
 @torch.inference_mode()
@@ -22,7 +22,14 @@ def importance_bound(model: VAE, x: Tensor, num_samples: int, chunk: int | None 
     """
     if num_samples < 1:
         raise ValueError(f"an importance-weighted bound averages over at least 1 sample; found {num_samples}")
-    chunk = chunk or max(1, VALUES_AT_ONCE // max(1, x.numel()))
+    values = model.likelihood.num_channels * model.image.height * model.image.width
+    at_once = max(1, VALUES_AT_ONCE // values)
+    return torch.cat(
+        [_bound(model, part, num_samples, chunk or max(1, at_once // len(part))) for part in x.split(at_once)]
+    )
+
+
+def _bound(model: VAE, x: Tensor, num_samples: int, chunk: int) -> Tensor:
     posterior = model.encode(x)
     sizes = [min(chunk, num_samples - start) for start in range(0, num_samples, chunk)]
     parts = []
