@@ -141,6 +141,8 @@ def measured(trainer: Trainer, experiment: Experiment, data: ImageData, argument
     """Train a few epochs; at the end of each, while the trainer has everything in place, run the step alone."""
     from lightning.pytorch import Callback
 
+    from vae_lab.callbacks import Progress
+
     found: list[Profile] = []
     rates: list[float] = []
 
@@ -152,7 +154,9 @@ def measured(trainer: Trainer, experiment: Experiment, data: ImageData, argument
                 found.append(alone.profile(rates_of(trainer)[1:], rates[1:], arguments.trace))
                 trainer.should_stop = True
 
-    trainer.callbacks.append(AtEpochEnds())  # type: ignore[attr-defined]
+    # Without what it tells of epochs: the steps alone train the model between them.
+    watching = [callback for callback in trainer.callbacks if not isinstance(callback, Progress)]  # type: ignore[attr-defined]
+    trainer.callbacks = [*watching, AtEpochEnds()]  # type: ignore[attr-defined]
     trainer.fit(experiment, data)
     return found[0]
 
@@ -372,7 +376,8 @@ def rate_table(profile: Profile) -> Any:
     table = Table("training", "images/s", title=f"Speed on {profile.device}", title_justify="left")
     table.add_row("the step alone", f"{profile.alone:,.0f}")
     table.add_row("inside the trainer", f"{profile.in_trainer:,.0f}")
-    table.add_row("the trainer's share", f"{1 - profile.in_trainer / profile.alone:.1%}")
+    share = 1 - profile.in_trainer / profile.alone
+    table.add_row("the trainer's share", f"{share:.1%}" if share > 0 else "less than the noise")
     return table
 
 

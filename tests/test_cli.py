@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from vae_lab.cli import run_command
 from vae_lab.errors import UsageError
 from vae_lab.explanations import MESSAGE_LINES
-from vae_lab.interruption import Interrupted, Interruption, RunFailed
+from vae_lab.interruption import Interrupted, InterruptedAtOnce, Interruption, RunFailed, undisturbed
 from vae_lab.signatures import check_targets
 
 FILES = {
@@ -299,10 +299,21 @@ def test_a_signal_only_sets_the_flag_and_the_old_handlers_come_back():
 
 
 def test_a_second_ctrl_c_stops_at_once():
-    with pytest.raises(KeyboardInterrupt), Interruption() as interruption:
+    with pytest.raises(InterruptedAtOnce), Interruption() as interruption:
         signal.raise_signal(signal.SIGINT)
         assert interruption.requested == signal.SIGINT
         signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_ctrl_c_while_a_file_is_written_comes_after_it():
+    done = []
+    with pytest.raises(KeyboardInterrupt):
+        with undisturbed():
+            signal.raise_signal(signal.SIGINT)
+            done.append("written")
+        done.append("never")
+    assert done == ["written"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -355,4 +366,6 @@ def test_a_real_ctrl_c_ends_a_real_command_with_130(tmp_path: Path):
     assert command.stdout.readline() == "ready\n"
     command.send_signal(signal.SIGINT)
     _, error = command.communicate(timeout=20)
-    assert (command.returncode, error) == (130, "interrupted by SIGINT\n")
+    first, last = error.strip().splitlines()
+    assert command.returncode == 130 and last == "interrupted by SIGINT"
+    assert first == "stopping as soon as everything is saved; Ctrl-C again stops at once"

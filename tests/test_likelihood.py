@@ -100,5 +100,22 @@ def test_a_loaded_run_tells_the_likelihood_of_images(fast_run):
     few, many = lab.log_likelihood(images, 1), lab.log_likelihood(images, 200)
     assert few.shape == many.shape == (4,) and many.mean() > few.mean()
     assert many.max() < 0 and math.isfinite(float(many.min()))
-    with pytest.raises(ValueError, match="expected float32 images"):
+    with pytest.raises(ValueError, match=r"expected a float32 torch\.Tensor"):
         lab.log_likelihood(images.byte())
+
+
+@pytest.mark.parametrize(
+    ("images", "found"),
+    [([[0.5]], "found a list"), (torch.zeros(0, 1, 28, 28), r"found torch.float32 \(0, 1, 28, 28\)"),
+     (torch.full((1, 1, 28, 28), 2.0), r"found values in \[2, 2\]"),
+     (torch.zeros(1, 1, 28, 28, dtype=torch.uint8), r"images.float\(\) / 255")],
+)  # fmt: skip
+def test_what_is_no_batch_of_images_is_refused_with_what_was_found(fast_run, images, found):
+    with pytest.raises(ValueError, match=rf"(?s)expected a float32 torch.Tensor \(B, 1, 28, 28\) in \[0, 1\].*{found}"):
+        load(fast_run.run).log_likelihood(images)
+
+
+def test_half_a_sample_is_refused():
+    model, x, _ = linear_model(1.0)
+    with pytest.raises(ValueError, match=r"at least 1 sample; found 1\.5"):
+        importance_bound(model, x, 1.5)

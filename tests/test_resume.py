@@ -104,6 +104,18 @@ def test_pictures_that_were_due_at_a_signal_are_drawn(command):
     assert drawn == [f"samples_epoch={epoch:04d}.png" for epoch in range(1, epochs + 1)]
 
 
+def test_a_second_ctrl_c_stops_at_once_and_says_what_is_there(command):
+    started = command.start(*QUICK, "trainer.max_epochs=4000", "callbacks.last.every_n_seconds=1000")
+    wait_for(lambda: "val elbo" in started.output())
+    os.kill(started.pid, signal.SIGINT)
+    wait_for(lambda: "Ctrl-C again stops at once" in started.output())
+    os.kill(started.pid, signal.SIGINT)
+    stopped = started.wait()
+    assert stopped.code == 130, stopped.stderr[-2000:]
+    assert stopped.summary["status"] == "interrupted" and "Traceback" not in stopped.stderr
+    assert "to go on" in stopped.stderr or "nothing was saved yet" in stopped.stderr
+
+
 def test_killed_rows_are_written_once(command):
     started = command.start(*QUICK, "trainer.max_epochs=4000", "callbacks.last.every_n_seconds=0.0")
     wait_for(lambda: started.output().count("val elbo") > 5)

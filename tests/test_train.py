@@ -82,7 +82,7 @@ def test_a_run_loads_in_python(fast_run):
     assert lab.reconstruct(images).shape == (3, 1, 28, 28)
     samples = lab.sample(5)
     assert samples.shape == (5, 1, 28, 28) and samples.min() >= 0 and samples.max() <= 1
-    with pytest.raises(ValueError, match=r"expected float32 images \(B, 1, 28, 28\)"):
+    with pytest.raises(ValueError, match=r"expected a float32 torch.Tensor \(B, 1, 28, 28\)"):
         lab.encode(torch.rand(3, 28, 28))
 
 

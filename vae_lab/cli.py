@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from vae_lab.config import conf_dir, register
 from vae_lab.errors import find_cause
 from vae_lab.help import HELP, help_text, is_plain_request
-from vae_lab.interruption import Interrupted, RunFailed
+from vae_lab.interruption import Interrupted, InterruptedAtOnce, RunFailed
 from vae_lab.runs import RunFolder, register_resolvers
 
 Task = Callable[[DictConfig], object]
@@ -64,8 +64,8 @@ class _Command:
         try:
             with _environment(FULL_ERROR, "1"):  # so that Hydra leaves exceptions to us
                 main()
-        except KeyboardInterrupt as stop:
-            interrupted = find_cause(stop, Interrupted)
+        except (KeyboardInterrupt, InterruptedAtOnce) as stop:
+            interrupted = find_cause(stop, InterruptedAtOnce) or find_cause(stop, Interrupted)
             sys.stderr.write(f"{interrupted or 'interrupted'}\n")
             return interrupted.exit_code if interrupted else 130
         except Exception as error:
@@ -87,7 +87,7 @@ class _Command:
                 with _environment(FULL_ERROR, self.users_choice):  # the children of a job inherit the user's
                     return self.task(config)
             except Exception as error:
-                if find_cause(error, Interrupted):
+                if find_cause(error, Interrupted) or find_cause(error, InterruptedAtOnce):
                     raise KeyboardInterrupt from error  # an Exception would only end this job of a sweep
                 self._report(error, in_job=True)
                 self.failures.append(error)

@@ -1,7 +1,10 @@
 """How a run ends before its time: a signal is noted at once and read where stopping is safe."""
 
+import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
 
@@ -13,7 +16,16 @@ class Interrupted(Exception):  # noqa: N818 - a request that is granted, not an 
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"interrupted by {signal.Signals(signum).name}")
-        self.exit_code = 128 + signum
+        self.signum, self.exit_code = signum, 128 + signum
+
+
+class InterruptedAtOnce(BaseException):
+    """A second Ctrl-C: nothing more is done or saved. No KeyboardInterrupt, which Lightning makes an exit code 1."""
+
+    exit_code = 128 + signal.SIGINT
+
+    def __init__(self) -> None:
+        super().__init__("interrupted by a second SIGINT: nothing was saved since the last checkpoint")
 
 
 class RunFailed(RuntimeError):  # noqa: N818 - named for what it says
@@ -21,7 +33,7 @@ class RunFailed(RuntimeError):  # noqa: N818 - named for what it says
 
 
 class Interruption:
-    """While entered, SIGINT and SIGTERM only set `requested`; a second Ctrl-C is a KeyboardInterrupt at once.
+    """While entered, SIGINT and SIGTERM only set `requested`; a second Ctrl-C raises InterruptedAtOnce.
 
     Python takes handlers in the main thread alone: entered in another thread, signals stay as they were.
     """
@@ -52,5 +64,23 @@ class Interruption:
 
     def _note(self, signum: int, _: FrameType | None) -> None:
         if self.requested is not None and signum == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise InterruptedAtOnce
         self.requested = signum
+        if signum == signal.SIGINT:  # not through sys.stderr, in the midst of whose writing this may come
+            os.write(2, b"\nstopping as soon as everything is saved; Ctrl-C again stops at once\n")
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """A Ctrl-C that comes within is answered afterwards: for a file that is being written."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda signum, _: came.append(signum))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    for signum in came[:1]:
+        signal.raise_signal(signum)

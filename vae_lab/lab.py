@@ -61,13 +61,16 @@ class Lab:
         return importance_bound(self.model, images, num_samples)
 
     def _require_images(self, images: Tensor) -> None:
-        expected = self.image.shape
-        fits = images.ndim == 4 and tuple(images.shape[1:]) == expected and images.dtype == torch.float32
-        if not fits or not (images.min() >= 0 and images.max() <= 1):
-            raise ValueError(
-                f"expected float32 images (B, {', '.join(map(str, expected))}) in [0, 1]; "
-                f"found {images.dtype} {tuple(images.shape)} in [{images.min():.3g}, {images.max():.3g}]"
-            )
+        shape = f"(B, {', '.join(map(str, self.image.shape))})"
+        expected = f"expected a float32 torch.Tensor {shape} in [0, 1], B at least 1"
+        if not isinstance(images, Tensor):
+            raise ValueError(f"{expected}; found a {type(images).__name__}")
+        fits = images.ndim == 4 and tuple(images.shape[1:]) == self.image.shape and len(images)
+        if not fits or images.dtype != torch.float32:
+            way = "\nimages.float() / 255 makes it of uint8" if images.dtype == torch.uint8 else ""
+            raise ValueError(f"{expected}; found {images.dtype} {tuple(images.shape)}{way}")
+        if not (images.min() >= 0 and images.max() <= 1):
+            raise ValueError(f"{expected}; found values in [{images.min():.3g}, {images.max():.3g}]")
 
 
 def load(run: str | Path, checkpoint: str = "best") -> Lab:

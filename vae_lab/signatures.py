@@ -114,9 +114,19 @@ def _check_type(value: Any, arguments: Arguments, name: str, key: str) -> None:
         return
     choices = [str(choice) for choice in _choices(hint)]
     near = nearest(value, choices) if isinstance(value, str) else None
-    expected = f"one of {_quoted(choices)}" if choices else _type_name(hint)
+    expected = _expected(hint, choices)
     suggestion = f"\ndid you mean {key}={near}?" if near else ""
     raise UsageError(f"{key}: found {value!r} ({type(value).__name__}), expected {expected}{suggestion}")
+
+
+def _expected(hint: Any, choices: list[str]) -> str:
+    """What a hint allows, in words."""
+    if not choices:
+        return _type_name(hint)
+    others = [member for member in _members(hint) if typing.get_origin(member) is not Literal]
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
+    allowed = [words.get(member, _type_name(member)) for member in others]
+    return ", or ".join([f"one of {_quoted(choices)}" if len(choices) > 1 else _quoted(choices), *allowed])
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -16,12 +16,14 @@ from omegaconf import DictConfig
 from vae_lab.callbacks.metrics_table import MetricsTable
 from vae_lab.callbacks.throughput import Throughput
 from vae_lab.data.module import data_of
+from vae_lab.errors import chain_of
 from vae_lab.experiment import Experiment
 from vae_lab.files import write_whole
-from vae_lab.interruption import Interrupted
+from vae_lab.interruption import Interrupted, InterruptedAtOnce, undisturbed
 from vae_lab.provenance import config_hash, git_state, versions
 
 log = logging.getLogger("vae_lab")
+INTERRUPTIONS = (Interrupted, InterruptedAtOnce, KeyboardInterrupt)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -53,14 +55,15 @@ class RunSummary:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, (Interrupted, KeyboardInterrupt)):
-            self.write("interrupted")
-        elif error is not None:
-            self.write("failed", error=f"{type(error).__name__}: {error}")
-        else:
-            self.write("completed")
-        if self.trainer.is_global_zero:
-            self._say(error is None)
+        with undisturbed():
+            if any(isinstance(link, INTERRUPTIONS) for link in chain_of(error)):
+                self.write("interrupted")
+            elif error is not None:
+                self.write("failed", error=f"{type(error).__name__}: {error}")
+            else:
+                self.write("completed")
+            if self.trainer.is_global_zero:
+                self._say(error is None)
 
     def _say(self, completed: bool) -> None:
         """Where everything is, what a reader of the numbers has to know, and how to go on."""
@@ -72,7 +75,11 @@ class RunSummary:
 
     def _way_on(self) -> list[str]:
         last = self.folder / "checkpoints" / "last.ckpt"
-        return [f"to go on: python -m vae_lab.train resume={self.folder}"] if last.exists() else []
+        return (
+            [f"to go on: python -m vae_lab.train resume={self.folder}"]
+            if last.exists()
+            else ["nothing was saved yet that a run could go on from"]
+        )
 
     def write(self, status: str, error: str | None = None) -> None:
         """Write summary.json (on the first process)."""

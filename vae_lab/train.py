@@ -107,7 +107,7 @@ def go_on_from(folder: Path, trainer: Trainer, experiment: Experiment, data: Ima
     if end is not None and (done > end or (done == end and before.get("status") == "completed")):
         raise UsageError(
             f"resume={folder}: nothing is left to do, "
-            f"it has {done} steps ({done // data.steps_per_epoch} epochs) of {end}\n"
+            f"it has {done} steps ({done // data.steps_per_epoch} epochs), and the end asked for is step {end}\n"
             "to train longer: trainer.max_epochs (or trainer.max_steps) above that"
         )
     experiment.metrics |= {name: value for name, value in before.get("metrics", {}).items() if value is not None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Literal
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.loggers import Logger
 
 from vae_lab import machine
@@ -19,7 +21,6 @@ from vae_lab.strategies import AllReduceStrategy
 
 DEFAULT_LOG_EVERY_N_STEPS = 50
 GPU_NAMES = ("gpu", "cuda")
-CPP_COMPILERS = ("c++", "g++", "clang++")
 PRECISIONS = ("32-true", "bf16-mixed", "32")
 
 
@@ -46,12 +47,15 @@ def build_trainer(
     """
     require_possible(options, steps_per_execution, limit_train_batches)
     require_compiler(compile)
+    require_threads(num_threads)
     torch.set_num_threads(num_threads or machine.num_threads(num_processes(options)))
     if matmul_precision is not None:
         torch.set_float32_matmul_precision(matmul_precision)
+    summarize = options.get("enable_model_summary") is not False
     ours = {
         "default_root_dir": default_root_dir,
-        "callbacks": list(callbacks),
+        "callbacks": [callback for callback in callbacks if summarize or not isinstance(callback, ModelSummary)],
+        "enable_model_summary": False,  # it is one of the callbacks, or not wanted
         "logger": list(logger) or False,
         "strategy": AllReduceStrategy() if options.get("strategy") == "ddp" else options.get("strategy", "auto"),
         "log_every_n_steps": options.get("log_every_n_steps") or DEFAULT_LOG_EVERY_N_STEPS,
@@ -126,10 +130,30 @@ def require_reduction(trainer: Trainer) -> None:
 
 def require_compiler(compile: bool) -> None:
     """UsageError where torch.compile would find nothing to compile C++ with, on a machine without a GPU."""
-    if compile and not torch.cuda.is_available() and not any(map(shutil.which, CPP_COMPILERS)):
+    if not compile or torch.cuda.is_available():
+        return
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        compiler = get_cpp_compiler()
+        found = shutil.which(compiler) is not None
+    except InvalidCxxCompiler:
+        compiler, found = "", False
+    if not found:
+        tried = f"{compiler} of the environment variable CXX" if os.environ.get("CXX") else "g++ and clang++"
         raise UsageError(
-            f"trainer.compile=true: no C++ compiler is here (looked for {', '.join(CPP_COMPILERS)}).\n"
+            f"trainer.compile=true: no C++ compiler is here (looked for {tried}).\n"
             "Install one (Debian: apt install g++), or leave trainer.compile=false"
+        )
+
+
+def require_threads(threads: int | None) -> None:
+    """UsageError unless torch can have so many."""
+    if threads is not None and threads < 1:
+        raise UsageError(
+            f"trainer.num_threads={threads}: expected a whole number from 1, or null for the physical cores "
+            f"({machine.num_threads()} here)"
         )
 
 

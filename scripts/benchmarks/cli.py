@@ -61,6 +61,11 @@ def parsed(description: str | None) -> argparse.Namespace:
     arguments = parser.parse_args()
     if wrong := [name for name in arguments.parts if name not in PARTS]:
         parser.error(f"no part {', '.join(wrong)}: expected {', '.join(PARTS)}")
+    for path in filter(None, (arguments.json, arguments.picture)):  # before half an hour of measuring
+        if not path.resolve().parent.is_dir():
+            parser.error(f"{path}: there is no folder {path.resolve().parent}")
+    if arguments.picture and (arguments.picture.suffix != ".png" or "training" not in (arguments.parts or PARTS)):
+        parser.error("--picture takes a FILE.png, and the part `training` to draw")
     return arguments
 
 

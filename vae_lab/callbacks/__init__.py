@@ -3,6 +3,7 @@
 from vae_lab.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
 from vae_lab.callbacks.images import ImageLogger
 from vae_lab.callbacks.interrupt import StopOnSignal
+from vae_lab.callbacks.layer_table import LayerTable
 from vae_lab.callbacks.metrics_table import MetricsTable
 from vae_lab.callbacks.progress import Progress
 from vae_lab.callbacks.tensorboard import TensorBoardSummary
@@ -12,6 +13,7 @@ __all__ = [
     "BestCheckpoint",
     "ImageLogger",
     "LastCheckpoint",
+    "LayerTable",
     "MetricsTable",
     "Progress",
     "StopOnSignal",

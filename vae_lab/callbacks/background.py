@@ -26,13 +26,13 @@ from typing import IO, Any, Generic, NamedTuple, NoReturn, TypeVar
 
 import torch
 
+log = logging.getLogger("vae_lab")
 T = TypeVar("T")
 Work = Callable[[], Iterable[T]]
 
 MOST_COPIES = 4  # each holds the pages that training has written since, and what it draws
 PAUSE = 0.005  # seconds between two looks at a copy that is waited for
 PATIENCE = 2.0  # seconds to wait for idle time before a copy is hurried
-GRACE = 3.0  # seconds that copies have when training ends before its time
 HURRY = getattr(signal, "SIGUSR1", signal.SIGTERM)  # Windows has none, and no copies either
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded before a fork: the loader has a lock
@@ -61,7 +61,10 @@ class InProcess(Generic[T]):
     def look(self) -> None:
         """Nothing is ever pending."""
 
-    drain = finish = stop = look
+    drain = stop = look
+
+    def finish(self, seconds: float) -> None:
+        """Nothing is ever pending."""
 
 
 class Outcome(NamedTuple):
@@ -112,17 +115,16 @@ class Background(Generic[T]):
         """Wait for all and deliver it."""
         self._wait(0)
 
-    def finish(self) -> None:
-        """Deliver what is done within `GRACE`, then kill the others: training ends before its time."""
+    def finish(self, seconds: float) -> None:
+        """Deliver what is done within so many seconds, then kill the others: training ends before its time."""
         try:
-            self._wait(0, GRACE / 3)  # training has left its processors
-            self._hurry()
-            self._wait(0, GRACE * 2 / 3)
+            self._wait(0, seconds)
         except BackgroundError as error:
-            warnings.warn(str(error), stacklevel=2)  # why training ends is another matter
+            log.warning("warning: %s", error)  # why training ends is another matter
         finally:
-            for copy in self._copies:
-                warnings.warn(f"{copy.name}: not done when training was stopped, and left out", stacklevel=2)
+            if self._copies:
+                names = ", ".join(dict.fromkeys(copy.name for copy in self._copies))
+                log.warning("warning: not done when training was stopped, and left out: %s", names)
             self.stop()
 
     def stop(self) -> None:
@@ -142,7 +144,7 @@ class Background(Generic[T]):
             waited = time.monotonic() - started
             if waited > seconds if seconds is not None else self.interrupted():
                 return
-            if waited > PATIENCE and not hurried:
+            if waited > PATIENCE and not hurried and (seconds is None or seconds > 2 * PATIENCE):
                 self._hurry()
                 hurried = True
             time.sleep(PAUSE)

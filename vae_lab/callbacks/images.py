@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,11 +31,14 @@ from vae_lab.callbacks.drawings import (
 from vae_lab.errors import UsageError
 from vae_lab.figures.pictures import PICTURES
 from vae_lab.figures.scene import Examples, Model, Scene, Sizes, looking_at
+from vae_lab.interruption import Interrupted
 
 if TYPE_CHECKING:
     import torch
 
 SPLITS: tuple[Literal["test", "val", "train"], ...] = ("test", "val", "train")
+SECONDS_AT_SIGINT = 20.0  # for the pictures that are due when somebody stops training, who may press Ctrl-C again
+SECONDS_AT_END = 3.0  # when anything else does: a scheduler kills who does not end within seconds
 MOST_VALUES = 2**25  # pixels times channels held for the scatter: 128 MiB
 
 
@@ -175,14 +179,15 @@ class ImageLogger(Callback):
                     self._workers.start(f"joining {what}.gif", work, urgent=True)
             self._workers.drain()
             if self.interrupted():
-                self._workers.finish()
+                self._workers.finish(SECONDS_AT_END)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """What was due is drawn if it takes a moment; a resumed run would not draw it."""
-        if isinstance(exception, BackgroundError):
+        if isinstance(exception, BackgroundError) or not isinstance(exception, Exception):
             self._workers.stop()
         else:
-            self._workers.finish()
+            at_a_terminal = isinstance(exception, Interrupted) and exception.signum == signal.SIGINT
+            self._workers.finish(SECONDS_AT_SIGINT if at_a_terminal else SECONDS_AT_END)
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule, moment: Moment) -> None:
         """Every picture of this moment, one file and one summary each."""

@@ -20,8 +20,8 @@ def importance_bound(model: VAE, x: Tensor, num_samples: int, chunk: int | None 
     (default: as many as 16 MiB hold); the result does not depend on it but for the noise. ValueError: K < 1.
     Burda et al. 2016, arXiv:1509.00519.
     """
-    if num_samples < 1:
-        raise ValueError(f"an importance-weighted bound averages over at least 1 sample; found {num_samples}")
+    if not isinstance(num_samples, int) or num_samples < 1:
+        raise ValueError(f"an importance-weighted bound averages over at least 1 sample; found {num_samples!r}")
     values = model.likelihood.num_channels * model.image.height * model.image.width
     at_once = max(1, VALUES_AT_ONCE // values)
     return torch.cat(

@@ -1,0 +1,29 @@
+"""The layers of a model and their parameters, as a table before training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch.callbacks import ModelSummary
+from rich.console import Console
+from rich.table import Table
+
+
+class LayerTable(ModelSummary):
+    """Names, types and parameters of the layers that have any, down to `max_depth`; on stderr, as all that is told."""
+
+    @staticmethod
+    def summarize(
+        summary_data: list[tuple[str, list[str]]], total_parameters: int, trainable_parameters: int, *_: Any, **__: Any
+    ) -> None:
+        """Print it."""
+        columns = dict(summary_data)
+        table = Table("layer", "type", box=None, pad_edge=False)
+        table.add_column("parameters", justify="right")
+        for name, kind, count in zip(columns["Name"], columns["Type"], columns["Params"], strict=True):
+            if count.strip() != "0":
+                table.add_row(name, kind, count)
+        frozen = total_parameters - trainable_parameters
+        console = Console(stderr=True, highlight=False)
+        console.print(table)
+        console.print(f"{total_parameters:,} parameters" + (f", of these {frozen:,} are not trained" if frozen else ""))
