@@ -136,12 +136,11 @@ def require_compiler(compile: bool) -> None:
     from torch._inductor.exc import InvalidCxxCompiler
 
     try:
-        compiler = get_cpp_compiler()
-        found = shutil.which(compiler) is not None
+        found = shutil.which(get_cpp_compiler())
     except InvalidCxxCompiler:
-        compiler, found = "", False
-    if not found:
-        tried = f"{compiler} of the environment variable CXX" if os.environ.get("CXX") else "g++ and clang++"
+        found = None
+    if found is None:
+        tried = f"{os.environ['CXX']}, of the environment variable CXX" if os.environ.get("CXX") else "g++ and clang++"
         raise UsageError(
             f"trainer.compile=true: no C++ compiler is here (looked for {tried}).\n"
             "Install one (Debian: apt install g++), or leave trainer.compile=false"
