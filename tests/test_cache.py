@@ -112,7 +112,8 @@ def test_a_killed_build_is_never_used_and_is_cleared_away_in_the_end(tmp_path):
     assert len(build_cache(tmp_path, KEY, SHAPE, rows()).pixels) == 3
     assert abandoned.exists()  # too young: its process might be alive
     two_days_ago = time.time() - 2 * 86_400
-    os.utime(abandoned / "pixels.u8", (two_days_ago, two_days_ago))
+    for path in (*abandoned.iterdir(), abandoned):
+        os.utime(path, (two_days_ago, two_days_ago))
     build_cache(tmp_path, "other", SHAPE, rows())
     assert not abandoned.exists()
 

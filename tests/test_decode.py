@@ -1,8 +1,12 @@
 """Decoding: exact colours for every kind of picture, and a clear word for every broken one."""
 
 import io
+import os
+import socket
 import struct
+import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -299,9 +303,150 @@ def test_a_decompression_bomb_is_refused_by_its_header(tmp_path, side):
         decode(path, PictureOptions(8))
 
 
+def test_a_file_above_max_bytes_is_named_before_it_is_read(tmp_path):
+    path = saved(tmp_path, Image.new("L", (4, 4)))
+    size = path.stat().st_size
+    assert decode(path, PictureOptions(8, max_bytes=size)).shape == (3, 8, 8)
+    with pytest.raises(UnreadablePicture, match=rf"{path}: {size} bytes, more than data\.max_bytes={size - 1}"):
+        decode(path, PictureOptions(8, max_bytes=size - 1))
+    with path.open("r+b") as file:
+        file.truncate(10**13)  # sparse: it takes no room
+    with pytest.raises(UnreadablePicture, match="10000000000000 bytes, more than"):
+        decode(path, PictureOptions(8))
+
+
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [
+        (os.mkfifo, "a named pipe"),
+        (Path.mkdir, "a folder"),
+        (lambda path: path.symlink_to("/dev/zero"), "a device"),
+        (lambda path: socket.socket(socket.AF_UNIX).bind(str(path)), "a socket"),
+    ],
+    ids=["pipe", "folder", "device", "socket"],
+)
+def test_what_is_no_file_is_named_and_waits_for_nothing(tmp_path, monkeypatch, make, found):
+    monkeypatch.chdir(tmp_path)  # the name of a socket has to be short
+    path = Path("a.png")
+    make(path)
+    with pytest.raises(UnreadablePicture, match=rf"a\.png: expected a file, found {found}\."):
+        decode(path, PictureOptions(8))
+
+
+def test_a_pipe_put_in_place_of_a_file_while_it_is_opened_waits_for_nothing(tmp_path, monkeypatch):
+    path, real = saved(tmp_path, Image.new("L", (4, 4))), Path.stat
+    seen = real(path)
+    path.unlink()
+    os.mkfifo(path)
+    monkeypatch.setattr(Path, "stat", lambda self, **options: seen if self == path else real(self, **options))
+    with pytest.raises(UnreadablePicture, match="found a named pipe"):
+        decode(path, PictureOptions(8))
+
+
+def test_a_link_to_a_file_is_that_file(tmp_path):
+    saved(tmp_path, Image.new("RGB", (4, 4), RED))
+    (tmp_path / "link.png").symlink_to("picture.png")
+    assert one(tmp_path / "link.png") == RED
+    (tmp_path / "nowhere.png").symlink_to("gone.png")
+    with pytest.raises(UnreadablePicture, match=r"nowhere\.png: cannot be decoded .*No such file"):
+        one(tmp_path / "nowhere.png")
+
+
+def many_scans(side, count):
+    """A progressive JPEG whose last scan is repeated: each repetition is work on every pixel."""
+    buffer = io.BytesIO()
+    Image.new("L", (side, side), 99).save(buffer, "JPEG", progressive=True)
+    content = buffer.getvalue()
+    last = content[content.rindex(b"\xff\xda") : -2]
+    return content[:-2] + last * count + content[-2:]
+
+
+@pytest.mark.parametrize("make", [many_scans, lambda side, count: empty_scans(side, 5 * count)], ids=["whole", "empty"])
+def test_a_jpeg_of_very_many_scans_ends_within_its_bound(tmp_path, make):
+    """Of 3 million pixels, so that without the bound it takes longer than anyone waits for a test."""
+    path, start = tmp_path / "bomb.jpg", time.thread_time()
+    path.write_bytes(make(1_800, 20_000))
+    with pytest.raises(UnreadablePicture, match=rf"{path}: takes longer than data\.max_seconds=0\.3"):
+        decode(path, PictureOptions(8, max_seconds=0.3))
+    assert time.thread_time() - start < 1.5
+
+
+def empty_scans(side, count):
+    """The same with scans that are nothing but their ten bytes of header."""
+    content = many_scans(side, 0)
+    start = content.rindex(b"\xff\xda")
+    return content[:-2] + content[start : start + 10] * count + content[-2:]
+
+
+def test_a_run_length_bitmap_that_never_ends_is_cut_off(tmp_path):
+    """Pillow decodes these in Python, two bytes at a time; here they only move to where they are."""
+    content = bytearray(encoded_rle())
+    path = tmp_path / "slow.bmp"
+    path.write_bytes(bytes(content[:1078]) + b"\x00\x02\x00\x00" * 2_000_000)
+    with pytest.raises(UnreadablePicture, match=r"takes longer than data\.max_seconds=0\.2"):
+        decode(path, PictureOptions(8, max_seconds=0.2))
+
+
+def encoded_rle():
+    """A grey 4x4 bitmap of 8 bits, run-length encoded, which Pillow only reads."""
+    header = struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, 8, 1, 0, 0, 0, 256, 0)
+    palette = b"".join(bytes([level, level, level, 0]) for level in range(256))
+    rows = b"\x04\x63\x00\x00" * 4 + b"\x00\x01"
+    return b"BM" + struct.pack("<IHHI", 1078 + len(rows), 0, 0, 1078) + header + palette + rows
+
+
+def test_a_run_length_bitmap(tmp_path):
+    path = tmp_path / "a.bmp"
+    path.write_bytes(encoded_rle())
+    assert colours(path, size=4) == [[(0x63,) * 3] * 4] * 4
+
+
+def test_no_flipped_bit_of_a_png_is_another_picture(tmp_path):
+    """Every bit of the file: Pillow alone misses many of those in the pixels."""
+    path, options = saved(tmp_path, palette_picture(), transparency=bytes([128, 255])), PictureOptions(4)
+    content, whole = bytearray(path.read_bytes()), decode(path, options)
+    for place in range(8 * len(content)):
+        content[place // 8] ^= 1 << place % 8
+        path.write_bytes(content)
+        with pytest.raises(UnreadablePicture):
+            decode(path, options)
+        content[place // 8] ^= 1 << place % 8
+    path.write_bytes(content + b"and more")  # behind the end, where many programs leave something
+    assert np.array_equal(decode(path, options), whole)
+
+
+def test_more_alphas_than_a_palette_has_colours_are_named(tmp_path):
+    """Found by scripts/stressing/fuzz.py: Pillow says so only when the picture is converted."""
+    path = tmp_path / "palette.png"
+    path.write_bytes(png(2, 1, 8, 3, b"\0\0\1", PLTE=bytes([*RED, *BLUE]), tRNS=bytes(257)))
+    with pytest.raises(UnreadablePicture, match=rf"{path}: cannot be decoded \(palette index out of range\)"):
+        decode(path, PictureOptions(8))
+
+
+def test_a_second_header_behind_the_pixels_is_named(tmp_path):
+    """Found by scripts/stressing/fuzz.py: colours by the first header, one clear colour of a palette by the second."""
+    path, clear = tmp_path / "two.png", b"\0\xff"
+    second = png(1, 1, 8, 3, b"\0\0", PLTE=bytes([*RED, *BLUE]), tRNS=clear * 2)[8:]
+    path.write_bytes(png(1, 1, 8, 2, b"\0\1\2\3")[:-12] + second)
+    with pytest.raises(UnreadablePicture, match=rf"{path}: cannot be decoded"):
+        decode(path, PictureOptions(8))
+
+
+def test_the_damaged_chunk_of_a_png_is_named(tmp_path):
+    content = bytearray(encoded("png"))
+    content[-30] ^= 4
+    path = tmp_path / "flipped.png"
+    path.write_bytes(content)
+    with pytest.raises(UnreadablePicture, match=rf"{path}: cannot be decoded \(the checksum of chunk 'IDAT' is wrong"):
+        decode(path, PictureOptions(8))
+
+
 @pytest.mark.parametrize(
     ("option", "expected"),
     [
+        ({"max_bytes": 0}, "1 or more"),
+        ({"max_seconds": 0}, "more than 0"),
+        ({"max_seconds": float("nan")}, "more than 0"),
         ({"image_size": 0}, "1 or more"),
         ({"channels": 4}, r"1 \(grey\) or 3"),
         ({"fit": "squeeze"}, "pad, crop or stretch"),

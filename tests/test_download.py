@@ -7,6 +7,9 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -14,8 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vae_lab.data import download
+from vae_lab.data import transfer
 from vae_lab.data.download import Source, fetch, fetch_all, main
+from vae_lab.data.transfer import Manner
 from vae_lab.errors import UsageError
 
 
@@ -112,13 +116,17 @@ def server(monkeypatch):
 def waits(monkeypatch):
     """The pauses asked for, none of them taken."""
     waits, sleep = [], time.sleep
-    monkeypatch.setattr(download.time, "sleep", lambda seconds: waits.append(seconds) or sleep(0))
+    monkeypatch.setattr(transfer.time, "sleep", lambda seconds: waits.append(seconds) or sleep(0))
     return waits
 
 
 @pytest.fixture
 def source(server, tmp_path, waits):
-    return Source(f"http://127.0.0.1:{server.server_port}", tmp_path / "pictures", delay=0.0)
+    return Source(f"http://127.0.0.1:{server.server_port}", tmp_path / "pictures", Manner())
+
+
+def asking(source, **manner):
+    return replace(source, manner=Manner(**manner))
 
 
 def names(source):
@@ -142,7 +150,7 @@ def test_what_is_here_is_not_asked_for_again(source, server):
 
 
 def part(source, content):
-    source.folder.mkdir()
+    source.folder.mkdir(exist_ok=True)
     (source.folder / "0003.png.part").write_bytes(content)
 
 
@@ -202,15 +210,79 @@ def test_a_server_that_asks_for_an_hour_is_left_alone(source, server, waits):
 
 def test_silence_is_a_failure_that_may_pass(source, server):
     server.script = [silent]
-    impatient = Source(source.base_url, source.folder, delay=0.0, timeout=0.1)
+    impatient = asking(source, timeout=0.1)
     assert fetch_all(impatient, [1]) == {"fetched": 1} and len(server.requests) == 2
+
+
+def test_more_bytes_than_may_be_are_not_fetched(source, server):
+    server.script = [sending(png(1))]
+    with pytest.raises(UsageError, match=rf"{len(png(1))} bytes are too many, at most 1000 were expected"):
+        fetch_all(asking(source, max_bytes=1000), [1])
+    part(source, png(3)[:500])
+    with pytest.raises(UsageError, match=rf"{len(png(3))} bytes are too many"):  # the rest is shorter
+        fetch_all(asking(source, max_bytes=len(png(3)) - 1), [3])
+    assert len(server.requests) == 2 and names(source) == ["0003.png.part"]
+
+
+def endless(handler, content):
+    """Promises nothing and does not stop until nobody listens."""
+    handler.send_response(200)
+    handler.end_headers()
+    handler.close_connection = True
+    with suppress(OSError):
+        while True:
+            handler.wfile.write(bytes(50_000))
+
+
+def test_a_server_that_does_not_stop_is_stopped(source, server):
+    server.script = [endless]
+    with pytest.raises(UsageError, match="more bytes were sent than the 1000000 that were expected at most"):
+        fetch_all(asking(source, max_bytes=1_000_000), [1])
+    assert len(server.requests) == 1 and names(source) == []
+
+
+def longer_than_promised(handler, content):
+    """A length, and more bytes than that: they are no part of the answer."""
+    sending(content)(handler, content)
+    handler.wfile.write(b"and more" * 1000)
+    handler.close_connection = True
+
+
+def test_what_is_sent_beyond_the_promise_is_left_alone(source, server):
+    server.script = [longer_than_promised]
+    assert fetch_all(source, [1]) == {"fetched": 1} and (source.folder / "0001.png").read_bytes() == png(1)
+
+
+def test_two_downloads_of_one_file_do_not_mix(source, server):
+    """The second one finds the partial file in use and takes one of its own."""
+    first_half, go_on = threading.Event(), threading.Event()
+
+    def in_two_halves(handler, content):
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(content)))
+        handler.end_headers()
+        handler.wfile.write(content[:500])
+        first_half.set()
+        go_on.wait(20)
+        handler.wfile.write(content[500:])
+
+    server.script = [in_two_halves]
+    source.folder.mkdir()
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(fetch, source, 1)
+        assert first_half.wait(20)
+        assert fetch(source, 1) == "fetched" and server.requests[1][1] is None
+        assert names(source) == ["0001.png", "0001.png.part"]
+        go_on.set()
+        assert slow.result() == "fetched"
+    assert names(source) == ["0001.png"] and (source.folder / "0001.png").read_bytes() == png(1)
 
 
 def test_a_page_instead_of_a_picture_never_gets_a_pictures_name(source, server):
     server.script = [sending(b"<html>please sign in</html>")] * 9
     with pytest.raises(UsageError, match="what the server sent is no whole PNG"):
         fetch_all(source, [1])
-    assert names(source) == [] and len(server.requests) == source.attempts
+    assert names(source) == [] and len(server.requests) == source.manner.attempts
 
 
 def test_a_refusal_is_said_at_once(source, server):

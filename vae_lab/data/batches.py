@@ -99,6 +99,12 @@ class TrainingCalls:
             yield self._batches(rows, at, end)
             at = end
 
+    def step(self, number: int) -> Batch:
+        """The images of any optimiser step."""
+        epoch, at = divmod(number, self.steps_per_epoch)
+        (batch,) = self._batches(self._rows(epoch), at, at + 1)
+        return batch
+
     def _rows(self, epoch: int) -> Tensor:
         """This device's rows in the order of the epoch; the first ones again where devices do not divide them."""
         order = self.split.indices[permutation(len(self.split), self.seed, epoch)]

@@ -9,26 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import shutil
-import time
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vae_lab.data.whole_folders import building, flush, publish
 from vae_lab.errors import UsageError
 
 _FORMAT = 1  # raise it when decoding or the files below change: older caches are then left alone
 _PIXELS, _INDEX = "pixels.u8", "index.json"
-_BUILDING = ".building-"  # and a random name: a cache in the making
-_DAY = 86_400.0
 
 Shape = tuple[int, int, int]
 
@@ -53,9 +47,17 @@ def cache_key(folder: Path, names: Sequence[str], options: object) -> str:
     """Changes with any file's relative name, size or time of change, and with the options (by their repr)."""
     digest = hashlib.sha256(repr((_FORMAT, options)).encode())
     for name in names:
-        stat = (folder / name).stat()
-        digest.update(repr((name, stat.st_size, stat.st_mtime_ns)).encode("utf-8", "surrogateescape"))
+        digest.update(repr((name, *_state(folder / name))).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """Size and time of change; of a link to nowhere neither: whoever reads it will say so."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return -1, -1
+    return stat.st_size, stat.st_mtime_ns
 
 
 def open_cache(cache_dir: Path, key: str, shape: Shape) -> Cached | None:
@@ -79,15 +81,9 @@ def build_cache(cache_dir: Path, key: str, shape: Shape, rows: Iterable[Row]) ->
     written.
     """
     try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(cache_dir)
-        temporary = cache_dir / f"{_BUILDING}{uuid.uuid4().hex}"
-        temporary.mkdir()
-        try:
+        with building(cache_dir) as temporary:
             _write(temporary, shape, rows)
-            _publish(temporary, cache_dir / key, shape)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            publish(temporary, cache_dir / key, lambda folder: open_cache(cache_dir, folder.name, shape) is not None)
     except OSError as error:
         raise UsageError(
             f"data.cache_dir={cache_dir}: cannot be written ({error.strerror or error}).\n"
@@ -110,34 +106,11 @@ def _write(folder: Path, shape: Shape, rows: Iterable[Row]) -> None:
                 raise ValueError(f"{name}: {pixels.dtype} {pixels.shape}, expected uint8 {shape}")
             names.append(name)
             file.write(np.ascontiguousarray(pixels).data)
-        _flush(file)
+        flush(file)
     with (folder / _INDEX).open("wb") as file:
         # ASCII with escapes: a file name need not be valid UTF-8.
         file.write(json.dumps({"names": names, "skipped": skipped}).encode("ascii"))
-        _flush(file)
-
-
-def _publish(temporary: Path, final: Path, shape: Shape) -> None:
-    """Give a whole cache its name in one step; a whole one that is already there stays."""
-    if final.exists() and open_cache(final.parent, final.name, shape) is None:
-        # By a rename: whoever has it mapped keeps its pages, and no one opens it half removed.
-        damaged = final.rename(f"{temporary}-damaged")
-        shutil.rmtree(damaged, ignore_errors=True)
-    _sync_folder(temporary)
-    try:
-        temporary.rename(final)
-    except OSError:
-        if open_cache(final.parent, final.name, shape) is None:
-            raise
-    _sync_folder(final.parent)
-
-
-def _remove_abandoned(cache_dir: Path) -> None:
-    """Remove what killed processes left, once nothing was written to it for a day."""
-    for pixels in cache_dir.glob(f"{_BUILDING}*/{_PIXELS}"):
-        with suppress(FileNotFoundError):  # another process may be doing the same
-            if time.time() - pixels.stat().st_mtime > _DAY:
-                shutil.rmtree(pixels.parent, ignore_errors=True)
+        flush(file)
 
 
 def _map(path: Path, shape: tuple[int, int, int, int]) -> Tensor:
@@ -145,18 +118,3 @@ def _map(path: Path, shape: tuple[int, int, int, int]) -> Tensor:
     if size == 0:
         return torch.empty(shape, dtype=torch.uint8)  # nothing cannot be mapped
     return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).reshape(shape)
-
-
-def _flush(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return  # Windows opens no folder
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

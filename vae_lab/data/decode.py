@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
+from vae_lab.data.png import check_png
+from vae_lab.data.reading import NotAFileError, TimedBytes, file_size, open_file
 from vae_lab.errors import UsageError
 
 Fit = Literal["pad", "crop", "stretch"]
@@ -21,6 +23,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 # What Pillow's readers raise for damaged files, over its formats and versions.
 READ_ERRORS = (
     *(OSError, EOFError, SyntaxError, ValueError, LookupError, ArithmeticError, MemoryError),
+    *(TypeError, AttributeError, AssertionError, RuntimeError),
     *(struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
 )
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -33,6 +36,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_JPEG_BLOCK = 4096  # bytes between two looks at the clock: a scan of ten bytes may work on every pixel
 _PILLOW_LIMIT = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow refuses more, whatever we ask
 
 
@@ -45,7 +49,8 @@ class PictureOptions:
     """How a picture becomes (channels, image_size, image_size).
 
     `fit`: how one that is not square gets so; `background`: a colour name or #rrggbb behind transparency
-    and padding; `max_pixels`: the largest width x height that is decoded. Raises UsageError.
+    and padding; `max_pixels`: the largest width x height that is decoded; `max_bytes`: the largest file that
+    is read; `max_seconds`: the processor time that one picture may take. Raises UsageError.
     """
 
     image_size: int
@@ -53,6 +58,8 @@ class PictureOptions:
     fit: Fit = "pad"
     background: str = "white"
     max_pixels: int = 50_000_000
+    max_bytes: int = 100_000_000
+    max_seconds: float = 30.0
 
     def __post_init__(self) -> None:
         _require(self.image_size >= 1, "image_size", self.image_size, "1 or more")
@@ -61,6 +68,8 @@ class PictureOptions:
         _require(_is_opaque_colour(self.background), "background", self.background, "a name or '#rrggbb'")
         in_reach = 1 <= self.max_pixels <= _PILLOW_LIMIT
         _require(in_reach, "max_pixels", self.max_pixels, f"1 to {_PILLOW_LIMIT}, Pillow's own limit")
+        _require(self.max_bytes >= 1, "max_bytes", self.max_bytes, "1 or more")
+        _require(self.max_seconds > 0, "max_seconds", self.max_seconds, "more than 0")
 
     @property
     def mode(self) -> str:
@@ -75,26 +84,50 @@ class PictureOptions:
 
 def decode(path: Path, options: PictureOptions) -> NDArray[np.uint8]:
     """Pixels (C, H, W) of the file's first frame. Raises UnreadablePicture."""
-    picture = _opaque(_read(path, options.max_pixels), options.background).convert(options.mode)
-    pixels = np.asarray(_fit(picture, options))
+    pixels = np.asarray(_fit(_read(path, options), options))
     return np.ascontiguousarray(pixels.reshape(*options.size, options.channels).transpose(2, 0, 1))
 
 
-def _read(path: Path, max_pixels: int) -> Image.Image:
-    """The whole picture, turned as its EXIF orientation says."""
+def _read(path: Path, options: PictureOptions) -> Image.Image:
+    """The whole picture in the mode that was asked for, opaque."""
     try:
-        with Image.open(path, formats=FORMATS) as picture:
-            # Only the header is read so far: a decompression bomb costs nothing.
-            if picture.width * picture.height > max_pixels:
-                raise UnreadablePicture(_too_large(path, f"{picture.width}x{picture.height}", max_pixels))
-            picture.load()
-            return _upright(picture)
+        picture = _picture(path, _content(path, options.max_bytes), options)
+        # Pillow finds only as it converts that a palette has more alphas than it may have.
+        return _opaque(picture, options.background).convert(options.mode)
     except UnreadablePicture:
         raise
+    except TimeoutError as error:
+        raise UnreadablePicture(f"{path}: takes longer than data.max_seconds={options.max_seconds}.") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UnreadablePicture(_too_large(path, "far more", max_pixels)) from error
+        raise UnreadablePicture(_too_large(path, "far more", options.max_pixels)) from error
     except READ_ERRORS as error:
-        raise UnreadablePicture(f"{path}: {_reason(path, error)}.") from error
+        raise UnreadablePicture(f"{path}: {_reason(error)}.") from error
+
+
+def _content(path: Path, max_bytes: int) -> bytes:
+    """The bytes of the file, unless they are none or too many."""
+    with open_file(path) as file:
+        size = file_size(file)
+        if size > max_bytes:
+            raise UnreadablePicture(f"{path}: {size} bytes, more than data.max_bytes={max_bytes}.")
+        content = file.read(size)
+    if not content:
+        raise UnreadablePicture(f"{path}: the file is empty (0 bytes).")
+    return content
+
+
+def _picture(path: Path, content: bytes, options: PictureOptions) -> Image.Image:
+    """All pixels, turned as the EXIF orientation says."""
+    with Image.open(TimedBytes(content, options.max_seconds), formats=FORMATS) as picture:
+        # Only the header is read so far: a decompression bomb costs nothing.
+        if picture.width * picture.height > options.max_pixels:
+            raise UnreadablePicture(_too_large(path, f"{picture.width}x{picture.height}", options.max_pixels))
+        if picture.format == "PNG":
+            check_png(content)
+        elif picture.format in ("JPEG", "MPO"):  # MPO: a JPEG with more of them behind it
+            picture.decodermaxblock = _JPEG_BLOCK
+        picture.load()
+        return _upright(picture)
 
 
 def _upright(picture: Image.Image) -> Image.Image:
@@ -151,10 +184,11 @@ def _too_large(path: Path, found: str, max_pixels: int) -> str:
     return f"{path}: {found} pixels, more than data.max_pixels={max_pixels}."
 
 
-def _reason(path: Path, error: Exception) -> str:
+def _reason(error: Exception) -> str:
+    if isinstance(error, NotAFileError):
+        return f"expected a file, found {error}"
     if isinstance(error, UnidentifiedImageError):
-        empty = path.stat().st_size == 0
-        return "the file is empty (0 bytes)" if empty else f"no picture of a known format ({', '.join(FORMATS)})"
+        return f"no picture of a known format ({', '.join(FORMATS)})"
     return f"cannot be decoded ({error or type(error).__name__})"
 
 

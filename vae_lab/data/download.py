@@ -8,35 +8,28 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
-import ssl
 import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from email.message import Message
-from email.utils import parsedate_to_datetime
-from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Literal
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
 
 from PIL import Image
 
 from vae_lab.data.decode import READ_ERRORS
+from vae_lab.data.png import check_png
+from vae_lab.data.progress import with_progress
+from vae_lab.data.transfer import Manner, NotThereError, TransferError, transfer
 from vae_lab.errors import UsageError
 
 ARTWORK = "https://raw.githubusercontent.com/PokeAPI/sprites/master/sprites/pokemon/other/official-artwork"
-USER_AGENT = "vae_lab (python -m vae_lab.data.download)"
 LAST_POKEMON = 1025
 
 Outcome = Literal["fetched", "already here", "not there"]
 
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"  # the last chunk of every whole PNG
-_BUSY = (408, 425, 429)  # as any 5xx: ask again later
-_MAX_WAIT = 600.0  # seconds; a server that asks for more is asked again on another day
+_MAX_BYTES = 100_000_000  # of one picture
 
 
 @dataclass(frozen=True)
@@ -45,18 +38,7 @@ class Source:
 
     base_url: str
     folder: Path
-    delay: float = 0.05  # seconds between two pictures
-    timeout: float = 20.0  # seconds without a byte
-    attempts: int = 4
-    first_wait: float = 1.0  # seconds before the second attempt, doubled for each one after
-
-
-class _TryAgainError(Exception):
-    """A failure that may pass: `wait` is how long the server asks for, in seconds, where it says so."""
-
-    def __init__(self, reason: str, wait: float = 0.0) -> None:
-        super().__init__(reason)
-        self.wait = wait
+    manner: Manner
 
 
 def fetch_all(source: Source, numbers: Sequence[int]) -> Counter[Outcome]:
@@ -65,13 +47,10 @@ def fetch_all(source: Source, numbers: Sequence[int]) -> Counter[Outcome]:
     Raises UsageError when the server cannot be reached, refuses, keeps failing or has none of them, and when
     the folder cannot be written. What was fetched until then stays.
     """
-    from rich.console import Console
-    from rich.progress import track
-
-    console, outcomes = Console(stderr=True), Counter[Outcome]()
+    outcomes = Counter[Outcome]()
     try:
         source.folder.mkdir(parents=True, exist_ok=True)
-        for number in track(numbers, "Fetching pictures", console=console, disable=not console.is_terminal):
+        for number in with_progress(numbers, len(numbers), "Fetching pictures"):
             outcomes[fetch(source, number)] += 1
     except OSError as error:
         raise UsageError(
@@ -87,101 +66,29 @@ def fetch(source: Source, number: int) -> Outcome:
     final = source.folder / f"{number:04d}.png"
     if _is_whole(final):
         return "already here"
-    url, wait = f"{source.base_url}/{number}.png", source.first_wait
-    for attempt in range(1, source.attempts + 1):
-        try:
-            return _fetch_once(url, final, source.timeout)
-        except _TryAgainError as failure:
-            if attempt == source.attempts or failure.wait > _MAX_WAIT:
-                raise _out_of_reach(str(failure), source, number) from failure
-            time.sleep(max(wait, failure.wait))
-            wait *= 2
-        except (HTTPError, URLError) as error:
-            raise _out_of_reach(_reason(error), source, number) from error
-        finally:
-            time.sleep(source.delay)  # after every request, whatever became of it
-    raise AssertionError("the last attempt returns or raises")
-
-
-def _fetch_once(url: str, final: Path, timeout: float) -> Outcome:
-    part = final.with_suffix(".png.part")
     try:
-        _transfer(url, part, timeout)
-    except HTTPError as error:
-        if error.code == 404:
-            return "not there"
-        if error.code == 416:  # the part is as long as the file, or longer: no beginning of it
-            part.unlink(missing_ok=True)
-            raise _TryAgainError("the partial file did not fit") from error
-        if error.code >= 500 or error.code in _BUSY:
-            raise _TryAgainError(_reason(error), _retry_after(error.headers)) from error
-        raise
-    except URLError as error:
-        if isinstance(error.reason, (TimeoutError, ConnectionResetError)):
-            raise _TryAgainError(_reason(error)) from error
-        raise
-    except (TimeoutError, ConnectionError, HTTPException, ssl.SSLError) as error:
-        raise _TryAgainError(_reason(error)) from error
-    _check_png(part)
-    part.replace(final)
+        transfer(f"{source.base_url}/{number}.png", final, _png_problem, source.manner)
+    except NotThereError:
+        return "not there"
+    except TransferError as error:
+        raise _out_of_reach(str(error), source, number) from error
     return "fetched"
 
 
-def _transfer(url: str, part: Path, timeout: float) -> None:
-    """Append what is missing to the partial file, or write it anew where the server sends all of it."""
-    have = part.stat().st_size if part.exists() else 0
-    headers = {"User-Agent": USER_AGENT} | ({"Range": f"bytes={have}-"} if have else {})
-    with urlopen(Request(url, headers=headers), timeout=timeout) as response:
-        start = _start(response)
-        if start not in (0, have):
-            raise _TryAgainError(f"asked for bytes from {have}, was sent them from {start}")
-        with part.open("ab" if start else "wb") as file:
-            shutil.copyfileobj(response, file)
-        length = response.headers.get("Content-Length")
-    if length is not None and part.stat().st_size < start + int(length):
-        raise _TryAgainError(f"the connection closed after {part.stat().st_size} bytes")
-
-
-def _start(response: HTTPResponse) -> int:
-    """The place in the file of the first byte sent: 206 and 'bytes 100-199/200' say 100."""
-    if response.status != 206:
-        return 0
-    digits = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
-    return int(digits) if digits.isdecimal() else -1
-
-
-def _check_png(part: Path) -> None:
-    """A whole PNG, or none at all: what is no picture is removed, so that the next attempt starts anew."""
+def _png_problem(path: Path) -> str:
+    """What is wrong with the file as a PNG: the checksums, then the pixels themselves."""
     try:
-        with Image.open(part, formats=["PNG"]) as picture:
-            picture.verify()  # the checksums; it leaves the picture unusable
-        with Image.open(part, formats=["PNG"]) as picture:
+        check_png(path.read_bytes())
+        with Image.open(path, formats=["PNG"]) as picture:
             picture.load()
-    except READ_ERRORS as error:
-        part.unlink()
-        raise _TryAgainError("what the server sent is no whole PNG") from error
+    except READ_ERRORS:
+        return "what the server sent is no whole PNG"
+    return ""
 
 
 def _is_whole(path: Path) -> bool:
     """Ends as a PNG does; its name alone says much, for only checked files get it."""
     return path.is_file() and path.read_bytes().endswith(_PNG_END)
-
-
-def _retry_after(headers: Message) -> float:
-    """Seconds the server asks to wait: it may give a number or a date."""
-    text = headers.get("Retry-After", "").strip()
-    if text.isdecimal():
-        return float(text)
-    try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except ValueError:
-        return 0.0
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, HTTPError):
-        return f"HTTP {error.code} {error.reason}"
-    return str(error.reason if isinstance(error, URLError) else error) or type(error).__name__
 
 
 def _out_of_reach(reason: str, source: Source, number: int) -> UsageError:
@@ -221,7 +128,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is 0, 2 for a wrong request or no network, 130 after Ctrl-C."""
     arguments = _arguments(argv)
-    source = Source(arguments.base_url.rstrip("/"), arguments.folder.expanduser().absolute(), arguments.delay)
+    manner = Manner(delay=arguments.delay, max_bytes=_MAX_BYTES)
+    source = Source(arguments.base_url.rstrip("/"), arguments.folder.expanduser().absolute(), manner)
     try:
         outcomes = fetch_all(source, range(arguments.first, arguments.last + 1))
     except UsageError as error:

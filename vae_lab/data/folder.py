@@ -6,16 +6,18 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
+from vae_lab.data.archives import is_archive, unpacked
 from vae_lab.data.cache import Cached, Row, build_cache, cache_key, open_cache
 from vae_lab.data.decode import SUFFIXES, Fit, PictureOptions, UnreadablePicture, decode
 from vae_lab.data.images import Images
+from vae_lab.data.progress import with_progress
 from vae_lab.data.splits import by_hash, check_fractions
 from vae_lab.errors import UsageError
 from vae_lab.machine import num_cores
@@ -27,11 +29,11 @@ _Out = TypeVar("_Out")
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """The pictures in `folder` and in the folders inside it; hidden files and folders are left out.
+    """The pictures in `folder`, or in an archive of them, and in the folders inside; hidden ones are left out.
 
-    `image_size`, `channels`, `fit`, `background` and `max_pixels` as in PictureOptions. `val_size` and
-    `test_size` are fractions, met on average: a picture's split depends on its own name only. The labels are
-    the first-level folders, where every picture lies in one. Raises UsageError for values it cannot take.
+    `image_size` to `max_seconds` as in PictureOptions. `val_size` and `test_size` are fractions, met on
+    average: a picture's split depends on its own name only. The labels are the first-level folders, where
+    every picture lies in one. Raises UsageError for values it cannot take.
     """
 
     folder: str
@@ -40,6 +42,8 @@ class ImageFolder:
     fit: Fit = "pad"
     background: str = "white"
     max_pixels: int = 50_000_000
+    max_bytes: int = 100_000_000
+    max_seconds: float = 30.0
     on_bad_image: OnBadImage = "stop"  # or "skip": go on without it and list it in Images.skipped
     val_size: float = 0.1
     test_size: float = 0.1
@@ -56,7 +60,7 @@ class ImageFolder:
     @property
     def options(self) -> PictureOptions:
         """What is asked of each picture."""
-        return PictureOptions(self.image_size, self.channels, self.fit, self.background, self.max_pixels)
+        return PictureOptions(**{option.name: getattr(self, option.name) for option in fields(PictureOptions)})
 
     @property
     def path(self) -> Path:
@@ -69,6 +73,8 @@ class ImageFolder:
         Raises UsageError when the folder is missing or empty, a picture is bad and `on_bad_image` is stop,
         none is good, no picture is left to train on, or the cache cannot be written.
         """
+        if is_archive(self.path):
+            return self._load_archive()
         names = find_pictures(self.path)
         if not names:
             raise UsageError(_nothing_here(self.path))
@@ -78,15 +84,25 @@ class ImageFolder:
         splits = by_hash(cached.names, self.val_size, self.test_size)
         return Images(cached.pixels, splits, labels, class_names, tuple(cached.skipped))
 
+    def _load_archive(self) -> Images:
+        folder = unpacked(self.path, self._cache_dir, self.max_bytes)
+        try:
+            return replace(self, folder=str(folder)).load()
+        except UsageError as error:
+            raise UsageError(f"{self.path}, unpacked: {error}") from error
+
+    @property
+    def _cache_dir(self) -> Path:
+        return Path(self.cache_dir).expanduser().absolute()
+
     def _decoded(self, names: Sequence[str]) -> Cached:
-        cache_dir, key = (
-            Path(self.cache_dir).expanduser().absolute(),
-            cache_key(self.path, names, self.options),
-        )
+        cache_dir, key = self._cache_dir, cache_key(self.path, names, self.options)
         shape = (self.channels, self.image_size, self.image_size)
         cached = open_cache(cache_dir, key, shape)
         if cached is None:
-            cached = build_cache(cache_dir, key, shape, _with_progress(self._rows(names), len(names)))
+            cached = build_cache(
+                cache_dir, key, shape, with_progress(self._rows(names), len(names), "Decoding pictures")
+            )
         if cached.skipped and self.on_bad_image == "stop":  # an earlier run skipped them
             raise _stopped(next(iter(cached.skipped.values())))
         if not cached.names:
@@ -107,13 +123,22 @@ class ImageFolder:
 
 
 def find_pictures(folder: Path) -> list[str]:
-    """Relative posix names of the picture files in the folder and below it, sorted."""
+    """Relative posix names of the picture files in the folder and below it, sorted. Raises UsageError."""
     names: list[str] = []
-    for where, folders, files in os.walk(folder):
+    for where, folders, files in os.walk(folder, onerror=_not_listed):
         folders[:] = [name for name in folders if not name.startswith(".")]
         inside = PurePosixPath(Path(where).relative_to(folder).as_posix())
         names += [str(inside / name) for name in files if _is_picture(name)]
     return sorted(names)
+
+
+def _not_listed(error: OSError) -> None:
+    """A folder that is there but closed would otherwise leave its pictures out without a word."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise UsageError(
+            f"data.folder: {error.filename} cannot be listed ({error.strerror}).\n"
+            "Expected a folder that can be read; change its permissions, or move it away."
+        ) from error
 
 
 def _is_picture(name: str) -> bool:
@@ -148,16 +173,6 @@ def _in_order(function: Callable[[_In], _Out], items: Iterable[_In], num_threads
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _with_progress(rows: Iterable[Row], total: int) -> Iterator[Row]:
-    """The same rows, with a progress bar on stderr where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        yield from progress.track(rows, total=total, description="Decoding pictures")
-
-
 def _stopped(problem: str) -> UsageError:
     return UsageError(
         f"{problem}\nExpected a whole picture; repair or remove the file, or go on without such files: "
@@ -167,10 +182,10 @@ def _stopped(problem: str) -> UsageError:
 
 def _nothing_here(folder: Path) -> str:
     kinds = ", ".join(suffix[1:] for suffix in SUFFIXES)
-    found = "no picture in" if folder.is_dir() else "no folder"
+    found = "no picture in" if folder.is_dir() else "a file and no archive," if folder.is_file() else "no folder"
     fetch = ", or fetch them: python -m vae_lab.data.download pokemon" if folder.name == "pokemon" else ""
     return (
         f"data.folder: {found} {folder}\n"
-        f"Expected {kinds} files, in it or in folders inside it; set data.folder=DIR{fetch}\n"
+        f"Expected {kinds} files, in it or in folders inside it; set data.folder=DIR (or a zip or tar of it){fetch}\n"
         "To start now, without a download: data=digits"
     )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import socket
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import hashlib
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from http.client import HTTPException
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,12 +15,14 @@ from torch import Tensor
 
 from vae_lab.data.idx import read_idx
 from vae_lab.data.images import Images
+from vae_lab.data.progress import with_progress
 from vae_lab.data.splits import hold_out
+from vae_lab.data.transfer import Check, Manner, TransferError, transfer
 from vae_lab.errors import UsageError
 
 _PARTS = ("train", "t10k")
 _FILES = tuple(f"{part}-{kind}" for part in _PARTS for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
-_TIMEOUT = 30.0  # seconds without a byte from a mirror
+_MANNER = Manner(timeout=30.0, attempts=3, longest_wait=10.0)  # then the next mirror
 
 
 @dataclass(frozen=True)
@@ -102,37 +103,34 @@ def _size(images: Tensor) -> str:
 
 
 def _download(dataset: str, folder: Path, missing: list[str]) -> None:
-    """Fetch and check the files with torchvision, then move the missing ones into `folder` whole."""
+    """Fetch the missing files, gzipped, each one whole and with the right checksum before it gets its name."""
     import torchvision.datasets
 
     source = getattr(torchvision.datasets, dataset)
+    checksums = dict(source.resources)  # MD5, by name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Beside the final place, so that the move is a rename and a file is there whole or not at all.
-        with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as temporary, _timeout(_TIMEOUT):
-            source(temporary, download=True)
-            for name in missing:
-                (Path(temporary) / dataset / "raw" / name).replace(folder / name)
-    except (OSError, RuntimeError, EOFError, HTTPException) as error:
+        for name in with_progress(missing, len(missing), f"Downloading {dataset}"):
+            file = f"{name}.gz"
+            _from_a_mirror(source.mirrors, folder / file, partial(_problem, checksum=checksums[file]))
+    except (OSError, TransferError) as error:
         raise UsageError(
-            f"{dataset} could not be downloaded: {_last_line(error)}\n"
+            f"{dataset} could not be downloaded: {error or type(error).__name__}\n"
             f"Looked for {missing[0]} (or .gz) in {folder}, then at {' and '.join(source.mirrors)}\n"
-            "To start now, without a download: data=digits"
+            "The same command goes on from there; to start now, without a download: data=digits"
         ) from error
 
 
-@contextmanager
-def _timeout(seconds: float) -> Iterator[None]:
-    """A mirror that accepts and never answers would otherwise hang the run: torchvision sets no limit."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+def _from_a_mirror(mirrors: Sequence[str], final: Path, check: Check) -> None:
+    """Fetch the file from the first mirror that has it. Raises the last one's TransferError."""
+    *others, last = mirrors
+    for mirror in others:
+        with suppress(TransferError):
+            return transfer(mirror + final.name, final, check, _MANNER)
+    return transfer(last + final.name, final, check, _MANNER)
 
 
-def _last_line(error: BaseException) -> str:
-    """The reason: torchvision's message has a line for each mirror, the reason of the last one last."""
-    lines = str(error).split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), type(error).__name__)
+def _problem(path: Path, checksum: str) -> str:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "md5").hexdigest()
+    return "" if found == checksum else f"what was sent has the checksum {found}, expected {checksum}"

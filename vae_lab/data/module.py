@@ -206,6 +206,6 @@ def data_of(trainer: Trainer) -> ImageData:
 
 def stops(trainer: Any) -> Sequence[int]:
     """Numbers of steps at whose multiples something is logged, drawn or saved."""
-    names = ("every_n_steps", "_every_n_train_steps")
+    names = ("every_n_steps", "_every_n_train_steps")  # ours, and that of Lightning's ModelCheckpoint
     asked = [getattr(callback, name, None) for callback in trainer.callbacks for name in names]
     return [n for n in {trainer.log_every_n_steps, *asked} if n]

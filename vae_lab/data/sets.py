@@ -36,6 +36,8 @@ def folder(
     fit: Literal["pad", "crop", "stretch"] = "pad",
     background: str = "white",
     max_pixels: int = 50_000_000,
+    max_bytes: int = 100_000_000,
+    max_seconds: float = 30.0,
     on_bad_image: Literal["stop", "skip"] = "stop",
     val_size: float = 0.1,
     test_size: float = 0.1,
@@ -43,7 +45,7 @@ def folder(
     root: str | None = None,
     **options: Unpack[BatchOptions],
 ) -> ImageData:
-    """Any folder of pictures, nested folders too; val_size and test_size are shares, drawn by file name."""
+    """Any folder of pictures, or a zip or tar of it; val_size and test_size are shares, drawn by file name."""
     source = ImageFolder(
         folder=folder,
         image_size=image_size,
@@ -51,6 +53,8 @@ def folder(
         fit=fit,
         background=background,
         max_pixels=max_pixels,
+        max_bytes=max_bytes,
+        max_seconds=max_seconds,
         on_bad_image=on_bad_image,
         val_size=val_size,
         test_size=test_size,
