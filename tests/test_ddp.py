@@ -113,7 +113,7 @@ def run_on_two(folder: Path, *overrides: str) -> tuple[Path, str]:
 
 def evaluated_on_one(run: Path) -> dict[str, float]:
     """Validation of the saved best weights by this one process, with the noise that each of the two had."""
-    lab = load(run)
+    lab = load(run, trusted=True)  # its config names a class of this file
     data, objective = instantiated(lab.config.data), instantiated(lab.config.objective)
     data.setup()
     sums = SplitSums(lab.model.latent_shape[0])

@@ -22,8 +22,8 @@ def __getattr__(name: str) -> str:
         return "0+unknown"
 
 
-def load(run: str | Path, checkpoint: str = "best") -> Lab:
+def load(run: str | Path, checkpoint: str = "best", trusted: bool = False) -> Lab:
     """The trained model of a run directory; see `vae_lab.lab.load`."""
     from vae_lab.lab import load as load_run
 
-    return load_run(run, checkpoint)
+    return load_run(run, checkpoint, trusted)

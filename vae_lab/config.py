@@ -54,6 +54,7 @@ class TrainerConfig:
     channels_last: bool = True  # images in memory with their channels innermost, which convolutions prefer
     compile: bool = False  # torch.compile for the step
     cuda_graphs: bool = False  # record the step once on a GPU and replay it
+    on_nonfinite: str = "stop"  # a loss or gradient that is not finite: stop, or skip the step
     matmul_precision: str | None = None  # of torch.set_float32_matmul_precision
 
 
@@ -66,6 +67,7 @@ class Config:
     optimized_metric: str = "val/elbo"
     resume: str | None = None  # a run directory: go on where it stopped
     init_from: str | None = None  # a run directory: start from its weights
+    trusted: bool = False  # resume: build whatever the config of that run names
 
     data: Any = MISSING
     model: Any = MISSING

@@ -73,14 +73,15 @@ class Lab:
             raise ValueError(f"{expected}; found values in [{images.min():.3g}, {images.max():.3g}]")
 
 
-def load(run: str | Path, checkpoint: str = "best") -> Lab:
+def load(run: str | Path, checkpoint: str = "best", trusted: bool = False) -> Lab:
     """The model of a run directory with the weights of checkpoints/<checkpoint>.ckpt: averaged ones if they are on.
 
-    Never runs code from a file. UsageError: no run, or no such checkpoint.
+    Builds parts of vae_lab and of torch only, unless the run is trusted to name other code. Never runs code that a
+    checkpoint holds. UsageError: no run, no such checkpoint, or a config that names what it may not.
     """
-    config = load_config(run)
+    config = load_config(run, trusted)
     check_targets(config)
-    saved = load_checkpoint(Path(run) / "checkpoints" / f"{checkpoint}.ckpt")
+    saved = load_checkpoint(Path(run) / "checkpoints" / f"{checkpoint}.ckpt", needed=("state_dict", "image"))
     model = build_model(config, ImageSpec(**saved["image"]))
     model.load_state_dict(model_weights(saved))
     return Lab(model, config)
@@ -95,8 +96,8 @@ def model_weights(saved: dict[str, Any]) -> dict[str, Tensor]:
 
 def initialize_from(experiment: Experiment, run: str | Path) -> None:
     """Start an experiment from another run's best weights. UsageError: no run, or another architecture."""
-    load_config(run)
-    weights = model_weights(load_checkpoint(Path(run) / "checkpoints" / "best.ckpt"))
+    # Nothing of that run is built, so its config is not read.
+    weights = model_weights(load_checkpoint(Path(run) / "checkpoints" / "best.ckpt", needed=("state_dict",)))
     try:
         experiment.model.load_state_dict(weights)
         if experiment.average is not None:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 # The same experiment has the same hash wherever, under whatever name and however long it ran.
 NOT_HASHED = (
-    *("name", "resume", "seed", "data.root", "data.folder", "data.cache_dir"),
+    *("name", "resume", "trusted", "seed", "data.root", "data.folder", "data.cache_dir"),
     *(
         "trainer.max_epochs",
         "trainer.min_epochs",

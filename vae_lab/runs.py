@@ -20,13 +20,14 @@ from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from vae_lab.config import Config
 from vae_lab.errors import UsageError
+from vae_lab.resuming import AUTO, CONFIG_FILE, is_unfinished, newest_unfinished, require_resumable, run_of
+from vae_lab.trust import vetted
 
 RESUMABLE = ("trainer", "logger", "callbacks")  # what a resumed run may change
-CONFIG_FILE = Path(".hydra", "config.yaml")
-LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
 
 
 # --- the folder -------------------------------------------------------------------------------------------
@@ -49,9 +50,10 @@ class RunFolder(Callback):
         if "LOCAL_RANK" in os.environ:  # a child of Lightning's: the folder is the parent's
             return
         folder = _chosen_folder(config, "hydra.run.dir")
-        if OmegaConf.select(config, "resume") is None:
+        resume = OmegaConf.select(config, "resume")
+        if resume is None or (resume == AUTO and not is_unfinished(folder, config)):
             _open_fresh(folder, "hydra.run.dir")
-        elif folder.resolve() == Path(config.resume).resolve():
+        elif resume == AUTO or folder.resolve() == run_of(resume).resolve():
             config.hydra.output_subdir = None
         else:
             raise UsageError(f"hydra.run.dir={folder}: a resumed run goes on in its own folder\nleave it out")
@@ -70,10 +72,16 @@ def _chosen_folder(config: DictConfig, key: str) -> Path:
 
 
 def _run_dir(outputs: str, *, _root_: DictConfig) -> str:
-    resume = OmegaConf.select(_root_, "resume")
-    if resume is not None:
-        return str(_resumable(Path(resume)))
-    return _fresh(Path(outputs) / _run_name(_root_), _root_)
+    resume, parent = OmegaConf.select(_root_, "resume"), Path(outputs) / _run_name(_root_)
+    if resume == AUTO:
+        made = OmegaConf.get_cache(_root_)["vae_lab.runs"]  # asked again, it has not ended meanwhile
+        unfinished = made.get(parent) or newest_unfinished(parent, _root_)
+        if unfinished is not None:
+            made[parent] = unfinished
+            return str(unfinished)
+    elif resume is not None:
+        return str(require_resumable(resume))
+    return _fresh(parent, _root_)
 
 
 def _sweep_dir(outputs: str, *, _root_: DictConfig) -> str:
@@ -136,33 +144,39 @@ def _not_writable(folder: Path, reason: str) -> UsageError:
 # --- the config in it -------------------------------------------------------------------------------------
 
 
-def load_config(run: Path | str) -> DictConfig:
-    """The config of a run, interpolations kept, typed by the schema. UsageError if the folder is no run."""
+def load_config(run: Path | str, trusted: bool = False) -> DictConfig:
+    """The config of a run, interpolations kept, typed by the schema. UsageError if the folder is no run.
+
+    Unless it is trusted, a UsageError too where building it could run code of its choice: `vae_lab.trust`.
+    """
     file = Path(run) / CONFIG_FILE
     if not file.is_file():
         found = f"no {CONFIG_FILE} in it" if Path(run).is_dir() else "no such folder"
         raise UsageError(f"{run} is no run: {found}\nexpected a folder that vae_lab.train wrote")
     try:
-        config = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(file))
-    except OmegaConfBaseException as error:
+        written = OmegaConf.load(file)
+        config = OmegaConf.merge(OmegaConf.structured(Config), written if trusted else vetted(written, file))
+    except (OmegaConfBaseException, YAMLError, RecursionError, OSError, UnicodeError) as error:
         reason = str(error).partition("\n")[0]
         raise UsageError(f"{file}: {reason}\nwritten by another version of vae_lab?") from error
     assert isinstance(config, DictConfig)
+    config.trusted = trusted  # said here and now, not by the run
     OmegaConf.set_struct(config, True)
     return config
 
 
-def resumed_config(run: Path | str, overrides: Sequence[str]) -> DictConfig:
+def resumed_config(run: Path | str, overrides: Sequence[str], trusted: bool = False) -> DictConfig:
     """The config to go on with: the run's own, and what the command line says of trainer, logger, callbacks.
 
     A choice (`trainer=cpu`) changes what the file of that choice says and nothing else of the trainer, and
     takes the place of the logger or the callbacks; it is found by the Hydra app that is running. Hydra's
     keys are ignored. UsageError if the folder cannot be resumed or an override names anything else.
     """
-    config = load_config(_resumable(Path(run)))
+    folder = require_resumable(run)
     parsed = OverridesParser.create().parse_overrides([text for text in overrides if _concerns_run(text)])
     for override in parsed:
         _refuse_unless_resumable(override)
+    config = load_config(folder, trusted)
     for override in filter(_is_choice, parsed):
         _apply_choice(config, override)
     ConfigLoaderImpl._apply_overrides_to_config([it for it in parsed if not _is_choice(it)], config)
@@ -170,19 +184,9 @@ def resumed_config(run: Path | str, overrides: Sequence[str]) -> DictConfig:
     return config
 
 
-def _resumable(run: Path) -> Path:
-    for needed in (CONFIG_FILE, LAST_CHECKPOINT):
-        if not (run / needed).is_file():
-            found = f"no {needed} in it" if run.is_dir() else "no such folder"
-            raise UsageError(
-                f"resume={run}: {found}\nexpected a run directory, with {CONFIG_FILE} and {LAST_CHECKPOINT}"
-            )
-    return run
-
-
 def _concerns_run(override: str) -> bool:
     key = override.lstrip("+~").split("=")[0]
-    return key != "resume" and not key.startswith(("hydra.", "hydra/"))
+    return key not in ("resume", "trusted") and not key.startswith(("hydra.", "hydra/"))
 
 
 def _refuse_unless_resumable(override: Override) -> None:

@@ -72,11 +72,12 @@ def _check_schema(node: Any, where: str) -> None:
 def _check_tree(node: Any, where: str) -> None:
     if isinstance(node, dict) and "_target_" in node:
         _check_node(node, where)
-    for key, child in _children(node, where):
+    for key, child in children(node, where):
         _check_tree(child, key)
 
 
-def _children(node: Any, where: str) -> Iterator[tuple[str, Any]]:
+def children(node: Any, where: str) -> Iterator[tuple[str, Any]]:
+    """What a mapping or a list holds, each under its full key; nothing of anything else."""
     if isinstance(node, dict):
         yield from ((f"{where}.{name}" if where else str(name), child) for name, child in node.items())
     elif isinstance(node, list):
@@ -85,7 +86,7 @@ def _children(node: Any, where: str) -> Iterator[tuple[str, Any]]:
 
 def _check_node(node: dict[str, Any], where: str) -> None:
     target = str(node["_target_"])
-    arguments = _arguments(_locate(target, f"{where}._target_"))
+    arguments = _arguments(locate(target, f"{where}._target_"))
     given = {name: value for name, value in node.items() if name not in HYDRA_KEYS}
     for name, value in given.items():
         if name in arguments.hints:
@@ -186,7 +187,7 @@ def _resolve(annotation: Any, scope: dict[str, Any]) -> Any:
         return Any
 
 
-def _locate(path: str, key: str) -> Any:
+def locate(path: str, key: str) -> Any:
     """The object of a dotted path, importing modules on the way; UsageError where it does not exist."""
     first, *rest = path.split(".")
     found, reached = _import(first), first
@@ -223,7 +224,7 @@ def _names_in(found: Any) -> list[str]:
 
 def _holds_target(value: Any) -> bool:
     return (isinstance(value, dict) and "_target_" in value) or any(
-        _holds_target(child) for _, child in _children(value, "")
+        _holds_target(child) for _, child in children(value, "")
     )
 
 
