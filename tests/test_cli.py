@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -288,6 +289,7 @@ def test_a_keyboard_interrupt_is_130(run: Run):
 def test_a_signal_only_sets_the_flag_and_the_old_handlers_come_back():
     before = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
     with Interruption() as interruption:
+        interruption.wait_for_asking()
         interruption.raise_if_requested()
         assert interruption.requested is None
         signal.raise_signal(signal.SIGTERM)
@@ -298,8 +300,18 @@ def test_a_signal_only_sets_the_flag_and_the_old_handlers_come_back():
     assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)])
+def test_before_anything_can_be_lost_a_signal_ends_the_command_where_it_is(signum, code):
+    with pytest.raises(Interrupted) as caught, Interruption():
+        signal.raise_signal(signum)
+        time.sleep(60)
+    assert caught.value.exit_code == code
+    assert not callable(handler := signal.getsignal(signum)) or "Interruption" not in repr(handler)
+
+
 def test_a_second_ctrl_c_stops_at_once():
     with pytest.raises(InterruptedAtOnce), Interruption() as interruption:
+        interruption.wait_for_asking()
         signal.raise_signal(signal.SIGINT)
         assert interruption.requested == signal.SIGINT
         signal.raise_signal(signal.SIGINT)
@@ -344,6 +356,7 @@ def test_a_real_ctrl_c_ends_a_real_command_with_130(tmp_path: Path):
 
             def task(config):
                 with Interruption() as interruption:
+                    interruption.wait_for_asking()
                     print("ready", flush=True)
                     for _ in range(1000):
                         interruption.raise_if_requested()

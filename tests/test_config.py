@@ -15,7 +15,7 @@ from vae_lab import config
 from vae_lab.config import Config, TrainerConfig
 
 OURS = {"_target_", "steps_per_execution", "num_threads", "keep_freed_memory", "channels_last", "compile",
-        "cuda_graphs", "matmul_precision"}  # fmt: skip
+        "cuda_graphs", "on_nonfinite", "matmul_precision"}  # fmt: skip
 OUR_DEFAULTS = {"num_sanity_val_steps": 0, "precision": "32-true"}  # Lightning says None for "32-true"
 
 

@@ -91,6 +91,8 @@ class Data(lightning.LightningDataModule):
     def train_dataloader(self):
         return DataLoader(TensorDataset(self.x), batch_size=4)
 
+    steps_per_epoch = 4
+
     val_dataloader = test_dataloader = train_dataloader
 
 

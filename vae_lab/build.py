@@ -46,20 +46,26 @@ def build(config: DictConfig) -> tuple[ImageData, Experiment]:
         config.trainer.limit_train_batches,
     )
     require_capturable(settings, config.trainer.cuda_graphs)
+    return data, build_experiment(config, data, data.image)
+
+
+def build_experiment(config: DictConfig, data: ImageData, image: ImageSpec) -> Experiment:
+    """The experiment on images of this kind; of the data only the batches' size and preparation are asked."""
     torch.manual_seed(mix(config.seed, INITIALIZE))
     experiment = Experiment(
-        model=build_model(config, data.image),
+        model=build_model(config, image),
         objective=instantiated(config.objective),
-        optimizer=settings,
+        optimizer=instantiated(config.optimizer),
         preprocess=data.preprocess,
         batch_size=data.batch_size,
         seed=config.seed,
         config=cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True)),
         execution=Execution(config.trainer.compile, config.trainer.cuda_graphs),
+        on_nonfinite=config.trainer.on_nonfinite,
     )
     if config.trainer.channels_last:
         experiment.to(memory_format=torch.channels_last)
-    return data, experiment
+    return experiment
 
 
 def require_capturable(settings: OptimizerSettings, cuda_graphs: bool) -> None:

@@ -2,98 +2,89 @@
 
 from __future__ import annotations
 
-import math
+import errno
 import os
 import pickle
+import struct
 import time
 import zipfile
+import zlib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from vae_lab.errors import UsageError
+from vae_lab.errors import UsageError, find_cause
 from vae_lab.interruption import undisturbed
 
 LAST = "last.ckpt"  # what a run resumes from
-SECONDS_HELD = 10.0
+DAMAGED = (zipfile.BadZipFile, EOFError, zlib.error, struct.error, ValueError, NotImplementedError, RuntimeError)
+OTHERS = "another one beside it can be given instead: resume=RUN/checkpoints/best.ckpt"
+NEXT = ".next"  # of a file that takes its place as soon as another one is there
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a temporary file, flushes it to the disk, then renames it over the old one.
+    """Writes a temporary file, flushes it to the disk, reads it back, then renames it over the old one.
 
-    One of the files in `may_wait` that was written a moment ago is held in memory instead, for where epochs take
-    milliseconds the best weights change faster than a disk can follow. It is written when that moment is over (`look`),
-    before any other file, and at the end: whatever a killed run resumes from, the best weights beside it are those of
-    its time.
+    The files in `may_wait` (the best weights, which change faster than a disk can follow where epochs take
+    milliseconds) are held in memory until another file is saved (the last state), and take their names right after it.
+    So a killed run finds the best weights of the state that it goes on from, never later ones; `settle` completes what
+    a kill cut between the two names.
     """
 
-    def __init__(self, seconds_held: float = SECONDS_HELD) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.seconds_held = seconds_held
         self.seconds = 0.0  # that training waited
         self.may_wait: set[Path] = set()  # during a fit
         self._held: dict[Path, dict[str, Any]] = {}
-        self._written_at: dict[Path, float] = {}
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
         """Save `checkpoint` as `path`; a crash leaves the file that was there before."""
         start, target = time.perf_counter(), Path(path)
-        if target in self.may_wait and not self._is_due(target):
+        if target in self.may_wait:
             self._held[target] = apply_to_collection(checkpoint, Tensor, copied)
         else:
             self._held.pop(target, None)
-            self.flush()
-            self._write(checkpoint, target)
+            self._write_held()
+            try:
+                write_checkpoint(checkpoint, target)
+            except OSError:
+                for held in self._held:  # they are later than what stays on the disk
+                    next_of(held).unlink(missing_ok=True)
+                raise
+            self._rename_held()
         self.seconds += time.perf_counter() - start
-
-    def look(self) -> None:
-        """Write what has been held long enough."""
-        if any(map(self._is_due, self._held)):
-            start = time.perf_counter()
-            self.flush()
-            self.seconds += time.perf_counter() - start
 
     def flush(self) -> None:
         """Write what is held."""
-        while self._held:
-            target = next(iter(self._held))
-            self._write(self._held[target], target)
-            del self._held[target]
+        self._write_held()
+        self._rename_held()
+
+    def _write_held(self) -> None:
+        for held, content in self._held.items():
+            write_checkpoint(content, next_of(held))
+
+    def _rename_held(self) -> None:
+        for held in self._held:
+            next_of(held).replace(held)
+            sync_folder(held.parent)
+        self._held.clear()
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove the file, and what was to be written to it."""
         self._held.pop(Path(path), None)
-        self._written_at.pop(Path(path), None)
         super().remove_checkpoint(path)
 
     def teardown(self) -> None:
-        """The end of training, however it came."""
+        """The end of training, however it came. What is still held is later than what a run would go on from."""
         self.may_wait.clear()
-        self.flush()
-
-    def _is_due(self, target: Path) -> bool:
-        return time.monotonic() - self._written_at.get(target, -math.inf) >= self.seconds_held
-
-    def _write(self, checkpoint: dict[str, Any], target: Path) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        with undisturbed():
-            try:
-                with partial.open("wb") as file:
-                    torch.save(checkpoint, file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                partial.replace(target)
-            finally:
-                partial.unlink(missing_ok=True)
-        sync_folder(target.parent)
-        self._written_at[target] = time.monotonic()
+        self._held.clear()
 
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None
@@ -101,6 +92,55 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Tensors and primitive values only, whatever was asked."""
         self.flush()
         return load_checkpoint(path)
+
+
+def next_of(path: Path) -> Path:
+    """Where a file waits, whole, for another one to be there."""
+    return path.with_name(f".{path.name}{NEXT}")
+
+
+def settle(folder: Path, step: int) -> None:
+    """Finish what a kill cut short, for a run that goes on from `step`: names to give, temporary files to remove."""
+    for waiting in folder.glob(f".*{NEXT}"):
+        if _step_of(waiting) <= step:  # the last state was saved, and says that this is the best one of its time
+            waiting.replace(folder / waiting.name[1:].removesuffix(NEXT))
+        else:
+            waiting.unlink()
+    for partial in folder.glob(".*.partial"):
+        partial.unlink()
+
+
+def _step_of(path: Path) -> int:
+    step: int = load_checkpoint(path)["global_step"]
+    return step
+
+
+def write_checkpoint(checkpoint: dict[str, Any], target: Path) -> None:
+    """Save as `target`, whole and read back, or raise and leave what was there. OSError: no room, no right to."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    with undisturbed():
+        try:
+            with partial.open("wb") as file:
+                _save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if (found := damage(partial)) is not None:
+                raise OSError(errno.EIO, f"what was written does not read back ({found})", str(partial))
+            partial.replace(target)
+        except OSError as error:
+            error.filename = error.filename or str(target)  # a refused write does not say of which file
+            raise
+        finally:
+            partial.unlink(missing_ok=True)
+    sync_folder(target.parent)
+
+
+def _save(checkpoint: dict[str, Any], file: IO[bytes]) -> None:
+    try:
+        torch.save(checkpoint, file)
+    except RuntimeError as error:  # torch's own words for a full disk tell of positions in the file
+        raise find_cause(error, OSError) or error from error
 
 
 def copied(tensor: Tensor) -> Tensor:
@@ -119,22 +159,36 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A checkpoint on the CPU. UsageError: missing, damaged, or holding anything but tensors and plain values."""
+def damage(path: str | os.PathLike[str]) -> str | None:
+    """What is wrong with the bytes of a checkpoint: its archive's own checksums find what torch.load misses."""
     try:
-        # The archive's own checksums find every flipped byte; torch.load alone misses half.
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise UsageError(f"{path}: the checkpoint is damaged (in {damaged}); use another one of the run")
+            part = archive.testzip()
+    except DAMAGED as error:
+        return str(error) or type(error).__name__
+    return part and f"in {part}"
+
+
+def load_checkpoint(path: str | os.PathLike[str], needed: Iterable[str] = ()) -> dict[str, Any]:
+    """A checkpoint on the CPU.
+
+    UsageError: missing, damaged, holding anything but tensors and plain values, or without what is `needed`.
+    """
+    try:
+        if (found := damage(path)) is not None:
+            raise UsageError(f"{path}: the checkpoint is damaged or not whole ({found}); {OTHERS}")
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such checkpoint; give a run folder that vae_lab.train wrote") from error
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise UsageError(f"{path}: not a whole checkpoint ({error}); use another one of the run") from error
     except pickle.UnpicklingError as error:
         raise UsageError(
             f"{path}: refused, since loading it would run code from the file; "
             "a checkpoint of vae_lab holds tensors and plain values only"
         ) from error
+    except UsageError:
+        raise
+    except DAMAGED as error:
+        raise UsageError(f"{path}: the checkpoint is damaged or not whole ({error}); {OTHERS}") from error
+    if missing := [name for name in needed if not isinstance(checkpoint, dict) or name not in checkpoint]:
+        raise UsageError(f"{path}: holds no {missing[0]}, which the checkpoints of this version of vae_lab have")
     return checkpoint

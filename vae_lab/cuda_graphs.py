@@ -13,7 +13,7 @@ from torch import Tensor
 
 WARM_UP = 3  # steps run as they are, in which libraries choose their kernels and the optimiser makes its state
 
-Outputs = tuple[Tensor, Tensor | None]
+Outputs = tuple[Tensor | None, ...]
 
 
 class Replay:
@@ -41,8 +41,7 @@ class Replay:
             self._record()
         assert self._graph is not None
         self._graph.replay()
-        terms, norm = self._outputs
-        return terms.clone(), None if norm is None else norm.clone()  # the next replay writes over them
+        return tuple(None if it is None else it.clone() for it in self._outputs)  # the next replay writes over them
 
     def _hand_over(self, images: Tensor, numbers: Sequence[float]) -> None:
         """Into the memory that the graph reads."""

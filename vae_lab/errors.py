@@ -22,6 +22,8 @@ def find_cause(error: BaseException, kind: type[E]) -> E | None:
 
 def chain_of(error: BaseException | None) -> Iterator[BaseException]:
     """An error, what caused it, what caused that, and so on."""
-    while error is not None:
+    seen: list[BaseException] = []
+    while error is not None and not any(error is link for link in seen):  # raised again, one may be its own cause
+        seen.append(error)
         yield error
         error = error.__cause__ or error.__context__  # suppressed or not: OmegaConf suppresses all of them

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import logging
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from vae_lab.bad_steps import BadSteps, capture, require_finite, save
 from vae_lab.data.batches import Batch
 from vae_lab.data.images import Split
 from vae_lab.data.module import data_of, last_step
 from vae_lab.data.preprocess import Preprocess
-from vae_lab.interruption import RunFailed
 from vae_lab.metrics.split_sums import SplitSums, bits_per_dim
 from vae_lab.models import VAE
+from vae_lab.nonfinite import OnNonFinite
 from vae_lab.objectives import Objective
 from vae_lab.random_streams import EVALUATE, FIT, seed_noise
-from vae_lab.steps import TERMS, Execution, OptimizerSettings, StepRecord, TrainingStep, WeightAverage
+from vae_lab.step_log import StepLog
+from vae_lab.steps import Execution, OptimizerSettings, TrainingStep, WeightAverage
 
 MOST_DIMENSIONS_LOGGED = 32
-
-
-class NonFiniteLoss(RunFailed):
-    """A term of the loss became infinite or not a number."""
+log = logging.getLogger("vae_lab")
 
 
 class Experiment(LightningModule):
@@ -44,6 +46,7 @@ class Experiment(LightningModule):
         seed: int,
         config: Mapping[str, Any],
         execution: Execution | None = None,
+        on_nonfinite: OnNonFinite = "stop",
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -56,9 +59,10 @@ class Experiment(LightningModule):
         self.kl_per_dim: Tensor | None = None
         self.validated_at = 0  # the step of the last validation
         self.metrics: dict[str, float] = {}  # the last of each, by its name
-        self._unread: list[StepRecord] = []
-        self._epoch_sums = torch.zeros(len(TERMS), dtype=torch.float64)
-        self._epoch_images = 0
+        self.on_nonfinite = on_nonfinite
+        self.bad_steps = BadSteps(on_nonfinite)
+        self.interrupted: Callable[[], bool] = lambda: False  # asked between steps: True ends the call
+        self.log_of_steps = StepLog()
 
     @property
     def evaluation_model(self) -> VAE:
@@ -70,6 +74,19 @@ class Experiment(LightningModule):
         """Optimiser steps between what the loggers are given."""
         steps: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return steps
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader of the numbers has to know of the training."""
+        found, skipped = [], self.bad_steps.num_left_out
+        if skipped:
+            found.append(f"{skipped} of {self.global_step} steps were left out: a loss or gradient was not finite")
+        values = {name: self.metrics.get(name, 0.0) for name in ("val/elbo", "test/elbo")}
+        bad = {name: value for name, value in values.items() if not math.isfinite(value)}
+        return found + [
+            f"{name} is {value}: an image without a finite density, or weights that diverged"
+            for name, value in bad.items()
+        ]
 
     # Training
 
@@ -92,6 +109,7 @@ class Experiment(LightningModule):
             average=self.average,
             reduce_gradients=getattr(self.trainer.strategy, "reduce_gradients", None),
             execution=self.execution,
+            on_nonfinite=self.on_nonfinite,
         )
         self._make_up_for_validation()
 
@@ -102,55 +120,54 @@ class Experiment(LightningModule):
         """Several optimiser steps; nothing is read back from the device but at every `log_every_n_steps`."""
         first, every = self.global_step, self.log_every_n_steps
         for step, batch in enumerate(call, first):
+            if self.interrupted() and self.trainer.world_size == 1:  # several would have to agree
+                return
             logs = (step + 1) % every == 0
-            self._unread.append(self.step(batch.images, step, measure=logs))
-            self._count_step()
+            record = self.step(batch.images, step, measure=logs)
+            self.log_of_steps.add(record)
+            self._count_steps(1)
             if logs:
                 self.log_steps()
+            elif self.device.type == "cpu" and record.bad:
+                self.read_steps()
 
-    def _count_step(self) -> None:
+    def _count_steps(self, steps: int) -> None:
         """Advance `global_step`: Lightning's wrapper of an optimiser would, at 1 to 2 per cent of a small step."""
-        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
-        progress.increment_ready()
-        progress.increment_completed()
+        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total
+        progress.ready += steps
+        progress.completed += steps
+
+    def read_steps(self) -> None:
+        """Read the steps since the last time. Raises NonFiniteLoss, unless such steps are left out."""
+        first = self.global_step - len(self.log_of_steps)
+        # Over devices the mean: a process that is not finite stops them all.
+        bad = self.log_of_steps.read(lambda terms: self.trainer.strategy.reduce(terms, reduce_op="mean"))
+        for row, terms in bad.items():
+            step = first + row
+            if self.on_nonfinite == "stop":  # nothing was changed since: the clock goes back
+                self._count_steps(step - self.global_step)
+            self.bad_steps.answer(step, terms, self._keep)
+
+    def _keep(self, step: int, terms: dict[str, float]) -> Path:
+        """Write a step that was not finite into a file."""
+        unchanged = self.on_nonfinite == "stop" or self.device.type == "cpu"  # by the steps after it
+        images = data_of(self.trainer).train_dataloader().step(step).images
+        now = step if unchanged else self.global_step
+        bad = capture(self.step, step, now, images, terms, dataclasses.asdict(self.model.image))
+        return save(bad, Path(self.trainer.default_root_dir) / "checkpoints")
 
     def log_steps(self) -> None:
-        """Read the steps since the last time, check them, log their mean.
-
-        Raises NonFiniteLoss naming the step and the term.
-        """
-        if not self._unread:
+        """Read the steps since the last time and log their mean."""
+        self.read_steps()
+        sums = self.log_of_steps.since_log
+        if not sums.num_images:
             return
-        records, self._unread = self._unread, []
-        # Over devices the mean: a process that is not finite stops them all.
-        terms = self.trainer.strategy.reduce(torch.stack([record.terms for record in records]), reduce_op="mean")
-        terms = terms.double().cpu()
-        self._require_finite(terms, self.global_step - len(records))
-        images = torch.tensor([float(record.num_images) for record in records], dtype=torch.float64)
-        sums = images @ terms
-        self._epoch_sums += sums
-        self._epoch_images += int(images.sum())
-        self._show_steps(sums / images.sum(), records[-1])
-
-    def _require_finite(self, terms: Tensor, first: int) -> None:
-        bad = (~terms.isfinite()).any(1).nonzero()
-        if not len(bad):
-            return
-        row = int(bad[0])
-        # log_px and kl before the loss, which is made of them.
-        values = dict(zip(TERMS, terms[row].tolist(), strict=True))
-        named = [name for name in ("log_px", "kl", "loss") if not torch.tensor(values[name]).isfinite()]
-        raise NonFiniteLoss(
-            f"{named[0]} became {values[named[0]]} at optimiser step {first + row + 1} "
-            f"({', '.join(f'{name} {value:.4g}' for name, value in values.items())}).\n"
-            "Training stopped; the checkpoints hold the last good weights. Try a smaller optimizer.lr, "
-            "optimizer.clip_norm=1, or trainer.precision=32-true."
-        )
-
-    def _show_steps(self, means: Tensor, last: StepRecord) -> None:
-        shown = {**named_terms(means), **self._rates()}
-        if last.gradient_norm is not None:
-            shown["gradient_norm"] = float(last.gradient_norm)
+        shown = {**sums.means(), **self._rates()}
+        sums.reset()
+        if self.log_of_steps.last_norm is not None:
+            shown["gradient_norm"] = float(self.log_of_steps.last_norm)
+        if self.on_nonfinite == "skip":
+            shown["skipped_steps"] = float(self.bad_steps.num_left_out)
         self.metrics |= shown
         self._to_loggers(shown)
 
@@ -163,15 +180,12 @@ class Experiment(LightningModule):
     def on_train_epoch_start(self) -> None:
         """Start the epoch's own sums; one that was cut short goes on with those it had."""
         if self.global_step % data_of(self.trainer).steps_per_epoch == 0:
-            self._epoch_sums.zero_()
-            self._epoch_images = 0
+            self.log_of_steps.epoch.reset()
 
     def epoch_means(self) -> dict[str, float]:
         """Means of the training terms over the epoch so far, in nats per image."""
         self.log_steps()
-        if not self._epoch_images:
-            return {}
-        means = named_terms(self._epoch_sums / self._epoch_images)
+        means = self.log_of_steps.epoch.means()
         self.metrics |= means
         return means
 
@@ -244,6 +258,8 @@ class Experiment(LightningModule):
             self.metrics = {name: value for name, value in self.metrics.items() if not name.startswith("kl/dim_")}
             means |= self._latent_metrics()
         self.metrics |= means
+        if not math.isfinite(means[f"{split}/elbo"]):
+            log.warning("warning: %s/elbo is %s at step %d", split, means[f"{split}/elbo"], self.global_step)
         self.log_dict(means, logger=False)
         self._to_loggers(means)
 
@@ -266,17 +282,20 @@ class Experiment(LightningModule):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check the last steps before the file is written, and add what a model is rebuilt from."""
-        self.log_steps()
+        """Check the last steps and the weights before the file is written, and add what a model is rebuilt from."""
+        self.read_steps()
+        require_finite(self.model, self.global_step)
         checkpoint["image"] = dataclasses.asdict(self.model.image)
         checkpoint["validated_at"] = self.validated_at
-        checkpoint["epoch_sums"] = (self._epoch_sums.tolist(), self._epoch_images)
+        checkpoint["kl_per_dim"] = self.kl_per_dim
+        checkpoint["log_of_steps"] = self.log_of_steps.state_dict()
+        checkpoint["bad_steps"] = self.bad_steps.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Resume by the clock alone: Lightning starts the epoch that the step lies in, the data cuts it short."""
-        self.validated_at = checkpoint["validated_at"]
-        sums, self._epoch_images = checkpoint["epoch_sums"]
-        self._epoch_sums = torch.tensor(sums, dtype=torch.float64)
+        self.validated_at, self.kl_per_dim = checkpoint["validated_at"], checkpoint["kl_per_dim"]
+        self.log_of_steps.load_state_dict(checkpoint["log_of_steps"])
+        self.bad_steps.load_state_dict(checkpoint["bad_steps"])
         if self.trainer.state.fn == "fit":
             steps = checkpoint["global_step"]
             epochs = steps // data_of(self.trainer).steps_per_epoch
@@ -309,9 +328,3 @@ def progress_at(fresh: dict[str, Any], epochs: int, steps: int) -> dict[str, Any
     for event in ("ready", "completed"):
         fresh["epoch_loop.manual_optimization.optim_step_progress"]["total"][event] = steps
     return fresh
-
-
-def named_terms(means: Tensor) -> dict[str, float]:
-    """The means of a step's terms under their names, with the ELBO that they make."""
-    loss, log_px, kl = means.tolist()
-    return {"train/elbo": log_px - kl, "train/log_px": log_px, "train/kl": kl, "train/loss": loss}

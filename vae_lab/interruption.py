@@ -8,15 +8,17 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Slurm's --signal=USR1@60 comes a minute before the time is up; Windows has no such signal.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
 
 
 class Interrupted(Exception):  # noqa: N818 - a request that is granted, not an error
-    """A run stopped because a signal asked for it; a command exits with `exit_code`, 128 + the signal."""
+    """A run stopped because a signal asked for it; a command exits with `exit_code`: 130 after Ctrl-C, else 143."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"interrupted by {signal.Signals(signum).name}")
-        self.signum, self.exit_code = signum, 128 + signum
+        self.signum = signum
+        self.exit_code = 128 + (signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM)
 
 
 class InterruptedAtOnce(BaseException):
@@ -33,13 +35,16 @@ class RunFailed(RuntimeError):  # noqa: N818 - named for what it says
 
 
 class Interruption:
-    """While entered, SIGINT and SIGTERM only set `requested`; a second Ctrl-C raises InterruptedAtOnce.
+    """While entered, SIGINT, SIGTERM and SIGUSR1 stop the run.
 
-    Python takes handlers in the main thread alone: entered in another thread, signals stay as they were.
+    At first each of them raises Interrupted where it finds the program: nothing is there yet that could be lost. From
+    `wait_for_asking` on they only set `requested`, which is read where stopping is safe; a second Ctrl-C raises
+    InterruptedAtOnce. Python takes handlers in the main thread alone: entered elsewhere, signals stay as they were.
     """
 
     def __init__(self) -> None:
         self.requested: int | None = None
+        self._at_once = True
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -57,6 +62,10 @@ class Interruption:
             return {}
         return {signum: signal.signal(signum, self._note) for signum in SIGNALS}
 
+    def wait_for_asking(self) -> None:
+        """From now on something can be lost."""
+        self._at_once = False
+
     def raise_if_requested(self) -> None:
         """Raise Interrupted if a signal has come."""
         if self.requested is not None:
@@ -66,6 +75,8 @@ class Interruption:
         if self.requested is not None and signum == signal.SIGINT:
             raise InterruptedAtOnce
         self.requested = signum
+        if self._at_once:
+            raise Interrupted(signum)
         if signum == signal.SIGINT:  # not through sys.stderr, in the midst of whose writing this may come
             os.write(2, b"\nstopping as soon as everything is saved; Ctrl-C again stops at once\n")
 

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from vae_lab.bounds import Weight, total_kl
 from vae_lab.cuda_graphs import Replay
 from vae_lab.data.preprocess import Preprocess
+from vae_lab.errors import UsageError
 from vae_lab.models import VAE
+from vae_lab.nonfinite import Buffers, OnNonFinite, can_leave_out, leave_out, nonfinite, spread
 from vae_lab.objectives import Objective
 from vae_lab.random_streams import TRAIN, seed_noise
 from vae_lab.schedules import Constant, Schedule
@@ -95,6 +97,7 @@ class StepRecord(NamedTuple):
 
     terms: Tensor  # loss, log_px, kl: means over the step's images, (3,)
     num_images: int
+    bad: Tensor  # (), 1 where the loss or a gradient was not finite and nothing was changed, else 0
     gradient_norm: Tensor | None  # (), when asked for
 
 
@@ -151,6 +154,8 @@ class TrainingStep:
     # Averages gradients over devices; called once per step, after the last backward pass.
     reduce_gradients: Callable[[list[nn.Parameter]], None] | None = None
     execution: Execution = field(default_factory=Execution)
+    # A step that is not finite changes nothing. stop: nor do those after it, until somebody has looked.
+    on_nonfinite: OnNonFinite = "stop"
 
     def __post_init__(self) -> None:
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -163,6 +168,15 @@ class TrainingStep:
         self._compiled = torch.compile(self._score, dynamic=False, options=options) if compiled else self._score
         replayed = self.execution.cuda_graphs
         self._replayed = Replay(lambda x, rates: self._update(x, Rates(*rates)), self.device) if replayed else None
+        self._buffers = Buffers(self.model)
+        self._stopped = torch.zeros((), device=self.device)
+        self._looks = self.device.type == "cpu"  # at each step: nothing has to be waited for
+        if self.on_nonfinite == "skip" and not (self._looks or can_leave_out(self.optimizer)):
+            raise UsageError(
+                f"trainer.on_nonfinite=skip: on a GPU a step is left out by the optimiser's fused kernels, which "
+                f"{type(self.optimizer).__name__} as configured does not use.\n"
+                "Set optimizer.algorithm.fused=true (Adam, AdamW, SGD, Adagrad), or trainer.on_nonfinite=stop"
+            )
 
     def __call__(self, images: Tensor, step: int, measure: bool = False) -> StepRecord:
         """Optimiser step number `step` (from 0) on uint8 images (N, C, H, W), N = batch_size * accumulate or less.
@@ -171,10 +185,12 @@ class TrainingStep:
         """
         seed_noise(self.device, self.seed, TRAIN, self.rank, step)
         if self._replayed is not None and len(images) == self.batch_size * self.settings.accumulate:
-            terms, norm = self._replayed(images, [float(rate) for rate in self.rates(step)])
+            terms, bad, norm = self._replayed(images, [float(rate) for rate in self.rates(step)])
         else:
-            terms, norm = self._update(images, self.rates(step), measure)
-        return StepRecord(terms, len(images), norm)
+            terms, bad, norm = self._update(images, self.rates(step), measure)
+        assert terms is not None
+        assert bad is not None
+        return StepRecord(terms, len(images), bad, norm)
 
     def rates(self, step: int) -> Rates:
         """What the schedules give step number `step`."""
@@ -185,20 +201,45 @@ class TrainingStep:
         """The learning rate of step `step`."""
         return self.settings.lr * self.settings.schedule(step, self.total_steps)
 
-    def _update(self, images: Tensor, rates: Rates, measure: bool = True) -> tuple[Tensor, Tensor | None]:
-        """One step; the terms' means, (3,), and the norm of the gradient if asked."""
+    def _update(
+        self, images: Tensor, rates: Rates, measure: bool = True
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """One step; the terms' means, (3,), whether it was left out, (), and the norm of the gradient if asked."""
         for group in self.optimizer.param_groups:
             group["lr"] = rates.lr
+        self._buffers.remember()
         terms = self._accumulate_gradients(images, rates.beta)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
         if self.reduce_gradients is not None:
+            spread(terms[0], gradients)
             self.reduce_gradients(self.parameters)
         norm = self._clip(measure)
-        self.optimizer.step()
+        bad = nonfinite(terms[0], gradients)
+        self._move(bad, rates)
         for parameter in self.parameters:
             parameter.grad = None  # as zero_grad does, in a tenth of its time
+        return terms, bad, norm
+
+    def _move(self, bad: Tensor, rates: Rates) -> None:
+        """Change the weights and their average, or nothing at all where `bad` is 1."""
+        if self._looks:
+            if bad:
+                self._buffers.put_back()
+                return
+            self.optimizer.step()
+            self._follow(rates.average)
+            return
+        if self.on_nonfinite == "stop":
+            bad.copy_(torch.maximum(bad, self._stopped))
+            self._stopped.copy_(bad)
+        leave_out(self.optimizer, bad)
+        self.optimizer.step()
+        self._buffers.put_back(bad)
+        self._follow(rates.average * (1 - bad))
+
+    def _follow(self, weight: Weight) -> None:
         if self.average is not None:
-            self.average.update(self.model, rates.average)
-        return terms, norm
+            self.average.update(self.model, weight)
 
     def _accumulate_gradients(self, images: Tensor, beta: Weight) -> Tensor:
         """Gradients of the mean loss over all images, a batch at a time; the terms' means, (3,)."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -19,10 +21,11 @@ from vae_lab.data.module import data_of
 from vae_lab.errors import chain_of
 from vae_lab.experiment import Experiment
 from vae_lab.files import write_whole
-from vae_lab.interruption import Interrupted, InterruptedAtOnce, undisturbed
+from vae_lab.interruption import Interrupted, InterruptedAtOnce, RunFailed, undisturbed
 from vae_lab.provenance import config_hash, git_state, versions
 
 log = logging.getLogger("vae_lab")
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENOENT)
 INTERRUPTIONS = (Interrupted, InterruptedAtOnce, KeyboardInterrupt)
 
 
@@ -43,27 +46,77 @@ def finite(value: Any) -> Any:
 class RunSummary:
     """Collects what a run says of itself; as a context, writes it on every way out.
 
-    Entered once the trainer exists. `warnings` may be added to at any time.
+    Entered once the trainer exists. `noticed` may be added to at any time. A disk that cannot be written becomes a
+    RunFailed that says what is left.
     """
 
     def __init__(self, folder: Path, config: DictConfig, trainer: Trainer, experiment: Experiment) -> None:
         self.folder, self.config, self.trainer, self.experiment = folder, config, trainer, experiment
-        self.warnings: list[str] = []
+        self.noticed: list[str] = []
+        self._status = ""
         self._started = time.perf_counter()
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader of the numbers has to know: of the data, of the training, of what watched it."""
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        watched = [text for callback in callbacks for text in getattr(callback, "warnings", ())]
+        return list(dict.fromkeys([*self.noticed, *self.experiment.warnings, *watched, *self._left_out]))
+
+    @property
+    def _left_out(self) -> list[str]:
+        """What was asked for, or is usual, and was not done."""
+        trainer, data, found = self.trainer, data_of(self.trainer), []
+        if data.size("val") and not self.experiment.validated_at and self._status == "completed":
+            found.append("validation was skipped: no checkpoint was chosen by it")
+        for split in ("val", "test"):
+            limit, size = getattr(trainer, f"limit_{split}_batches"), data.size(split)
+            if size and limit not in (None, 0, 1.0):
+                found.append(f"trainer.limit_{split}_batches={limit}: {split} metrics are not of the whole split")
+            elif size and limit == 0:
+                found.append(f"trainer.limit_{split}_batches=0: nothing of the {split} split was looked at")
+        asked = self.config.trainer.devices
+        if isinstance(asked, int) and trainer.world_size < asked * self.config.trainer.num_nodes:
+            found.append(f"it ran on {trainer.world_size} devices, fewer than trainer.devices={asked} asks for")
+        return found
 
     def __enter__(self) -> RunSummary:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        failed = self._of_the_disk(error) or error
         with undisturbed():
             if any(isinstance(link, INTERRUPTIONS) for link in chain_of(error)):
-                self.write("interrupted")
-            elif error is not None:
-                self.write("failed", error=f"{type(error).__name__}: {error}")
+                self._write_if_possible("interrupted")
+            elif failed is not None:
+                self._write_if_possible("failed", error=f"{type(failed).__name__}: {failed}")
             else:
-                self.write("completed")
+                self._write_if_possible("completed")
             if self.trainer.is_global_zero:
                 self._say(error is None)
+        if failed is not error and failed is not None:
+            raise failed from error
+
+    def _of_the_disk(self, error: BaseException | None) -> RunFailed | None:
+        """What a write that the disk refused comes to."""
+        refused = (link for link in chain_of(error) if isinstance(link, OSError) and link.errno in DISK)
+        cause = next((link for link in refused if link.filename is None or self._is_ours(link.filename)), None)
+        if cause is None:
+            return None
+        where = f"{cause.filename}: " if cause.filename else ""
+        return RunFailed(
+            f"{where}{os.strerror(cause.errno or 0)}, in the run folder {self.folder}.\n"
+            "What was saved before is whole. Make room (or the folder writable), then go on from there"
+        )
+
+    def _is_ours(self, filename: object) -> bool:
+        return str(filename).startswith(str(self.folder))
+
+    def _write_if_possible(self, status: str, error: str | None = None) -> None:
+        try:
+            self.write(status, error)
+        except OSError as refused:
+            sys.stderr.write(f"summary.json could not be written: {refused.strerror or refused}\n")
 
     def _say(self, completed: bool) -> None:
         """Where everything is, what a reader of the numbers has to know, and how to go on."""
@@ -83,6 +136,7 @@ class RunSummary:
 
     def write(self, status: str, error: str | None = None) -> None:
         """Write summary.json (on the first process)."""
+        self._status = status
         if self.trainer.is_global_zero:
             outcome = {"status": status} | ({"error": error} if error else {})
             write_json(self.folder / "summary.json", {**outcome, **self._results(), **self._circumstances()})

@@ -6,15 +6,29 @@ Nothing heavy is imported before the config is composed, so that `--help` and a 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from vae_lab.cli import run_command
 from vae_lab.interruption import Interruption
+from vae_lab.resuming import AUTO, checkpoint_of, sole_use
 from vae_lab.runs import resumed_config
+
+# What a run goes on from.
+STATE = (
+    "global_step",
+    "state_dict",
+    "optimizer_states",
+    "callbacks",
+    "loops",
+    "log_of_steps",
+    "bad_steps",
+    "kl_per_dim",
+)
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -30,10 +44,12 @@ def main() -> None:
 
 def train(config: DictConfig) -> float | None:
     """Train and test one experiment; the value of `optimized_metric`, which a sweep optimises."""
-    if config.resume is not None:
-        config = resumed_config(config.resume, HydraConfig.get().overrides.task)
     folder = Path(HydraConfig.get().runtime.output_dir)
-    with Interruption() as interruption:
+    if config.resume == AUTO:  # the config is the same, and the user's own
+        config.resume = str(folder) if checkpoint_of(folder).is_file() else None
+    elif config.resume is not None:
+        config = resumed_config(config.resume, HydraConfig.get().overrides.task, config.trusted)
+    with Interruption() as interruption, sole_use(folder):
         try:
             return _train(config, folder, interruption)
         except Exception:
@@ -61,11 +77,13 @@ def _train(config: DictConfig, folder: Path, interruption: Interruption) -> floa
     if config.init_from is not None and config.resume is None:
         initialize_from(experiment, config.init_from)
     trainer = assembled_trainer(config, folder, interruption)
+    experiment.interrupted = lambda: interruption.requested is not None
+    interruption.wait_for_asking()
     interruption.raise_if_requested()
     if config.resume is not None:
-        go_on_from(folder, trainer, experiment, data)
+        go_on_from(config.resume, folder, trainer, experiment, data)
     with RunSummary(folder, config, trainer, experiment) as summary:
-        summary.warnings += warnings_about(data, experiment)
+        summary.noticed += warnings_about(data, experiment)
         trainer.fit(experiment, data, ckpt_path=resumed_checkpoint(config))
         test(trainer, experiment, data)
     return optimized(config, experiment, data)
@@ -85,6 +103,7 @@ def assembled_trainer(config: DictConfig, folder: Path, interruption: Interrupti
     always = [
         throughput,
         callbacks.MetricsTable(),
+        callbacks.EventFiles(),
         callbacks.Progress(throughput, enabled=config.trainer.enable_progress_bar is not False),
         callbacks.StopOnSignal(interruption),
     ]
@@ -94,15 +113,22 @@ def assembled_trainer(config: DictConfig, folder: Path, interruption: Interrupti
     return trainer
 
 
-def go_on_from(folder: Path, trainer: Trainer, experiment: Experiment, data: ImageData) -> None:
-    """Take over the numbers that a resumed run had. UsageError: it is complete, or already past the end asked for."""
-    from vae_lab.checkpoints import load_checkpoint
+def go_on_from(resume: str, folder: Path, trainer: Trainer, experiment: Experiment, data: ImageData) -> None:
+    """Bring a run directory back to its checkpoint, and take over the numbers that it had.
+
+    UsageError: the run is complete, or already past the end asked for; nothing was changed then.
+    """
+    from vae_lab.callbacks.event_files import cut_back
+    from vae_lab.checkpoints import load_checkpoint, settle
     from vae_lab.data.module import last_step
     from vae_lab.errors import UsageError
     from vae_lab.summary import read_summary
 
     before = read_summary(folder)
-    done = load_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"]
+    checkpoint = load_checkpoint(checkpoint_of(resume), needed=STATE)
+    if (best := folder / "checkpoints" / "best.ckpt").exists():
+        load_checkpoint(best, needed=STATE)  # or training would end where its test begins
+    done = checkpoint["global_step"]
     end = last_step(trainer, data.steps_per_epoch)
     if end is not None and (done > end or (done == end and before.get("status") == "completed")):
         raise UsageError(
@@ -110,12 +136,15 @@ def go_on_from(folder: Path, trainer: Trainer, experiment: Experiment, data: Ima
             f"it has {done} steps ({done // data.steps_per_epoch} epochs), and the end asked for is step {end}\n"
             "to train longer: trainer.max_epochs (or trainer.max_steps) above that"
         )
+    if trainer.is_global_zero:
+        settle(folder / "checkpoints", done)
+        cut_back(trainer, checkpoint)
     experiment.metrics |= {name: value for name, value in before.get("metrics", {}).items() if value is not None}
 
 
 def resumed_checkpoint(config: DictConfig) -> str | None:
     """The checkpoint that training goes on from."""
-    return None if config.resume is None else str(Path(config.resume) / "checkpoints" / "last.ckpt")
+    return None if config.resume is None else str(checkpoint_of(config.resume))
 
 
 def test(trainer: Trainer, experiment: Experiment, data: ImageData) -> None:
@@ -151,10 +180,12 @@ def warnings_about(data: ImageData, experiment: Experiment) -> list[str]:
 def quiet_libraries() -> None:
     """Keep what Lightning says of itself out of the way of what it found."""
     import logging
+    import threading
     import warnings
 
     import lightning.pytorch  # noqa: F401  (sets the levels of its loggers as it is imported)
 
+    threading.excepthook = quiet_about_disks(threading.excepthook)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
@@ -168,6 +199,11 @@ def quiet_libraries() -> None:
         ".*constructed with capturable=True.*",  # the first steps and short batches run as they are
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+def quiet_about_disks(say: Callable[[Any], object]) -> Callable[[Any], object]:
+    """TensorBoard's thread hands a refused write on to the run, which says it in a line: no traceback before."""
+    return lambda told: None if isinstance(told.exc_value, OSError) else say(told)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import Logger
 from vae_lab import machine
 from vae_lab.checkpoints import AtomicCheckpointIO
 from vae_lab.errors import UsageError
+from vae_lab.nonfinite import OnNonFinite
 from vae_lab.strategies import AllReduceStrategy
 
 DEFAULT_LOG_EVERY_N_STEPS = 50
@@ -36,14 +37,15 @@ def build_trainer(
     channels_last: bool = True,
     compile: bool = False,
     cuda_graphs: bool = False,
+    on_nonfinite: OnNonFinite = "stop",
     matmul_precision: Literal["highest", "high", "medium"] | None = None,
     **options: Any,
 ) -> Trainer:
     """A Trainer that writes below `default_root_dir`; options are Lightning's, named and typed in `TrainerConfig`.
 
-    steps_per_execution and limit_train_batches are read by the data, which cuts the calls; channels_last, compile
-    and cuda_graphs by `build`, for the step. The progress bar is a callback of ours. UsageError: a device that is not
-    there, or an option at odds with several steps in a call.
+    steps_per_execution and limit_train_batches are read by the data, which cuts the calls; channels_last, compile,
+    cuda_graphs and on_nonfinite by `build`, for the step. The progress bar is a callback of ours. UsageError: a device
+    that is not there, or an option at odds with several steps in a call.
     """
     require_possible(options, steps_per_execution, limit_train_batches)
     require_compiler(compile)

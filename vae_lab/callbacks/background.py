@@ -58,6 +58,11 @@ class InProcess(Generic[T]):
             if self.interrupted():
                 return
 
+    @property
+    def busy(self) -> bool:
+        """Nothing is ever pending."""
+        return False
+
     def look(self) -> None:
         """Nothing is ever pending."""
 
@@ -102,6 +107,11 @@ class Background(Generic[T]):
         except OSError:  # no memory to promise, or no process to have: what needs neither still works
             self.drain()
             InProcess(self.deliver, self.interrupted).start(name, work)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything was started that is not delivered yet."""
+        return bool(self._copies)
 
     def look(self) -> None:
         """Deliver what is done; a system call where one is at work. Raises BackgroundError where one failed."""

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
+from vae_lab.callbacks.images import image_loggers
 from vae_lab.checkpoints import LAST, AtomicCheckpointIO
 from vae_lab.data.module import data_of
+
+BEST = "best.ckpt"
+PATIENCE = 3  # times every_n_seconds, for pictures that are being drawn
 
 
 def checkpoint_folder(trainer: Trainer) -> Path:
@@ -19,11 +25,17 @@ def checkpoint_folder(trainer: Trainer) -> Path:
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """The weights with the best `monitor` at a validation; without validation images, the last ones."""
+    """The weights with the best `monitor` at a validation; without validation images, the last ones.
+
+    save_top_k: how many are kept. Of several (-1: all), each is `step=<optimiser step>.ckpt` and best.ckpt is another
+    name of the best. 0: none, and the test is on the last weights.
+    """
 
     def __init__(self, monitor: str = "val/elbo", mode: str = "max", save_top_k: int = 1) -> None:
+        if save_top_k < -1:
+            raise ValueError(f"callbacks.best.save_top_k is a number of checkpoints, or -1 for all; found {save_top_k}")
         super().__init__(
-            filename="best",
+            filename="best" if save_top_k in (0, 1) else "step={step:08d}",
             monitor=monitor,
             mode=mode,
             save_top_k=save_top_k,
@@ -31,64 +43,107 @@ class BestCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
 
+    @property
+    def state_key(self) -> str:
+        """Constant, so that a run resumes under another `save_top_k`."""
+        return "BestCheckpoint"
+
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Find the run directory, and whether there is anything to monitor."""
         self.dirpath = str(checkpoint_folder(trainer))
         if data_of(trainer).size("val") == 0:
-            self.monitor = None
+            self.monitor, self.save_top_k = None, min(self.save_top_k, 1)  # all or the last: none is better
         super().setup(trainer, pl_module, stage)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As it was, wherever the run directory is now and whichever of its files are left."""
+        here = Path(self.dirpath or "")
+        moved = {name: _moved(state_dict.get(name), here) for name in ("best_model_path", "kth_best_model_path")}
+        kept = {_moved(path, here): score for path, score in state_dict["best_k_models"].items()}
+        kept = {path: score for path, score in kept.items() if Path(path).is_file()}
+        super().load_state_dict({**state_dict, **moved, "best_k_models": kept, "dirpath": self.dirpath})
+        self.current_score = state_dict["current_score"]
+        if self.kth_best_model_path not in kept:
+            self.kth_best_model_path = (min if self.mode == "max" else max)(kept, key=kept.__getitem__, default="")
+
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """From now on it may change faster than a disk follows."""
+        """From now on one file may change faster than a disk follows; what saves the state writes it too."""
         super().on_train_start(trainer, pl_module)
-        if isinstance(writer := trainer.strategy.checkpoint_io, AtomicCheckpointIO):
-            writer.may_wait.add(Path(self.dirpath or "") / f"{self.filename}.ckpt")
+        writer = trainer.strategy.checkpoint_io
+        saved_otherwise = any(isinstance(callback, LastCheckpoint) for callback in trainer.checkpoint_callbacks)
+        if isinstance(writer, AtomicCheckpointIO) and saved_otherwise and not self._several:
+            writer.may_wait.add(Path(self.dirpath or "") / BEST)
+        self._name_the_best(trainer)
 
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Write the one that waits, in time."""
-        super().on_train_batch_end(trainer, *args)
-        if isinstance(writer := trainer.strategy.checkpoint_io, AtomicCheckpointIO):
-            writer.look()
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        self._name_the_best(trainer)
+
+    @property
+    def _several(self) -> bool:
+        return self.filename != "best"
+
+    def _name_the_best(self, trainer: Trainer) -> None:
+        """Of several: best.ckpt, a second name of the file where the disk allows it, else a copy."""
+        best = Path(self.best_model_path)
+        if not (self._several and trainer.is_global_zero and self.best_model_path and best.is_file()):
+            return
+        partial = best.with_name(f".{BEST}.{os.getpid()}.partial")
+        try:
+            os.link(best, partial)
+        except OSError:
+            shutil.copyfile(best, partial)
+        partial.replace(best.with_name(BEST))
+        partial.unlink(missing_ok=True)  # a rename between two names of one file does nothing
 
 
-class LastCheckpoint(ModelCheckpoint):
+class LastCheckpoint(Checkpoint):
     """The state to resume from: after an epoch, every `every_n_steps`, and at the end.
 
-    every_n_seconds: epochs shorter than this share a checkpoint, so that short ones are not spent on saving.
+    every_n_seconds: epochs shorter than this share a checkpoint, so that short ones are not spent on saving. Pictures
+    of its time that are still being drawn are waited for, a while at the end of an epoch, so that whatever a killed run
+    goes on from, it lacks none.
     """
 
     def __init__(self, every_n_seconds: float = 10.0, every_n_steps: int | None = None) -> None:
-        super().__init__(
-            filename="last",
-            save_top_k=1,
-            every_n_train_steps=every_n_steps or 0,
-            every_n_epochs=0 if every_n_steps else 1,
-            enable_version_counter=False,
-            save_on_train_epoch_end=not every_n_steps,
-        )
-        self.every_n_seconds = every_n_seconds
+        if every_n_steps is not None and every_n_steps < 1:
+            raise ValueError(f"callbacks.last.every_n_steps is a number of steps, or null; found {every_n_steps}")
+        self.every_n_seconds, self.every_n_steps = every_n_seconds, every_n_steps
         self._saved_at = time.monotonic()
-
-    @property
-    def state_key(self) -> str:
-        """Constant, so that a run resumes under another `every_n_steps`."""
-        return "LastCheckpoint"
-
-    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Find the run directory."""
-        self.dirpath = str(checkpoint_folder(trainer))
-        super().setup(trainer, pl_module, stage)
+        self._saved_step = -1
 
     def save_now(self, trainer: Trainer) -> None:
         """Save whatever the trainer is doing; it resumes from this very step."""
         trainer.save_checkpoint(checkpoint_folder(trainer) / LAST)
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Calls of the trainer are cut where a checkpoint is due; one at the end of an epoch waits for that."""
+        step = trainer.global_step
+        if self._is_due(step) and step % data_of(trainer).steps_per_epoch:
+            self._save_with_pictures(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Save, unless it was done a moment ago."""
-        if self._every_n_epochs and time.monotonic() - self._saved_at >= self.every_n_seconds:
+        passed = time.monotonic() - self._saved_at
+        if self._is_due(trainer.global_step) or passed >= PATIENCE * self.every_n_seconds:
+            self._save_with_pictures(trainer)
+        elif passed >= self.every_n_seconds and not any(callback.busy for callback in image_loggers(trainer)):
             self.save_now(trainer)
 
     def on_train_end(self, trainer: Trainer, *args: Any) -> None:
         """The end of training is always saved."""
         self.save_now(trainer)
+
+    def _is_due(self, step: int) -> bool:
+        return self.every_n_steps is not None and step % self.every_n_steps == 0 and step != self._saved_step
+
+    def _save_with_pictures(self, trainer: Trainer) -> None:
+        for callback in image_loggers(trainer):
+            callback.wait()
+        self.save_now(trainer)
+
+
+def _moved(path: str | None, folder: Path) -> str:
+    """A file of the run directory, which may have another place now."""
+    return str(folder / Path(path).name) if path else ""

@@ -28,6 +28,7 @@ from vae_lab.callbacks.drawings import (
     publish,
     see,
 )
+from vae_lab.data.module import data_of
 from vae_lab.errors import UsageError
 from vae_lab.figures.pictures import PICTURES
 from vae_lab.figures.scene import Examples, Model, Scene, Sizes, looking_at
@@ -131,7 +132,8 @@ class ImageLogger(Callback):
         self.seconds = 0.0  # that training waited for pictures, so that its speed can be told without them
         self.seconds_at_end = 0.0  # that the run waited for its last ones
         self.interrupted: Callable[[], bool] = lambda: False  # asked between pictures: True ends them
-        self._drawn_at = -1  # the step last drawn
+        self._drawn_at = -1  # the step last drawn, while training
+        self._ended = False
         self._whole = Moment.epoch(0, -1)  # the last whole epoch
         self._workers: Workers[Picture | Values] = InProcess(lambda _: None)  # until it is known who can draw
 
@@ -153,22 +155,32 @@ class ImageLogger(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After the epoch's validation, where there is one."""
-        if _stopped_within_epoch(trainer):
-            return
-        finished = trainer.current_epoch + 1
+        if not _stopped_within_epoch(trainer):
+            self._end_epoch(trainer, pl_module, trainer.current_epoch + 1)
+
+    def _end_epoch(self, trainer: Trainer, pl_module: LightningModule, finished: int) -> None:
         self._whole = Moment.epoch(finished, trainer.global_step)
         last = finished == trainer.max_epochs  # drawn at the end, where nothing goes on beside it
         if self.every_n_epochs and finished % self.every_n_epochs == 0 and not last:
             self._draw(trainer, pl_module, self._whole)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A last time, and what is only worth its time once; it is waited for in on_fit_end."""
-        if trainer.is_global_zero and not self.interrupted():
-            with self._timed(at_end=True):
+        """A last time, and what is only worth its time once; it is waited for in on_fit_end.
+
+        The last checkpoint comes between: it knows the earlier pictures, and these are drawn again by who resumes it.
+        """
+        with self._timed(at_end=True):
+            self._workers.drain()
+            if self.interrupted():
+                self._workers.finish(SECONDS_AT_END)
+            elif trainer.is_global_zero:
                 self._draw_last(trainer, pl_module)
+        self._ended = True
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Animations of all PNGs there are, once the last is."""
+        """Animations of all PNGs there are, once the last is; after a fit with nothing left to train, the last too."""
+        if not self._ended:
+            self.on_train_end(trainer, pl_module)
         latent_dim = cast(Shown, pl_module).evaluation_model.latent_shape[0]
         animated = ("samples", "latent_grid") if latent_dim <= 2 else ("samples",)
         with self._timed(at_end=True):
@@ -186,8 +198,35 @@ class ImageLogger(Callback):
         if isinstance(exception, BackgroundError) or not isinstance(exception, Exception):
             self._workers.stop()
         else:
-            at_a_terminal = isinstance(exception, Interrupted) and exception.signum == signal.SIGINT
-            self._workers.finish(SECONDS_AT_SIGINT if at_a_terminal else SECONDS_AT_END)
+            self.finish(exception.signum if isinstance(exception, Interrupted) else None)
+
+    def finish(self, signum: int | None) -> None:
+        """Draw what is due in a moment, whose length depends on what ends training; leave out the rest."""
+        self._workers.finish(SECONDS_AT_SIGINT if signum == signal.SIGINT else SECONDS_AT_END)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run has to know."""
+        return {"drawn_at": self._drawn_at, "whole": tuple(self._whole)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As it was."""
+        self._drawn_at, self._whole = state_dict["drawn_at"], Moment(*state_dict["whole"])
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make up for the end of an epoch that an interruption of its validation left out."""
+        epoch, at = divmod(trainer.global_step, data_of(trainer).steps_per_epoch)
+        if epoch and not at and self._whole.step != trainer.global_step:
+            self._end_epoch(trainer, pl_module, epoch)
+
+    @property
+    def busy(self) -> bool:
+        """Whether pictures are being drawn beside training."""
+        return self._workers.busy
+
+    def wait(self) -> None:
+        """Until they are there."""
+        with self._timed():
+            self._workers.drain()
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule, moment: Moment) -> None:
         """Every picture of this moment, one file and one summary each."""
@@ -217,7 +256,6 @@ class ImageLogger(Callback):
                 log_graph(trainer, scene)
                 if self.projector:
                     log_projector(trainer, scene)
-        self._drawn_at = step
 
     @contextmanager
     def _scene(self, trainer: Trainer, pl_module: LightningModule, when: str) -> Iterator[Scene]:
@@ -237,6 +275,12 @@ class ImageLogger(Callback):
                 self.seconds_at_end += passed
             else:
                 self.seconds += passed
+
+
+def image_loggers(trainer: Trainer) -> list[ImageLogger]:
+    """The callbacks that draw."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, ImageLogger)]
 
 
 def _interval(name: str, value: int | None) -> int | None:

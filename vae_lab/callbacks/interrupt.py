@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from vae_lab.callbacks.checkpoint import LastCheckpoint
+from vae_lab.callbacks.images import image_loggers
 from vae_lab.interruption import Interruption
 
 
@@ -50,7 +51,15 @@ class StopOnSignal(Callback):
         self._agree(trainer)
         if self.interruption.requested is None:
             return
+        self._save(trainer)
+        busy = [callback for callback in image_loggers(trainer) if callback.busy]
+        for callback in busy:
+            callback.finish(self.interruption.requested)
+        if busy:
+            self._save(trainer)  # with the pictures of its time
+        self.interruption.raise_if_requested()
+
+    def _save(self, trainer: Trainer) -> None:
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, LastCheckpoint):
                 callback.save_now(trainer)
-        self.interruption.raise_if_requested()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from vae_lab.data.module import data_of
 from vae_lab.files import write_whole
 
 Row = dict[str, Any]
+log = logging.getLogger("vae_lab")
 
 
 class MetricsTable(Callback):
@@ -23,20 +25,29 @@ class MetricsTable(Callback):
         self.monitor, self.sign = monitor, 1 if mode == "max" else -1
         self.best_metrics: dict[str, float] = {}
         self._written_at = -1
+        self._num_rows = 0
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run has to know."""
-        return {"best_metrics": self.best_metrics, "written_at": self._written_at}
+        return {"best_metrics": self.best_metrics, "written_at": self._written_at, "num_rows": self._num_rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As it was."""
         self.best_metrics, self._written_at = state_dict["best_metrics"], state_dict["written_at"]
+        self._num_rows = state_dict["num_rows"]
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Forget rows that a killed run wrote after the checkpoint it resumes from."""
+        """Cut the table back to the checkpoint: a killed run may have written more, a whole row or half a one."""
         path = table_path(trainer)
-        if trainer.is_global_zero and path.exists():
-            write_rows(path, [row for row in read_rows(path) if int(row["step"]) <= self._written_at])
+        if not (trainer.is_global_zero and path.exists()):
+            return
+        rows = read_rows(path)[: self._num_rows]
+        if len(rows) < self._num_rows:
+            log.warning("warning: %s has %d rows, and %d were written", path, len(rows), self._num_rows)
+        if rows and int(rows[-1]["step"]) % data_of(trainer).steps_per_epoch:
+            rows.pop()  # training was stopped within an epoch, and now goes on: a whole run has no such row
+        self._num_rows = len(rows)
+        write_rows(path, rows)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """A validation is done."""
@@ -54,6 +65,7 @@ class MetricsTable(Callback):
         metrics = pl_module.table_row()
         self._remember_best(metrics)
         self._written_at = trainer.global_step
+        self._num_rows += 1
         if trainer.is_global_zero:
             epoch = trainer.global_step // data_of(trainer).steps_per_epoch
             add_row(table_path(trainer), {"epoch": epoch, "step": trainer.global_step, **metrics})

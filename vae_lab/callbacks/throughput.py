@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
-from vae_lab.callbacks.images import ImageLogger
+from vae_lab.callbacks.images import image_loggers
 from vae_lab.checkpoints import AtomicCheckpointIO
 from vae_lab.data.module import data_of
 
@@ -94,12 +94,6 @@ def seconds_beside(trainer: Trainer) -> float:
 def seconds_drawing(trainer: Trainer) -> float:
     """Seconds in which training waited for pictures."""
     return sum(callback.seconds for callback in image_loggers(trainer))
-
-
-def image_loggers(trainer: Trainer) -> list[ImageLogger]:
-    """The callbacks that draw."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return [callback for callback in callbacks if isinstance(callback, ImageLogger)]
 
 
 def seconds_saving(trainer: Trainer) -> float:

@@ -1,0 +1,1 @@
+"""Faults made on purpose: kills, full disks, damaged files, hostile pictures."""

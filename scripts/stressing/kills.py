@@ -1,0 +1,84 @@
+"""Runs that are killed at random moments and gone on with, beside one that never was: they must end as it did."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from commands import Command, Finished
+
+from scripts.stressing.leavings import differences
+
+SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+CODES = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGINT: 130}
+
+
+@dataclass
+class Kills:
+    """How many signals of each kind were sent, where runs began anew, and what differed in the end."""
+
+    sent: Counter[str] = field(default_factory=Counter)
+    from_nothing: int = 0  # killed before the first checkpoint
+    slowest: float = 0.0  # seconds from a signal that asks to the end
+    failures: list[str] = field(default_factory=list)
+    differences: list[str] = field(default_factory=list)
+
+    def __iadd__(self, other: Kills) -> Kills:
+        self.sent += other.sent
+        self.from_nothing += other.from_nothing
+        self.slowest = max(self.slowest, other.slowest)
+        self.failures += other.failures
+        self.differences += other.differences
+        return self
+
+
+def killed_run(
+    command: Command, argv: Sequence[str], whole: Path, kills: int, seconds: tuple[float, float], seed: int = 0
+) -> Kills:
+    """Run `argv` in the command's folder with so many kills, each so long after a start, and compare with `whole`.
+
+    It is gone on with by resume=auto, or by name and with another number of steps in a call.
+    """
+    chance, report = random.Random(seed), Kills()
+    for _ in range(kills):
+        started = command.start(*way_on(command.cwd, argv, chance, report))
+        time.sleep(chance.uniform(*seconds))
+        sign, asked = chance.choice(SIGNALS), time.monotonic()
+        with suppress(ProcessLookupError):
+            os.kill(started.pid, sign)
+        ended = started.wait()
+        if ended.code == 0:  # faster than the kill
+            break
+        report.sent[signal.Signals(sign).name] += 1
+        if sign != signal.SIGKILL:
+            report.slowest = max(report.slowest, time.monotonic() - asked)
+        check(ended, CODES[sign], report)
+    else:
+        ended = command(*way_on(command.cwd, argv, chance, report))
+        check(ended, 0, report)
+    done = [path.parent for path in command.cwd.glob("outputs/*/*/summary.json") if '"completed"' in path.read_text()]
+    report.differences += differences(done[0], whole) if len(done) == 1 else [f"{len(done)} runs were completed"]
+    return report
+
+
+def check(ended: Finished, code: int, report: Kills) -> None:
+    """Note a wrong exit code, or a traceback."""
+    if ended.code != code or "Traceback" in ended.stderr:
+        report.failures.append(f"exit code {ended.code}, expected {code}: {ended.stderr[-1500:]}")
+
+
+def way_on(folder: Path, argv: Sequence[str], chance: random.Random, report: Kills) -> list[str]:
+    """The command that goes on, chosen at random among those that a user has."""
+    unfinished = [path.parents[1] for path in folder.glob("outputs/*/*/checkpoints/last.ckpt")]
+    if list(folder.glob("outputs/*/*")) and not unfinished:
+        report.from_nothing += 1
+    if not unfinished or chance.random() < 0.5:
+        return [*argv, "resume=auto"]
+    return [f"resume={max(unfinished)}", f"trainer.steps_per_execution={chance.choice((1, 2, 5, 'auto'))}"]

@@ -1,0 +1,139 @@
+"""python -m vae_lab.replay RUN: make a step again that was not finite, and say where that began."""
+
+from __future__ import annotations
+
+import math
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from vae_lab.cli import run_command
+
+if TYPE_CHECKING:
+    import torch
+
+    from vae_lab.bad_steps import BadStep
+    from vae_lab.steps import StepRecord, TrainingStep
+    from vae_lab.tracing import Findings
+
+
+def main() -> None:
+    """The command; its first word may be the run itself."""
+    if len(sys.argv) > 1 and "=" not in sys.argv[1] and not sys.argv[1].startswith("-"):
+        sys.argv[1] = f"run={sys.argv[1]}"
+    run_command(replay, config_name="replay")
+
+
+def replay(config: DictConfig) -> None:
+    """Make the step again and print what was found. RunFailed where other numbers come of it."""
+    from vae_lab.bad_steps import read
+    from vae_lab.interruption import RunFailed
+    from vae_lab.runs import load_config
+    from vae_lab.signatures import check_targets
+    from vae_lab.tracing import traced
+
+    run = Path(config.run)
+    experiment = load_config(run, config.trusted)
+    check_targets(experiment)
+    path = kept_step(run, config.step)
+    bad = read(path)
+    step, precision = rebuilt(experiment, bad)
+    with precision, traced(step.model) as findings:
+        record = step(bad.images.to(step.device), bad.step, measure=True)
+    found = dict(zip(bad.terms, record.terms.tolist(), strict=True))
+    same = all(_same(found[name], value) for name, value in bad.terms.items())
+    show(path, bad, record, found, findings, same)
+    if not same:
+        raise RunFailed(f"the step came out otherwise: {found}, and was {bad.terms}\n{_why_otherwise(bad, step)}")
+
+
+def kept_step(run: Path, number: int | None) -> Path:
+    """The file of a step. UsageError: none was kept, or none of this number."""
+    from vae_lab.bad_steps import PATTERN
+    from vae_lab.errors import UsageError
+
+    kept = sorted((run / "checkpoints").glob(PATTERN))
+    if not kept:
+        raise UsageError(f"run={run}: no step of it was kept\nexpected checkpoints/{PATTERN}, as a run leaves them "
+                         "whose loss or gradient was not finite")  # fmt: skip
+    chosen = [path for path in kept if number is None or f"step={number:08d}" in path.name]
+    if not chosen:
+        raise UsageError(f"step={number}: not among those kept\nthere are {', '.join(path.name for path in kept)}")
+    return chosen[0]
+
+
+def rebuilt(config: DictConfig, bad: BadStep) -> tuple[TrainingStep, Any]:
+    """The step as it stood before, and the precision that it ran in."""
+    import torch
+
+    from vae_lab import machine
+    from vae_lab.build import build_experiment, instantiated
+    from vae_lab.data.images import ImageSpec
+    from vae_lab.steps import TrainingStep
+
+    torch.set_num_threads(config.trainer.num_threads or machine.num_threads())
+    device = torch.device(bad.device if bad.device == "cpu" or torch.cuda.is_available() else "cpu")
+    experiment = build_experiment(config, instantiated(config.data), ImageSpec(**bad.image)).to(device)
+    experiment.model.load_state_dict(bad.weights)
+    if experiment.average is not None:
+        experiment.average.model.load_state_dict(bad.average)
+    optimizer = experiment.configure_optimizers()
+    optimizer.load_state_dict(bad.optimizer)
+    step = TrainingStep(
+        model=experiment.model.train(),
+        objective=experiment.objective,
+        preprocess=experiment.preprocess,
+        optimizer=optimizer,
+        settings=experiment.settings,
+        batch_size=experiment.batch_size,
+        total_steps=bad.total_steps,
+        seed=experiment.seed,
+        rank=bad.rank,
+        average=experiment.average,
+    )
+    return step, _precision(config, device)
+
+
+def _precision(config: DictConfig, device: torch.device) -> Any:
+    import torch
+
+    mixed = str(config.trainer.precision).startswith("bf16")
+    return torch.autocast(device.type, torch.bfloat16) if mixed else nullcontext()
+
+
+def show(path: Path, bad: BadStep, record: StepRecord, found: dict[str, float], findings: Findings, same: bool) -> None:
+    """Print what was found, as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"optimiser step {bad.step + 1} of {path.parents[1]}", show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in found.items():
+        table.add_row(name, f"{value:.6g}")
+    table.add_row("gradient norm", "-" if record.gradient_norm is None else f"{float(record.gradient_norm):.6g}")
+    table.add_row("reproduced", "bit for bit" if same else "no")
+    if bad.weights_of != bad.step:
+        table.add_row("weights", f"those before step {bad.weights_of + 1}: the file was written later")
+    low, high = bad.images.min().item(), bad.images.max().item()
+    table.add_row("images", f"{len(bad.images)}, values {low} to {high} of 255")
+    for name, text in findings.rows():
+        table.add_row(name, text)
+    Console().print(table)
+
+
+def _same(a: float, b: float) -> bool:
+    return a == b or (math.isnan(a) and math.isnan(b))
+
+
+def _why_otherwise(bad: BadStep, step: TrainingStep) -> str:
+    if bad.device != str(step.device):
+        return f"it was made on {bad.device}, and this is {step.device}"
+    return "bits agree on the CPU at the same number of threads (trainer.num_threads) and the same version of torch"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""What the steps leave: read from the device when somebody asks, summed since the last log line and over the epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vae_lab.steps import TERMS, StepRecord
+
+
+class Sums:
+    """Sums of the terms over images, in double precision: exact, so it does not matter how often they were read."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Nothing."""
+        self.totals = torch.zeros(len(TERMS), dtype=torch.float64)
+        self.num_images = 0
+
+    def add(self, terms: Tensor, images: Tensor) -> None:
+        """Means (steps, 3) of so many images each (steps,)."""
+        self.totals += images @ terms
+        self.num_images += int(images.sum())
+
+    def means(self) -> dict[str, float]:
+        """`train/elbo` and so on, in nats per image; empty without images."""
+        return named_terms(self.totals / self.num_images) if self.num_images else {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"totals": self.totals.tolist(), "num_images": self.num_images}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """As they were."""
+        self.totals = torch.tensor(state["totals"], dtype=torch.float64)
+        self.num_images = state["num_images"]
+
+
+class StepLog:
+    """The steps not read yet, and the sums of those that were."""
+
+    def __init__(self) -> None:
+        self.since_log, self.epoch = Sums(), Sums()
+        self.last_norm: Tensor | None = None
+        self._unread: list[StepRecord] = []
+
+    def __len__(self) -> int:
+        return len(self._unread)
+
+    def add(self, record: StepRecord) -> None:
+        """One more step; nothing is read."""
+        self._unread.append(record)
+
+    def read(self, mean: Callable[[Tensor], Tensor]) -> dict[int, dict[str, float]]:
+        """Take in all steps that were not read yet; `mean`: over devices.
+
+        Returns the terms of those that were not finite, by their place among them.
+        """
+        records, self._unread = self._unread, []
+        if not records:
+            return {}
+        terms = mean(torch.stack([record.terms for record in records])).double().cpu()
+        bad = torch.stack([record.bad for record in records]).cpu() > 0
+        images = torch.tensor([float(record.num_images) for record in records], dtype=torch.float64)
+        for sums in (self.since_log, self.epoch):
+            sums.add(terms[~bad], images[~bad])
+        self.last_norm = records[-1].gradient_norm
+        return {row: dict(zip(TERMS, terms[row].tolist(), strict=True)) for row in bad.nonzero().flatten().tolist()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values; whoever saves has read all steps."""
+        return {"since_log": self.since_log.state_dict(), "epoch": self.epoch.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """As it was."""
+        self.since_log.load_state_dict(state["since_log"])
+        self.epoch.load_state_dict(state["epoch"])
+
+
+def named_terms(means: Tensor) -> dict[str, float]:
+    """The means of a step's terms under their names, with the ELBO that they make."""
+    loss, log_px, kl = means.tolist()
+    return {"train/elbo": log_px - kl, "train/log_px": log_px, "train/kl": kl, "train/loss": loss}
