@@ -64,8 +64,22 @@ def cut(folder):
         file.truncate(100)
 
 
+def flip(name, text=None):
+    """Change one bit: in the middle, or in a text that is there."""
+
+    def damage(folder):
+        content = bytearray((folder / name).read_bytes())
+        content[content.index(text) if text else len(content) // 2] ^= 1
+        (folder / name).write_bytes(content)
+
+    return damage
+
+
 DAMAGE = {
     "pixels cut short": cut,
+    "a flipped pixel": flip("pixels.u8"),
+    "a flipped name": flip("index.json", b"0.png"),
+    "a flipped checksum": flip("index.json", b"]"),
     "pixels gone": lambda folder: (folder / "pixels.u8").unlink(),
     "index gone": lambda folder: (folder / "index.json").unlink(),
     "index cut short": lambda folder: (folder / "index.json").write_text('{"names": ["0.p'),

@@ -78,12 +78,13 @@ def _train(config: DictConfig, folder: Path, interruption: Interruption) -> floa
         initialize_from(experiment, config.init_from)
     trainer = assembled_trainer(config, folder, interruption)
     experiment.interrupted = lambda: interruption.requested is not None
+    noticed = warnings_about(data, experiment)
     interruption.wait_for_asking()
     interruption.raise_if_requested()
     if config.resume is not None:
         go_on_from(config.resume, folder, trainer, experiment, data)
     with RunSummary(folder, config, trainer, experiment) as summary:
-        summary.noticed += warnings_about(data, experiment)
+        summary.noticed += noticed
         trainer.fit(experiment, data, ckpt_path=resumed_checkpoint(config))
         test(trainer, experiment, data)
     return optimized(config, experiment, data)
@@ -165,16 +166,16 @@ def optimized(config: DictConfig, experiment: Experiment, data: ImageData) -> fl
 
 
 def warnings_about(data: ImageData, experiment: Experiment) -> list[str]:
-    """What a reader of the numbers has to know."""
+    """What a reader of the numbers has to know. UsageError: the images and the likelihood do not go together."""
+    from vae_lab.likelihood_checks import check_likelihood
+
     found = []
     images = data.load()
     if images.skipped:
         found.append(f"{len(images.skipped)} pictures could not be read and were left out: {', '.join(images.skipped)}")
     if not data.size("val"):
         found.append("no validation images: the last weights count as the best")
-    if experiment.model.likelihood.levels == 2 and data.image.levels > 2:
-        found.append("cross-entropy on grey values is not a likelihood: compare it with the same only")
-    return found
+    return found + check_likelihood(experiment.model, data)
 
 
 def quiet_libraries() -> None:

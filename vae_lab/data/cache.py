@@ -1,7 +1,7 @@
 """Decoded pictures kept on disk between runs: one memory-mapped tensor, never half a one.
 
-A cache is a folder named by its key, with `pixels.u8` (the rows, one after the other) and `index.json`. It
-may be deleted at any time; the next run makes it again.
+A cache is a folder named by its key, with `pixels.u8` (the rows, one after the other) and `index.json`, which holds
+the checksums of both. It may be deleted at any time; the next run makes it again.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,9 +22,11 @@ from torch import Tensor
 
 from vae_lab.data.whole_folders import building, flush, publish
 from vae_lab.errors import UsageError
+from vae_lab.machine import num_cores
 
-_FORMAT = 1  # raise it when decoding or the files below change: older caches are then left alone
+_FORMAT = 2  # raise it when decoding or the files below change: older caches are then left alone
 _PIXELS, _INDEX = "pixels.u8", "index.json"
+_BLOCK = 2**24  # bytes to a checksum: zlib lets go of the interpreter's lock, so blocks are summed on all cores
 
 Shape = tuple[int, int, int]
 
@@ -66,12 +70,14 @@ def open_cache(cache_dir: Path, key: str, shape: Shape) -> Cached | None:
     try:
         index = json.loads((folder / _INDEX).read_text("utf-8"))
         size = (folder / _PIXELS).stat().st_size
-        names, skipped = tuple(index["names"]), dict(index["skipped"])
+        names, skipped, checksums = tuple(index["names"]), dict(index["skipped"]), index["checksums"]
+        as_written = index["digest"] == _digest(index)
     except (OSError, ValueError, LookupError, TypeError):
         return None  # absent, or damaged, which is the same: it is made again
-    if size != len(names) * math.prod(shape):
+    if not as_written or size != len(names) * math.prod(shape):
         return None
-    return Cached(_map(folder / _PIXELS, (len(names), *shape)), names, skipped)
+    pixels = _map(folder / _PIXELS, (len(names), *shape))
+    return Cached(pixels, names, skipped) if _checksums(pixels) == checksums else None
 
 
 def build_cache(cache_dir: Path, key: str, shape: Shape, rows: Iterable[Row]) -> Cached:
@@ -107,10 +113,26 @@ def _write(folder: Path, shape: Shape, rows: Iterable[Row]) -> None:
             names.append(name)
             file.write(np.ascontiguousarray(pixels).data)
         flush(file)
+    checksums = _checksums(_map(folder / _PIXELS, (len(names), *shape)))
+    index = {"names": names, "skipped": skipped, "checksums": checksums}
     with (folder / _INDEX).open("wb") as file:
         # ASCII with escapes: a file name need not be valid UTF-8.
-        file.write(json.dumps({"names": names, "skipped": skipped}).encode("ascii"))
+        file.write(json.dumps(index | {"digest": _digest(index)}).encode("ascii"))
         flush(file)
+
+
+def _digest(index: Mapping[str, object]) -> str:
+    """Of all that an index says."""
+    said = {name: value for name, value in index.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode("ascii")).hexdigest()
+
+
+def _checksums(pixels: Tensor) -> list[int]:
+    """CRC-32 of each block of the pixels; reading them also brings them into memory for the first epoch."""
+    content = pixels.flatten().numpy().data
+    blocks = [content[start : start + _BLOCK] for start in range(0, len(content), _BLOCK)]
+    with ThreadPoolExecutor(num_cores()) as pool:
+        return list(pool.map(zlib.crc32, blocks))
 
 
 def _map(path: Path, shape: tuple[int, int, int, int]) -> Tensor:

@@ -1,0 +1,71 @@
+"""Whether a likelihood and the images go together, found out before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from vae_lab.data.module import ImageData
+from vae_lab.errors import UsageError
+from vae_lab.models import VAE
+
+NUM_LOOKED_AT = 64  # training images
+NUM_SCORED = 8
+DARKEST = 3  # of 255: a brightest pixel below it is that of a mask, not of a picture
+
+
+def check_likelihood(model: VAE, data: ImageData) -> list[str]:
+    """What a reader of the numbers has to know of a likelihood and these images.
+
+    UsageError: the likelihood gives a training image no finite log p(x|z).
+    """
+    data.setup()
+    x = next(iter(data.some_training_images(NUM_LOOKED_AT)))
+    _require_finite(model, x[:NUM_SCORED])
+    return [*_of_the_images(x), *_of_the_likelihood(model, x)]
+
+
+def _require_finite(model: VAE, x: Tensor) -> None:
+    training = model.training
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        log_px = model.eval()(x).likelihood.log_prob(x)
+    model.train(training)
+    bad = (~log_px.isfinite()).sum().item()
+    if bad:
+        raise UsageError(
+            f"model.likelihood: {type(model.likelihood).__name__} gives {bad} of the first {len(x)} training images "
+            f"no finite log p(x|z) (found {log_px.flatten()[~log_px.flatten().isfinite()][0].item()}).\n"
+            f"Their pixels lie in [{x.min():.3g}, {x.max():.3g}]; choose a model/likelihood of such values"
+        )
+
+
+def _of_the_images(x: Tensor) -> Iterator[str]:
+    low, high = round(x.min().item() * 255), round(x.max().item() * 255)
+    if low == high:
+        yield f"every pixel of the first {len(x)} training images is {low}: are these the right pictures?"
+    elif high < DARKEST:
+        yield (
+            f"the brightest pixel of the first {len(x)} training images is {high} of 255: "
+            "masks stored as 0 and 1 have to be multiplied by 255"
+        )
+
+
+def _of_the_likelihood(model: VAE, x: Tensor) -> Iterator[str]:
+    levels, binary = model.likelihood.levels, bool(((x == 0) | (x == 1)).all())
+    if levels == 2 and not binary:
+        yield "cross-entropy on grey values is not a likelihood: compare it with the same only"
+    elif levels is None and binary and not _is_bounded(model):
+        yield (
+            "a density of pixels that are only 0 or 1 has no upper bound, so log p(x|z) says little: "
+            "choose model/likelihood=bernoulli, or data.binarize=none for grey values"
+        )
+    elif levels is not None and levels > 2 and binary:
+        yield f"a likelihood of {levels} levels scores pixels that are only 0 or 1: choose model/likelihood=bernoulli"
+
+
+def _is_bounded(model: VAE) -> bool:
+    """A density whose one scale is fixed."""
+    scale = getattr(model.likelihood, "log_scale", None)
+    return isinstance(scale, torch.nn.Parameter) and not scale.requires_grad
