@@ -118,9 +118,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python scripts/stress.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "parts", nargs="*", choices=[*PARTS, []], default=[], metavar="part", help=f"of {', '.join(PARTS)}"
-    )
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; default: all")
     parser.add_argument("--kills", type=int, default=50, help="how many (default 50)")
     parser.add_argument("--inputs", type=int, default=20_000, help="mutated pictures and files (default 20,000)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of kills and of the mutations")

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 # Before torch is imported: its threads and the other test workers' would wait for each other.
@@ -19,6 +20,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TESTS = Path(__file__).parent
+sys.path.append(str(TESTS.parent))  # scripts/ is beside the package, not in it
 FAST = ("debug=fast", "trainer.num_threads=1")
 
 

@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT))  # scripts/ is beside the package, not in it
+from scripts import profile
+from scripts.benchmarks import cli, gpu, machine, parts, rows, workers
+from scripts.benchmarks.picture import write_picture
+from scripts.benchmarks.rows import Note, Wanted, compared, number, subtracted
 
-from scripts import profile  # noqa: E402
-from scripts.benchmarks import cli, gpu, machine, parts, rows, workers  # noqa: E402
-from scripts.benchmarks.picture import write_picture  # noqa: E402
-from scripts.benchmarks.rows import Note, Wanted, compared, number, subtracted  # noqa: E402
+ROOT = Path(__file__).parents[1]
 
 
 def run(*argv, cwd):

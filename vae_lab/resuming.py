@@ -63,7 +63,7 @@ def is_unfinished(run: Path, config: DictConfig) -> bool:
 
 def _started(run: Path) -> tuple[str, int]:
     """By its name: <date>_<time>, and a number where two were as fast."""
-    number = re.fullmatch(r"(.{19})_(\\d+)", run.name)
+    number = re.fullmatch(r"(.{19})_(\d+)", run.name)
     return (number[1], int(number[2])) if number else (run.name, 1)
 
 
