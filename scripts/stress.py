@@ -24,7 +24,8 @@ from commands import Command, warm_process  # noqa: E402
 
 from scripts.stressing import cases, fuzz, matrix, signals  # noqa: E402
 from scripts.stressing.cases import Case  # noqa: E402
-from scripts.stressing.kills import Kills, killed_run  # noqa: E402
+from scripts.stressing.kills import Kills, Session, killed_run  # noqa: E402
+from scripts.stressing.picture import draw  # noqa: E402
 
 KILLED = ("debug=fast", "trainer.num_threads=1", "trainer.limit_train_batches=7", "trainer.max_epochs=150",
           "callbacks.images.every_n_epochs=20", "callbacks.images.pictures=[samples,reconstructions]",
@@ -45,8 +46,15 @@ def kills(commands: Command, folder: Path, options: argparse.Namespace) -> Itera
     sent = ", ".join(f"{count} {name}" for name, count in sorted(total.sent.items()))
     wrong = total.failures + total.differences
     runs = seed - options.seed
+    if options.picture:
+        draw(options.picture, whole.run / "metrics.csv", max(total.runs, key=killed_hard))
     found = f"{sent} in {runs} runs, {total.from_nothing} before a checkpoint; all ended with the same bits"
     yield Case(f"{sum(total.sent.values())} kills", "; ".join(wrong) or found, not wrong)
+
+
+def killed_hard(sessions: list[Session]) -> int:
+    """How many of the processes of a run had no warning."""
+    return sum(session.ended_by == "SIGKILL" for session in sessions)
 
 
 def experiments(commands: Command, folder: Path, options: argparse.Namespace) -> Iterator[Case]:
@@ -122,6 +130,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=50, help="how many (default 50)")
     parser.add_argument("--inputs", type=int, default=20_000, help="mutated pictures and files (default 20,000)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of kills and of the mutations")
+    parser.add_argument("--picture", type=Path, help="draw the sessions of one killed run there, as PNG")
     parser.add_argument("--json", type=Path, help="write the report there")
     found = parser.parse_args(argv)
     if unknown := [part for part in found.parts if part not in PARTS]:

@@ -11,13 +11,23 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from commands import Command, Finished
 
 from scripts.stressing.leavings import differences
+from vae_lab.checkpoints import load_checkpoint
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 CODES = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGINT: 130}
+
+
+class Session(NamedTuple):
+    """One process of a run."""
+
+    first: int  # the step that it went on from
+    reached: int  # of its last validation
+    ended_by: str
 
 
 @dataclass
@@ -29,6 +39,7 @@ class Kills:
     slowest: float = 0.0  # seconds from a signal that asks to the end
     failures: list[str] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
+    runs: list[list[Session]] = field(default_factory=list)
 
     def __iadd__(self, other: Kills) -> Kills:
         self.sent += other.sent
@@ -36,6 +47,7 @@ class Kills:
         self.slowest = max(self.slowest, other.slowest)
         self.failures += other.failures
         self.differences += other.differences
+        self.runs += other.runs
         return self
 
 
@@ -46,8 +58,9 @@ def killed_run(
 
     It is gone on with by resume=auto, or by name and with another number of steps in a call.
     """
-    chance, report = random.Random(seed), Kills()
+    chance, report, sessions = random.Random(seed), Kills(), []
     for _ in range(kills):
+        first = saved_step(command.cwd)
         started = command.start(*way_on(command.cwd, argv, chance, report))
         time.sleep(chance.uniform(*seconds))
         sign, asked = chance.choice(SIGNALS), time.monotonic()
@@ -56,16 +69,33 @@ def killed_run(
         ended = started.wait()
         if ended.code == 0:  # faster than the kill
             break
+        sessions.append(Session(first, reached_step(command.cwd), signal.Signals(sign).name))
         report.sent[signal.Signals(sign).name] += 1
         if sign != signal.SIGKILL:
             report.slowest = max(report.slowest, time.monotonic() - asked)
         check(ended, CODES[sign], report)
     else:
+        first = saved_step(command.cwd)
         ended = command(*way_on(command.cwd, argv, chance, report))
         check(ended, 0, report)
+    report.runs.append([*sessions, Session(first, reached_step(command.cwd), "")])
     done = [path.parent for path in command.cwd.glob("outputs/*/*/summary.json") if '"completed"' in path.read_text()]
     report.differences += differences(done[0], whole) if len(done) == 1 else [f"{len(done)} runs were completed"]
     return report
+
+
+def saved_step(folder: Path) -> int:
+    """What a run below would go on from."""
+    saved = sorted(folder.glob("outputs/*/*/checkpoints/last.ckpt"))
+    return load_checkpoint(saved[-1])["global_step"] if saved else 0
+
+
+def reached_step(folder: Path) -> int:
+    """How far it came, by its table."""
+    tables = sorted(folder.glob("outputs/*/*/metrics.csv"))
+    rows = tables[-1].read_text().splitlines()[1:] if tables else []
+    whole = [row.split(",") for row in rows if row.count(",") == rows[0].count(",")]
+    return int(whole[-1][1]) if whole else 0
 
 
 def check(ended: Finished, code: int, report: Kills) -> None:
