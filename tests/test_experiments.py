@@ -1,15 +1,12 @@
 """Every experiment file: short, right against the code it names, and it runs."""
 
-import gzip
-import struct
-
-import numpy as np
 import pytest
 import yaml
-from conftest import FAST, TESTS, Command, write_pictures
+from conftest import FAST, TESTS, Command
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from scripts.stressing.matrix import write_data
 from vae_lab.config import conf_dir, register
 from vae_lab.runs import register_resolvers
 from vae_lab.signatures import check_targets
@@ -28,24 +25,10 @@ def composed(*overrides: str):
         return compose("train", list(overrides))
 
 
-def write_idx(path, values: np.ndarray, pack: bool) -> None:
-    content = bytes([0, 0, 8, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape) + values.tobytes()
-    path.with_name(path.name + ".gz" * pack).write_bytes(gzip.compress(content) if pack else content)
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """A data root with 70,000 images in MNIST's files, every 100th of them not blank, and 40 pictures in pokemon."""
-    root, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    folder = root / "MNIST" / "raw"
-    folder.mkdir(parents=True)
-    for part, count in (("train", 60_000), ("t10k", 10_000)):
-        images = np.zeros((count, 28, 28), dtype=np.uint8)
-        images[::100, 6:22, 6:22] = rng.integers(0, 256, (count // 100, 16, 16))
-        write_idx(folder / f"{part}-images-idx3-ubyte", images, pack=False)
-        write_idx(folder / f"{part}-labels-idx1-ubyte", np.arange(count, dtype=np.uint8) % 10, pack=True)
-    write_pictures(root / "pokemon", count=40, size=24)
-    return root
+    return write_data(tmp_path_factory.mktemp("data"))
 
 
 def test_the_seed_systems_are_there():

@@ -12,8 +12,8 @@ from torch.testing import assert_close
 from vae_lab.bad_steps import BadSteps, NonFiniteLoss, capture, read, require_finite, save
 from vae_lab.checkpoints import load_checkpoint
 from vae_lab.errors import UsageError
-from vae_lab.nonfinite import Buffers, nonfinite, spread
-from vae_lab.steps import WeightAverage
+from vae_lab.nonfinite import Buffers, can_leave_out, leave_out, nonfinite, spread
+from vae_lab.steps import Execution, WeightAverage
 from vae_lab.tracing import traced
 
 INF, NAN = float("inf"), float("nan")
@@ -139,11 +139,39 @@ def test_running_means_are_put_back(bad):
     assert_close(list(layer.buffers()), expected, rtol=0, atol=0, equal_nan=True)
 
 
-def test_an_optimiser_that_cannot_leave_out_is_refused_where_nobody_looks():
-    model = small_model().to("meta")
-    with pytest.raises(UsageError, match=r"(?s)on_nonfinite=skip.*SGD.*fused=true"):
-        step_of(model, algorithm=torch.optim.SGD, on_nonfinite="skip")
-    step_of(model, algorithm=torch.optim.SGD, on_nonfinite="stop")
+@pytest.mark.parametrize(
+    ("algorithm", "options", "obeys"),
+    [
+        (torch.optim.Adam, {"fused": True}, True),
+        (torch.optim.AdamW, {"fused": True}, True),
+        (torch.optim.Adagrad, {"fused": True}, True),
+        (torch.optim.SGD, {"fused": True}, True),
+        (torch.optim.SGD, {"fused": True, "momentum": 0.9}, False),
+        (torch.optim.Adam, {"fused": False}, False),
+        (torch.optim.RMSprop, {}, False),
+    ],
+)
+def test_an_optimiser_that_cannot_leave_out_is_looked_after_at_each_step(algorithm, options, obeys):
+    """The flag is obeyed by those that say so, and the others are never given it: they would refuse it."""
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = algorithm([weight], lr=0.1, **options)
+    assert can_leave_out(optimizer) is obeys
+    if obeys:
+        weight.grad = torch.full((3,), NAN)
+        leave_out(optimizer, torch.ones(()))
+        optimizer.step()
+        assert weight.eq(1).all()
+        weight.grad = torch.ones(3)
+        leave_out(optimizer, torch.zeros(()))
+        optimizer.step()
+        assert weight.isfinite().all() and weight.lt(1).all()
+    meta = small_model().to("meta")
+    step = step_of(
+        meta, algorithm=lambda p, lr: algorithm(p, lr=lr, **(options | {"fused": False} if obeys else options))
+    )
+    assert step._looks is True
+    with pytest.raises(UsageError, match=r"(?s)cuda_graphs=true.*fused=true"):
+        step_of(meta, algorithm=torch.optim.RMSprop, execution=Execution(cuda_graphs=True))
 
 
 # --- what is done about it --------------------------------------------------------------------------------
@@ -154,20 +182,20 @@ TERMS = {"loss": NAN, "log_px": -3.0, "kl": INF}
 def test_stop_says_which_term_where_it_is_kept_and_what_to_try(tmp_path):
     kept = tmp_path / "checkpoints" / "nonfinite_step=00000008.ckpt"
     with pytest.raises(NonFiniteLoss) as caught:
-        BadSteps("stop").answer(7, TERMS, lambda step, terms: kept)
+        BadSteps("stop").answer(7, TERMS, lambda: kept)
     text = str(caught.value)
     assert "kl became inf at optimiser step 8 (loss nan, log_px -3, kl inf)" in text
     assert kept.name in text and f"replay run={tmp_path}" in text and "optimizer.clip_norm=1" in text
     finite = {"loss": 1.0, "log_px": -1.0, "kl": 0.0}
     with pytest.raises(NonFiniteLoss, match="a gradient became infinite or not a number"):
-        BadSteps("stop").answer(7, finite, lambda step, terms: kept)
+        BadSteps("stop").answer(7, finite, lambda: kept)
 
 
 def test_skip_keeps_the_first_three_counts_all_and_gives_up_after_a_hundred_in_a_row(tmp_path):
     steps, kept = BadSteps("skip"), []
 
-    def keep(step, terms):
-        kept.append(step)
+    def keep():
+        kept.append(number)
         return tmp_path / "checkpoints" / "x.ckpt"
 
     for number in (1, 5, 6, 7, 9):
@@ -194,7 +222,7 @@ def test_weights_that_are_not_finite_replace_no_checkpoint():
 def test_a_kept_step_is_read_back_whole(tmp_path):
     step = spoilt_step(True)
     step(images_of(BATCH), 0)
-    bad = capture(step, 1, 1, images_of(BATCH, seed=1), TERMS, {"channels": 1})
+    bad = capture(step, 1, 1, images_of(BATCH, seed=1), TERMS, {"channels": 1}, {"precision": "32-true", "seed": 1})
     back = read(save(bad, tmp_path))
     assert back.name == "nonfinite_step=00000002.ckpt" and (tmp_path / back.name).is_file()
     assert back._replace(rank=1).name == "nonfinite_step=00000002_rank=1.ckpt"

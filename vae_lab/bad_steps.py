@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from vae_lab.steps import TrainingStep
 
 log = logging.getLogger("vae_lab")
 PATTERN = "nonfinite_step=*.ckpt"  # in the folder of the checkpoints
+NUMERIC = ("precision", "channels_last", "compile", "matmul_precision")
 MOST_KEPT = 3  # steps that were left out: each file holds the weights and the optimiser's state
 MOST_IN_A_ROW = 100
 ADVICE = (
@@ -40,15 +41,15 @@ class BadSteps:
         self.num_left_out = 0
         self._at, self._in_a_row = -1, 0
 
-    def answer(self, step: int, terms: dict[str, float], keep: Callable[[int, dict[str, float]], Path]) -> None:
-        """Step number `step` (from 0) changed nothing. Raises NonFiniteLoss where training ends."""
+    def answer(self, step: int, terms: dict[str, float], keep: Callable[[], Path]) -> None:
+        """Step number `step` (from 0) changed nothing; `keep` writes it. Raises NonFiniteLoss where training ends."""
         values = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
         told = f"{_named(terms)} at optimiser step {step + 1} ({values})."
         if self.stops:
-            raise NonFiniteLoss(f"{told}\n{ADVICE}\n{_way(keep(step, terms))}")
+            raise NonFiniteLoss(f"{told}\n{ADVICE}\n{_way(keep())}")
         self.num_left_out += 1
         if self.num_left_out <= MOST_KEPT:
-            log.warning("warning: left out: %s\n%s", told, _way(keep(step, terms)))
+            log.warning("warning: left out: %s\n%s", told, _way(keep()))
         self._in_a_row = self._in_a_row + 1 if step == self._at + 1 else 1
         self._at = step
         if self._in_a_row == MOST_IN_A_ROW:
@@ -95,6 +96,7 @@ class BadStep(NamedTuple):
     random_state: Tensor  # of the generator that the step draws from, as it begins
     image: dict[str, int]  # an ImageSpec
     device: str
+    trainer: dict[str, Any]  # the options of the trainer that the numbers depend on
 
     @property
     def name(self) -> str:
@@ -103,7 +105,13 @@ class BadStep(NamedTuple):
 
 
 def capture(
-    step: TrainingStep, number: int, now: int, images: Tensor, terms: dict[str, float], image: dict[str, int]
+    step: TrainingStep,
+    number: int,
+    now: int,
+    images: Tensor,
+    terms: dict[str, float],
+    image: dict[str, int],
+    trainer: Mapping[str, Any],
 ) -> BadStep:
     """Step `number` as it can be made again; `now`: the number of the step that would be next."""
     seed_noise(step.device, step.seed, TRAIN, step.rank, number)
@@ -121,6 +129,7 @@ def capture(
         random_state=state,
         image=image,
         device=str(step.device),
+        trainer={name: trainer[name] for name in NUMERIC if name in trainer} | {"num_threads": torch.get_num_threads()},
     )
 
 

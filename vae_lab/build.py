@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from vae_lab.data.images import ImageSpec
@@ -28,7 +29,7 @@ def instantiated(node: DictConfig, **parts: Any) -> Any:
             return instantiate(node, _convert_="all")(**parts)
         return instantiate(node, _convert_="all", **parts)
     except InstantiationException as error:
-        if isinstance(error.__cause__, ValueError):
+        if isinstance(error.__cause__, ValueError | MisconfigurationException):
             raise UsageError(str(error.__cause__)) from error
         raise
     except ValueError as error:

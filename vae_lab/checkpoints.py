@@ -22,8 +22,9 @@ from vae_lab.errors import UsageError, find_cause
 from vae_lab.interruption import undisturbed
 
 LAST = "last.ckpt"  # what a run resumes from
+BEST = "best.ckpt"
+BEFORE = ".best.ckpt.before"  # of a stop within an epoch
 DAMAGED = (zipfile.BadZipFile, EOFError, zlib.error, struct.error, ValueError, NotImplementedError, RuntimeError)
-OTHERS = "another one beside it can be given instead: resume=RUN/checkpoints/best.ckpt"
 NEXT = ".next"  # of a file that takes its place as soon as another one is there
 
 
@@ -106,6 +107,8 @@ def settle(folder: Path, step: int) -> None:
             waiting.replace(folder / waiting.name[1:].removesuffix(NEXT))
         else:
             waiting.unlink()
+    if (before := folder / BEFORE).is_file():
+        before.replace(folder / BEST)
     for partial in folder.glob(".*.partial"):
         partial.unlink()
 
@@ -169,6 +172,12 @@ def damage(path: str | os.PathLike[str]) -> str | None:
     return part and f"in {part}"
 
 
+def _way_out(path: str | os.PathLike[str]) -> str:
+    if Path(path).name == BEST:
+        return "remove it: resume=RUN goes on from last.ckpt without it, and vae_lab.load(RUN, 'last') reads that one"
+    return "another one beside it can be given instead: resume=RUN/checkpoints/best.ckpt"
+
+
 def load_checkpoint(path: str | os.PathLike[str], needed: Iterable[str] = ()) -> dict[str, Any]:
     """A checkpoint on the CPU.
 
@@ -176,7 +185,7 @@ def load_checkpoint(path: str | os.PathLike[str], needed: Iterable[str] = ()) ->
     """
     try:
         if (found := damage(path)) is not None:
-            raise UsageError(f"{path}: the checkpoint is damaged or not whole ({found}); {OTHERS}")
+            raise UsageError(f"{path}: the checkpoint is damaged or not whole ({found}); {_way_out(path)}")
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such checkpoint; give a run folder that vae_lab.train wrote") from error
@@ -188,7 +197,7 @@ def load_checkpoint(path: str | os.PathLike[str], needed: Iterable[str] = ()) ->
     except UsageError:
         raise
     except DAMAGED as error:
-        raise UsageError(f"{path}: the checkpoint is damaged or not whole ({error}); {OTHERS}") from error
+        raise UsageError(f"{path}: the checkpoint is damaged or not whole ({error}); {_way_out(path)}") from error
     if missing := [name for name in needed if not isinstance(checkpoint, dict) or name not in checkpoint]:
         raise UsageError(f"{path}: holds no {missing[0]}, which the checkpoints of this version of vae_lab have")
     return checkpoint

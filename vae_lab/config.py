@@ -78,9 +78,19 @@ class Config:
     callbacks: Any = None
 
 
+@dataclass
+class ReplayConfig:
+    """What vae_lab.replay takes."""
+
+    run: str = MISSING
+    step: int | None = None
+    trusted: bool = False
+
+
 def register() -> None:
-    """Put the schema where `defaults: [schema, ...]` of a primary config finds it."""
+    """Put the schemas where `defaults: [schema, ...]` of a primary config finds them."""
     ConfigStore.instance().store(name="schema", node=Config)
+    ConfigStore.instance().store(name="replay_schema", node=ReplayConfig)
 
 
 def conf_dir() -> str:

@@ -6,18 +6,21 @@ import dataclasses
 import logging
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import Timer
 from torch import Tensor
 
 from vae_lab.bad_steps import BadSteps, capture, require_finite, save
 from vae_lab.data.batches import Batch
 from vae_lab.data.images import Split
-from vae_lab.data.module import data_of, last_step
+from vae_lab.data.module import data_of, validates
 from vae_lab.data.preprocess import Preprocess
+from vae_lab.epoch_end import EpochEnd
 from vae_lab.metrics.split_sums import SplitSums, bits_per_dim
 from vae_lab.models import VAE
 from vae_lab.nonfinite import OnNonFinite
@@ -57,7 +60,7 @@ class Experiment(LightningModule):
         self.execution = execution or Execution()
         self.sums = SplitSums(model.latent_shape[0])
         self.kl_per_dim: Tensor | None = None
-        self.validated_at = 0  # the step of the last validation
+        self.epoch_end = EpochEnd()
         self.metrics: dict[str, float] = {}  # the last of each, by its name
         self.on_nonfinite = on_nonfinite
         self.bad_steps = BadSteps(on_nonfinite)
@@ -114,7 +117,7 @@ class Experiment(LightningModule):
         self._make_up_for_validation()
 
     def _total_steps(self) -> int | None:
-        return last_step(self.trainer, data_of(self.trainer).steps_per_epoch)
+        return self.epoch_end.last_step(self.trainer)
 
     def training_step(self, call: list[Batch], batch_idx: int) -> None:
         """Several optimiser steps; nothing is read back from the device but at every `log_every_n_steps`."""
@@ -142,18 +145,19 @@ class Experiment(LightningModule):
         first = self.global_step - len(self.log_of_steps)
         # Over devices the mean: a process that is not finite stops them all.
         bad = self.log_of_steps.read(lambda terms: self.trainer.strategy.reduce(terms, reduce_op="mean"))
-        for row, terms in bad.items():
+        for row, (terms, own) in bad.items():
             step = first + row
             if self.on_nonfinite == "stop":  # nothing was changed since: the clock goes back
                 self._count_steps(step - self.global_step)
-            self.bad_steps.answer(step, terms, self._keep)
+            self.bad_steps.answer(step, terms, partial(self._keep, step, own))
 
     def _keep(self, step: int, terms: dict[str, float]) -> Path:
         """Write a step that was not finite into a file."""
         unchanged = self.on_nonfinite == "stop" or self.device.type == "cpu"  # by the steps after it
         images = data_of(self.trainer).train_dataloader().step(step).images
         now = step if unchanged else self.global_step
-        bad = capture(self.step, step, now, images, terms, dataclasses.asdict(self.model.image))
+        image, trainer = dataclasses.asdict(self.model.image), self.config.get("trainer", {})
+        bad = capture(self.step, step, now, images, terms, image, trainer)
         return save(bad, Path(self.trainer.default_root_dir) / "checkpoints")
 
     def log_steps(self) -> None:
@@ -179,7 +183,9 @@ class Experiment(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Start the epoch's own sums; one that was cut short goes on with those it had."""
-        if self.global_step % data_of(self.trainer).steps_per_epoch == 0:
+        self.epoch_end.entered(self.trainer)
+        data = data_of(self.trainer)
+        if self.global_step % data.steps_per_epoch == 0 and not data.making_up:
             self.log_of_steps.epoch.reset()
 
     def epoch_means(self) -> dict[str, float]:
@@ -198,7 +204,8 @@ class Experiment(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Nothing that is not finite is validated or saved."""
-        self.log_steps()
+        if not self.trainer.sanity_checking:
+            self.log_steps()
         self._start_split()
 
     def on_test_epoch_start(self) -> None:
@@ -207,8 +214,9 @@ class Experiment(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """The last weights count as the best where nothing is validated: they are saved after this."""
-        if data_of(self.trainer).size("val") == 0:
+        if not validates(self.trainer):
             self._fit_likelihood()
+        self.epoch_end.made_up(self.trainer)
 
     def _start_split(self) -> None:
         self.sums.reset()
@@ -241,8 +249,9 @@ class Experiment(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the whole split's means."""
-        self.validated_at = self.global_step
-        self._log_split("val")
+        if not self.trainer.sanity_checking:
+            self.epoch_end.validated_at = self.global_step
+            self._log_split("val")
 
     def on_test_epoch_end(self) -> None:
         """Log the whole split's means."""
@@ -286,45 +295,33 @@ class Experiment(LightningModule):
         self.read_steps()
         require_finite(self.model, self.global_step)
         checkpoint["image"] = dataclasses.asdict(self.model.image)
-        checkpoint["validated_at"] = self.validated_at
+        checkpoint["steps_per_epoch"] = data_of(self.trainer).steps_per_epoch
+        checkpoint["epoch_end"] = self.epoch_end.state_dict()
         checkpoint["kl_per_dim"] = self.kl_per_dim
         checkpoint["log_of_steps"] = self.log_of_steps.state_dict()
         checkpoint["bad_steps"] = self.bad_steps.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Resume by the clock alone: Lightning starts the epoch that the step lies in, the data cuts it short."""
-        self.validated_at, self.kl_per_dim = checkpoint["validated_at"], checkpoint["kl_per_dim"]
+        self.kl_per_dim = checkpoint["kl_per_dim"]
+        self.epoch_end.load_state_dict(checkpoint["epoch_end"])
         self.log_of_steps.load_state_dict(checkpoint["log_of_steps"])
         self.bad_steps.load_state_dict(checkpoint["bad_steps"])
         if self.trainer.state.fn == "fit":
-            steps = checkpoint["global_step"]
-            epochs = steps // data_of(self.trainer).steps_per_epoch
-            if epochs == self.trainer.max_epochs and self._owes_validation(steps):
-                epochs -= 1  # or Lightning would see nothing left to do
-            checkpoint["loops"]["fit_loop"] = progress_at(self.trainer.fit_loop.state_dict(), epochs, steps)
+            checkpoint["loops"]["fit_loop"] = self.epoch_end.resume(self.trainer, checkpoint["global_step"])
+            self._forget_the_absent(checkpoint)
 
-    def _owes_validation(self, step: int) -> bool:
-        """Whether an interruption left out the validation at the end of an epoch."""
-        epoch, at = divmod(step, data_of(self.trainer).steps_per_epoch)
-        due = epoch > 0 and at == 0 and epoch % (self.trainer.check_val_every_n_epoch or 1) == 0
-        return due and self.validated_at != step and data_of(self.trainer).size("val") > 0
+    def _forget_the_absent(self, checkpoint: dict[str, Any]) -> None:
+        """States of callbacks that this run has not; and the time of earlier sessions, for max_time is of one."""
+        here = {callback.state_key for callback in self.trainer.callbacks if not isinstance(callback, Timer)}  # type: ignore[attr-defined]
+        checkpoint["callbacks"] = {key: state for key, state in checkpoint["callbacks"].items() if key in here}
 
     def _make_up_for_validation(self) -> None:
         """Run the validation that is owed."""
-        if not self._owes_validation(self.global_step):
+        if not self.epoch_end.owes_validation(self.trainer):
             return
         validation = self.trainer.fit_loop.epoch_loop.val_loop
         validation.restarting = False
         self.trainer.validating = True
         validation.run()
         self.trainer.training = True
-
-
-def progress_at(fresh: dict[str, Any], epochs: int, steps: int) -> dict[str, Any]:
-    """The state of a fit loop that has done `epochs` whole epochs and `steps` optimiser steps, none of them half."""
-    for when in ("total", "current"):
-        for event in ("ready", "started", "processed", "completed"):
-            fresh["epoch_progress"][when][event] = epochs
-    for event in ("ready", "completed"):
-        fresh["epoch_loop.manual_optimization.optim_step_progress"]["total"][event] = steps
-    return fresh

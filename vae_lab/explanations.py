@@ -113,7 +113,8 @@ def _unknown_key(error: OmegaConfBaseException, composed: str, directory: str, p
     names = [str(name) for name in node] if isinstance(node, DictConfig) else []
     if not parent:
         nested = "/" in key
-        groups = {group for group in _groups(directory) if ("/" in group) == nested}
+        composed_of_groups = "model" in names  # as vae_lab.train; other commands take keys alone
+        groups = {group for group in _groups(directory) if ("/" in group) == nested and composed_of_groups}
         names = sorted(groups if nested else {*names, *groups} - {"hydra"})
     near = nearest(key, names)
     root = node._get_root() if node is not None else None

@@ -27,8 +27,12 @@ def spread(loss: Tensor, gradients: Sequence[Tensor]) -> None:
 
 
 def can_leave_out(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the optimiser's own kernels obey a flag on the device (the fused ones of torch do)."""
-    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+    """Whether the optimiser's own kernels obey a flag on the device, as the fused ones of torch do.
+
+    Not SGD's with momentum: left out at its first step, it takes memory that nobody has written for its momentum.
+    """
+    momentum = any(group.get("momentum") for group in optimizer.param_groups)
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False)) and not momentum
 
 
 def leave_out(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:

@@ -8,9 +8,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from vae_lab.cli import run_command
+from vae_lab.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +32,8 @@ def main() -> None:
 
 def replay(config: DictConfig) -> None:
     """Make the step again and print what was found. RunFailed where other numbers come of it."""
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        raise UsageError("one step is made again at a time\nleave out --multirun")
     from vae_lab.bad_steps import read
     from vae_lab.interruption import RunFailed
     from vae_lab.runs import load_config
@@ -53,7 +58,6 @@ def replay(config: DictConfig) -> None:
 def kept_step(run: Path, number: int | None) -> Path:
     """The file of a step. UsageError: none was kept, or none of this number."""
     from vae_lab.bad_steps import PATTERN
-    from vae_lab.errors import UsageError
 
     kept = sorted((run / "checkpoints").glob(PATTERN))
     if not kept:
@@ -62,19 +66,25 @@ def kept_step(run: Path, number: int | None) -> Path:
     chosen = [path for path in kept if number is None or f"step={number:08d}" in path.name]
     if not chosen:
         raise UsageError(f"step={number}: not among those kept\nthere are {', '.join(path.name for path in kept)}")
-    return chosen[0]
+    return next((path for path in chosen if not _is_finite(path)), chosen[0])  # of several processes, the one it was
+
+
+def _is_finite(path: Path) -> bool:
+    from vae_lab.bad_steps import read
+
+    return all(map(math.isfinite, read(path).terms.values()))
 
 
 def rebuilt(config: DictConfig, bad: BadStep) -> tuple[TrainingStep, Any]:
     """The step as it stood before, and the precision that it ran in."""
     import torch
 
-    from vae_lab import machine
     from vae_lab.build import build_experiment, instantiated
     from vae_lab.data.images import ImageSpec
-    from vae_lab.steps import TrainingStep
+    from vae_lab.steps import Execution, TrainingStep
 
-    torch.set_num_threads(config.trainer.num_threads or machine.num_threads())
+    config.trainer.update(bad.trainer)
+    torch.set_num_threads(bad.trainer["num_threads"])
     device = torch.device(bad.device if bad.device == "cpu" or torch.cuda.is_available() else "cpu")
     experiment = build_experiment(config, instantiated(config.data), ImageSpec(**bad.image)).to(device)
     experiment.model.load_state_dict(bad.weights)
@@ -93,6 +103,7 @@ def rebuilt(config: DictConfig, bad: BadStep) -> tuple[TrainingStep, Any]:
         seed=experiment.seed,
         rank=bad.rank,
         average=experiment.average,
+        execution=Execution(compile=config.trainer.compile),
     )
     return step, _precision(config, device)
 
@@ -132,7 +143,7 @@ def _same(a: float, b: float) -> bool:
 def _why_otherwise(bad: BadStep, step: TrainingStep) -> str:
     if bad.device != str(step.device):
         return f"it was made on {bad.device}, and this is {step.device}"
-    return "bits agree on the CPU at the same number of threads (trainer.num_threads) and the same version of torch"
+    return "bits agree on the CPU, and at the same version of torch"
 
 
 if __name__ == "__main__":

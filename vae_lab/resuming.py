@@ -43,7 +43,7 @@ def require_resumable(resume: str | Path) -> Path:
         if not needed.is_file():
             found = f"no {needed.relative_to(run)} in it" if run.is_dir() else "no such folder"
             raise UsageError(
-                f"resume={resume}: {found}\\nexpected a run directory, with {CONFIG_FILE} and {LAST_CHECKPOINT}"
+                f"resume={resume}: {found}\nexpected a run directory, with {CONFIG_FILE} and {LAST_CHECKPOINT}"
             )
     return run
 
@@ -99,7 +99,7 @@ def sole_use(run: Path) -> Iterator[None]:
     folder = _locked(run, SECONDS)
     if folder is False:
         raise UsageError(
-            f"{run}: another process is training this run\\nwait until it ends, or stop it, and resume it then"
+            f"{run}: another process is training this run\nwait until it ends, or stop it, and resume it then"
         )
     try:
         yield

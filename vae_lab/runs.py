@@ -54,6 +54,7 @@ class RunFolder(Callback):
         if resume is None or (resume == AUTO and not is_unfinished(folder, config)):
             _open_fresh(folder, "hydra.run.dir")
         elif resume == AUTO or folder.resolve() == run_of(resume).resolve():
+            _require_writable(folder)
             config.hydra.output_subdir = None
         else:
             raise UsageError(f"hydra.run.dir={folder}: a resumed run goes on in its own folder\nleave it out")
@@ -133,8 +134,12 @@ def _open_fresh(folder: Path, key: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _not_writable(folder, str(error.strerror)) from error
+    _require_writable(folder)
+
+
+def _require_writable(folder: Path) -> None:
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise _not_writable(folder, "permission denied")
+        raise _not_writable(folder, "permission denied, or a read-only file system")
 
 
 def _not_writable(folder: Path, reason: str) -> UsageError:
@@ -173,7 +178,7 @@ def resumed_config(run: Path | str, overrides: Sequence[str], trusted: bool = Fa
     keys are ignored. UsageError if the folder cannot be resumed or an override names anything else.
     """
     folder = require_resumable(run)
-    parsed = OverridesParser.create().parse_overrides([text for text in overrides if _concerns_run(text)])
+    parsed = OverridesParser.create().parse_overrides([text for text in overrides if concerns_run(text)])
     for override in parsed:
         _refuse_unless_resumable(override)
     config = load_config(folder, trusted)
@@ -184,7 +189,8 @@ def resumed_config(run: Path | str, overrides: Sequence[str], trusted: bool = Fa
     return config
 
 
-def _concerns_run(override: str) -> bool:
+def concerns_run(override: str) -> bool:
+    """Whether an override asks for something of a run, beside which it is."""
     key = override.lstrip("+~").split("=")[0]
     return key not in ("resume", "trusted") and not key.startswith(("hydra.", "hydra/"))
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from vae_lab.steps import TERMS, StepRecord
 
+Terms = dict[str, float]  # loss, log_px, kl
+
 
 class Sums:
     """Sums of the terms over images, in double precision: exact, so it does not matter how often they were read."""
@@ -56,21 +58,22 @@ class StepLog:
         """One more step; nothing is read."""
         self._unread.append(record)
 
-    def read(self, mean: Callable[[Tensor], Tensor]) -> dict[int, dict[str, float]]:
+    def read(self, mean: Callable[[Tensor], Tensor]) -> dict[int, tuple[Terms, Terms]]:
         """Take in all steps that were not read yet; `mean`: over devices.
 
-        Returns the terms of those that were not finite, by their place among them.
+        Returns the terms of those that were not finite by their place among them, over devices and of this one.
         """
         records, self._unread = self._unread, []
         if not records:
             return {}
-        terms = mean(torch.stack([record.terms for record in records])).double().cpu()
+        own = torch.stack([record.terms for record in records])
+        terms = mean(own.clone()).double().cpu()
         bad = torch.stack([record.bad for record in records]).cpu() > 0
         images = torch.tensor([float(record.num_images) for record in records], dtype=torch.float64)
         for sums in (self.since_log, self.epoch):
             sums.add(terms[~bad], images[~bad])
         self.last_norm = records[-1].gradient_norm
-        return {row: dict(zip(TERMS, terms[row].tolist(), strict=True)) for row in bad.nonzero().flatten().tolist()}
+        return {row: (_by_name(terms[row]), _by_name(own[row])) for row in bad.nonzero().flatten().tolist()}
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values; whoever saves has read all steps."""
@@ -80,6 +83,10 @@ class StepLog:
         """As it was."""
         self.since_log.load_state_dict(state["since_log"])
         self.epoch.load_state_dict(state["epoch"])
+
+
+def _by_name(terms: Tensor) -> Terms:
+    return dict(zip(TERMS, terms.tolist(), strict=True))
 
 
 def named_terms(means: Tensor) -> dict[str, float]:

@@ -170,12 +170,13 @@ class TrainingStep:
         self._replayed = Replay(lambda x, rates: self._update(x, Rates(*rates)), self.device) if replayed else None
         self._buffers = Buffers(self.model)
         self._stopped = torch.zeros((), device=self.device)
-        self._looks = self.device.type == "cpu"  # at each step: nothing has to be waited for
-        if self.on_nonfinite == "skip" and not (self._looks or can_leave_out(self.optimizer)):
+        # At each step: on the CPU nothing has to be waited for, and elsewhere only fused kernels take a flag.
+        self._looks = self.device.type == "cpu" or not can_leave_out(self.optimizer)
+        if self.execution.cuda_graphs and not can_leave_out(self.optimizer):
             raise UsageError(
-                f"trainer.on_nonfinite=skip: on a GPU a step is left out by the optimiser's fused kernels, which "
-                f"{type(self.optimizer).__name__} as configured does not use.\n"
-                "Set optimizer.algorithm.fused=true (Adam, AdamW, SGD, Adagrad), or trainer.on_nonfinite=stop"
+                f"trainer.cuda_graphs=true: a step that is not finite is left out by the optimiser's fused kernels, "
+                f"which {type(self.optimizer).__name__} as configured does not have.\n"
+                "Set optimizer.algorithm.fused=true (Adam, AdamW, Adagrad), or trainer.cuda_graphs=false"
             )
 
     def __call__(self, images: Tensor, step: int, measure: bool = False) -> StepRecord:

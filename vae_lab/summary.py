@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Timer
 from omegaconf import DictConfig
 
 from vae_lab.callbacks.metrics_table import MetricsTable
 from vae_lab.callbacks.throughput import Throughput
-from vae_lab.data.module import data_of
+from vae_lab.data.module import data_of, last_step
 from vae_lab.errors import chain_of
 from vae_lab.experiment import Experiment
 from vae_lab.files import write_whole
@@ -67,7 +68,7 @@ class RunSummary:
     def _left_out(self) -> list[str]:
         """What was asked for, or is usual, and was not done."""
         trainer, data, found = self.trainer, data_of(self.trainer), []
-        if data.size("val") and not self.experiment.validated_at and self._status == "completed":
+        if data.size("val") and not self.experiment.epoch_end.validated_at and self._status == "completed":
             found.append("validation was skipped: no checkpoint was chosen by it")
         for split in ("val", "test"):
             limit, size = getattr(trainer, f"limit_{split}_batches"), data.size(split)
@@ -91,11 +92,19 @@ class RunSummary:
             elif failed is not None:
                 self._write_if_possible("failed", error=f"{type(failed).__name__}: {failed}")
             else:
-                self._write_if_possible("completed")
+                self._write_if_possible("interrupted" if self._is_out_of_time else "completed")
             if self.trainer.is_global_zero:
-                self._say(error is None)
+                self._say(self._status == "completed")
         if failed is not error and failed is not None:
             raise failed from error
+
+    @property
+    def _is_out_of_time(self) -> bool:
+        """Whether trainer.max_time ended training before anything else would have."""
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        end = last_step(self.trainer, data_of(self.trainer).steps_per_epoch)
+        timers = [callback for callback in callbacks if isinstance(callback, Timer)]
+        return self.trainer.global_step != end and any((timer.time_remaining() or 1) <= 0 for timer in timers)
 
     def _of_the_disk(self, error: BaseException | None) -> RunFailed | None:
         """What a write that the disk refused comes to."""
@@ -183,6 +192,8 @@ def device_name(trainer: Trainer) -> str:
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """What a run said of itself; empty where it was killed before it could."""
-    path = folder / "summary.json"
-    content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return content
+    try:
+        content = json.loads((folder / "summary.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -16,19 +16,7 @@ from omegaconf import DictConfig
 from vae_lab.cli import run_command
 from vae_lab.interruption import Interruption
 from vae_lab.resuming import AUTO, checkpoint_of, sole_use
-from vae_lab.runs import resumed_config
-
-# What a run goes on from.
-STATE = (
-    "global_step",
-    "state_dict",
-    "optimizer_states",
-    "callbacks",
-    "loops",
-    "log_of_steps",
-    "bad_steps",
-    "kl_per_dim",
-)
+from vae_lab.runs import concerns_run, resumed_config
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -68,6 +56,8 @@ def forget_if_nothing_ran(folder: Path) -> None:
 def _train(config: DictConfig, folder: Path, interruption: Interruption) -> float | None:
     quiet_libraries()
     from vae_lab.build import build
+    from vae_lab.callbacks.monitored import require_monitored
+    from vae_lab.going_on import go_on_from
     from vae_lab.lab import initialize_from
     from vae_lab.signatures import check_targets
     from vae_lab.summary import RunSummary
@@ -78,14 +68,17 @@ def _train(config: DictConfig, folder: Path, interruption: Interruption) -> floa
         initialize_from(experiment, config.init_from)
     trainer = assembled_trainer(config, folder, interruption)
     experiment.interrupted = lambda: interruption.requested is not None
-    noticed = warnings_about(data, experiment)
+    require_monitored(trainer, experiment.model, data)
+    noticed = warnings_about(trainer, data, experiment)
     interruption.wait_for_asking()
     interruption.raise_if_requested()
     if config.resume is not None:
-        go_on_from(config.resume, folder, trainer, experiment, data)
+        changed = any(map(concerns_run, HydraConfig.get().overrides.task))
+        go_on_from(config.resume, folder, trainer, experiment, data, changed)
     with RunSummary(folder, config, trainer, experiment) as summary:
         summary.noticed += noticed
         trainer.fit(experiment, data, ckpt_path=resumed_checkpoint(config))
+        interruption.raise_if_requested()
         test(trainer, experiment, data)
     return optimized(config, experiment, data)
 
@@ -106,41 +99,10 @@ def assembled_trainer(config: DictConfig, folder: Path, interruption: Interrupti
         callbacks.MetricsTable(),
         callbacks.EventFiles(),
         callbacks.Progress(throughput, enabled=config.trainer.enable_progress_bar is not False),
-        callbacks.StopOnSignal(interruption),
     ]
-    trainer: Trainer = instantiated(
-        config.trainer, default_root_dir=str(folder), callbacks=[*always, *chosen.values()], logger=loggers
-    )
+    every = [*always, *chosen.values(), callbacks.StopOnSignal(interruption)]
+    trainer: Trainer = instantiated(config.trainer, default_root_dir=str(folder), callbacks=every, logger=loggers)
     return trainer
-
-
-def go_on_from(resume: str, folder: Path, trainer: Trainer, experiment: Experiment, data: ImageData) -> None:
-    """Bring a run directory back to its checkpoint, and take over the numbers that it had.
-
-    UsageError: the run is complete, or already past the end asked for; nothing was changed then.
-    """
-    from vae_lab.callbacks.event_files import cut_back
-    from vae_lab.checkpoints import load_checkpoint, settle
-    from vae_lab.data.module import last_step
-    from vae_lab.errors import UsageError
-    from vae_lab.summary import read_summary
-
-    before = read_summary(folder)
-    checkpoint = load_checkpoint(checkpoint_of(resume), needed=STATE)
-    if (best := folder / "checkpoints" / "best.ckpt").exists():
-        load_checkpoint(best, needed=STATE)  # or training would end where its test begins
-    done = checkpoint["global_step"]
-    end = last_step(trainer, data.steps_per_epoch)
-    if end is not None and (done > end or (done == end and before.get("status") == "completed")):
-        raise UsageError(
-            f"resume={folder}: nothing is left to do, "
-            f"it has {done} steps ({done // data.steps_per_epoch} epochs), and the end asked for is step {end}\n"
-            "to train longer: trainer.max_epochs (or trainer.max_steps) above that"
-        )
-    if trainer.is_global_zero:
-        settle(folder / "checkpoints", done)
-        cut_back(trainer, checkpoint)
-    experiment.metrics |= {name: value for name, value in before.get("metrics", {}).items() if value is not None}
 
 
 def resumed_checkpoint(config: DictConfig) -> str | None:
@@ -149,12 +111,12 @@ def resumed_checkpoint(config: DictConfig) -> str | None:
 
 
 def test(trainer: Trainer, experiment: Experiment, data: ImageData) -> None:
-    """Test once, on the best weights (on the last, where nothing was validated or saved)."""
-    from vae_lab.callbacks.checkpoint import checkpoint_folder
+    """Test once, on the best weights (on the last, where none are kept)."""
+    from vae_lab.callbacks.checkpoint import best_checkpoint
 
-    best = checkpoint_folder(trainer) / "best.ckpt"
+    best = best_checkpoint(trainer)
     if data.size("test"):
-        trainer.test(experiment, data, ckpt_path=str(best) if best.exists() else None, verbose=False)
+        trainer.test(experiment, data, ckpt_path=None if best is None else str(best), verbose=False)
 
 
 def optimized(config: DictConfig, experiment: Experiment, data: ImageData) -> float | None:
@@ -165,14 +127,17 @@ def optimized(config: DictConfig, experiment: Experiment, data: ImageData) -> fl
     return experiment.metrics.get(name)
 
 
-def warnings_about(data: ImageData, experiment: Experiment) -> list[str]:
+def warnings_about(trainer: Trainer, data: ImageData, experiment: Experiment) -> list[str]:
     """What a reader of the numbers has to know. UsageError: the images and the likelihood do not go together."""
+    from vae_lab.callbacks import LastCheckpoint
     from vae_lab.likelihood_checks import check_likelihood
 
     found = []
     images = data.load()
     if images.skipped:
         found.append(f"{len(images.skipped)} pictures could not be read and were left out: {', '.join(images.skipped)}")
+    if not any(isinstance(callback, LastCheckpoint) for callback in trainer.checkpoint_callbacks):
+        found.append("nothing is saved that a run could go on from (callbacks.last is not there)")
     if not data.size("val"):
         found.append("no validation images: the last weights count as the best")
     return found + check_likelihood(experiment.model, data)

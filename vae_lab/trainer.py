@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,6 +92,7 @@ def require_possible(options: dict[str, Any], steps: int | str, limit: int | flo
     require_precision(options.get("precision", "32-true"))
     require_steps(steps)
     require_limit(limit)
+    require_time(options.get("max_time"))
     interval = options.get("val_check_interval")
     if interval not in (None, 1.0):
         raise UsageError(
@@ -166,6 +168,16 @@ def require_graphs(trainer: Trainer, cuda_graphs: bool) -> None:
         raise UsageError(
             f"trainer.cuda_graphs=true with {found}: a step is recorded on one CUDA device. "
             "Use trainer=gpu, or leave trainer.cuda_graphs=false"
+        )
+
+
+def require_time(time: object) -> None:
+    """UsageError unless a length of time as Lightning reads it."""
+    written = isinstance(time, str) and re.fullmatch(r"\d+:\d\d:\d\d:\d\d", time)
+    if time is not None and not written and not isinstance(time, Mapping):
+        raise UsageError(
+            f"trainer.max_time={time}: expected days, hours, minutes and seconds as '00:12:00:00' (in quotes), or a "
+            "mapping: {hours: 12}"
         )
 
 

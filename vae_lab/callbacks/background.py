@@ -48,14 +48,17 @@ class InProcess(Generic[T]):
 
     deliver: Callable[[T], None]
     interrupted: Callable[[], bool] = lambda: False
+    lost: list[str] = field(default_factory=list)  # the names of works that were not done
 
     def start(self, name: str, work: Work[T], *, urgent: bool = False) -> None:
         """Do it and deliver what comes of it."""
         if self.interrupted():
+            self.lost.append(name)
             return
         for value in work():
             self.deliver(value)
             if self.interrupted():
+                self.lost.append(f"{name} (in part)")
                 return
 
     @property
@@ -97,6 +100,7 @@ class Background(Generic[T]):
 
     deliver: Callable[[T], None]
     interrupted: Callable[[], bool] = lambda: False
+    lost: list[str] = field(default_factory=list)  # the names of works that were not done
     _copies: deque[Copy] = field(default_factory=deque)
 
     def start(self, name: str, work: Work[T], *, urgent: bool = False) -> None:
@@ -135,6 +139,7 @@ class Background(Generic[T]):
             if self._copies:
                 names = ", ".join(dict.fromkeys(copy.name for copy in self._copies))
                 log.warning("warning: not done when training was stopped, and left out: %s", names)
+                self.lost += [copy.name for copy in self._copies]
             self.stop()
 
     def stop(self) -> None:
@@ -168,6 +173,7 @@ class Background(Generic[T]):
     def _receive(self, copy: Copy, status: int) -> None:
         with copy.sent as sent:
             if status != 0:
+                self.lost.append(copy.name)
                 how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with {status}"
                 warnings.warn(f"{copy.name}: the process at work on it {how}, and its results are lost", stacklevel=2)
                 return

@@ -5,23 +5,32 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
+from vae_lab.bad_steps import NonFiniteLoss
+from vae_lab.callbacks.background import BackgroundError
 from vae_lab.callbacks.images import image_loggers
-from vae_lab.checkpoints import LAST, AtomicCheckpointIO
-from vae_lab.data.module import data_of
+from vae_lab.checkpoints import BEFORE, BEST, LAST, AtomicCheckpointIO
+from vae_lab.data.module import data_of, last_step, validates
 
-BEST = "best.ckpt"
 PATIENCE = 3  # times every_n_seconds, for pictures that are being drawn
 
 
 def checkpoint_folder(trainer: Trainer) -> Path:
     """Where a run keeps its checkpoints."""
     return Path(trainer.default_root_dir) / "checkpoints"
+
+
+def best_checkpoint(trainer: Trainer) -> Path | None:
+    """The best weights that this run keeps, and not one that it was resumed from; None where it keeps none."""
+    kept = any(isinstance(it, BestCheckpoint) and it.save_top_k != 0 for it in trainer.checkpoint_callbacks)
+    best = checkpoint_folder(trainer) / BEST
+    return best if kept and best.exists() else None
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -34,6 +43,8 @@ class BestCheckpoint(ModelCheckpoint):
     def __init__(self, monitor: str = "val/elbo", mode: str = "max", save_top_k: int = 1) -> None:
         if save_top_k < -1:
             raise ValueError(f"callbacks.best.save_top_k is a number of checkpoints, or -1 for all; found {save_top_k}")
+        if mode not in ("max", "min"):
+            raise ValueError(f"callbacks.best.mode is max or min; found {mode}")
         super().__init__(
             filename="best" if save_top_k in (0, 1) else "step={step:08d}",
             monitor=monitor,
@@ -51,7 +62,7 @@ class BestCheckpoint(ModelCheckpoint):
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Find the run directory, and whether there is anything to monitor."""
         self.dirpath = str(checkpoint_folder(trainer))
-        if data_of(trainer).size("val") == 0:
+        if not validates(trainer):
             self.monitor, self.save_top_k = None, min(self.save_top_k, 1)  # all or the last: none is better
         super().setup(trainer, pl_module, stage)
 
@@ -76,6 +87,10 @@ class BestCheckpoint(ModelCheckpoint):
         self._name_the_best(trainer)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        best = Path(filepath)
+        if trainer.global_step % data_of(trainer).steps_per_epoch and best.is_file():
+            # A stop within an epoch is validated; a run that goes on was not, and has the best one of before.
+            _second_name(best, best.with_name(BEFORE))
         super()._save_checkpoint(trainer, filepath)
         self._name_the_best(trainer)
 
@@ -88,13 +103,7 @@ class BestCheckpoint(ModelCheckpoint):
         best = Path(self.best_model_path)
         if not (self._several and trainer.is_global_zero and self.best_model_path and best.is_file()):
             return
-        partial = best.with_name(f".{BEST}.{os.getpid()}.partial")
-        try:
-            os.link(best, partial)
-        except OSError:
-            shutil.copyfile(best, partial)
-        partial.replace(best.with_name(BEST))
-        partial.unlink(missing_ok=True)  # a rename between two names of one file does nothing
+        _second_name(best, best.with_name(BEST))
 
 
 class LastCheckpoint(Checkpoint):
@@ -108,6 +117,8 @@ class LastCheckpoint(Checkpoint):
     def __init__(self, every_n_seconds: float = 10.0, every_n_steps: int | None = None) -> None:
         if every_n_steps is not None and every_n_steps < 1:
             raise ValueError(f"callbacks.last.every_n_steps is a number of steps, or null; found {every_n_steps}")
+        if every_n_seconds < 0:
+            raise ValueError(f"callbacks.last.every_n_seconds is at least 0; found {every_n_seconds}")
         self.every_n_seconds, self.every_n_steps = every_n_seconds, every_n_steps
         self._saved_at = time.monotonic()
         self._saved_step = -1
@@ -118,22 +129,41 @@ class LastCheckpoint(Checkpoint):
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Calls of the trainer are cut where a checkpoint is due; one at the end of an epoch waits for that."""
+        """Calls of the trainer are cut where a checkpoint is due; one at the end of an epoch waits for that.
+
+        Where training stops within an epoch, the state is saved now: a run that goes on has neither the validation nor
+        the row that come with a stop.
+        """
         step = trainer.global_step
-        if self._is_due(step) and step % data_of(trainer).steps_per_epoch:
+        if step % data_of(trainer).steps_per_epoch == 0:
+            return
+        if self._is_due(step) or _stops_here(trainer):
             self._save_with_pictures(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Save, unless it was done a moment ago."""
-        passed = time.monotonic() - self._saved_at
-        if self._is_due(trainer.global_step) or passed >= PATIENCE * self.every_n_seconds:
+        step = trainer.global_step
+        if step % data_of(trainer).steps_per_epoch:
+            return
+        pl_module.epoch_end.ended_at = step
+        passed = trainer.strategy.broadcast(time.monotonic() - self._saved_at)  # all or none of several processes
+        if self._is_due(step) or passed >= PATIENCE * self.every_n_seconds:
             self._save_with_pictures(trainer)
         elif passed >= self.every_n_seconds and not any(callback.busy for callback in image_loggers(trainer)):
             self.save_now(trainer)
 
     def on_train_end(self, trainer: Trainer, *args: Any) -> None:
         """The end of training is always saved."""
-        self.save_now(trainer)
+        if trainer.global_step % data_of(trainer).steps_per_epoch == 0 or self._saved_step != trainer.global_step:
+            self.save_now(trainer)
+        elif isinstance(writer := trainer.strategy.checkpoint_io, AtomicCheckpointIO):
+            writer.flush()  # the best of the stop, beside the state before it
+
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Where training cannot go on but the weights are as they should be."""
+        if isinstance(exception, NonFiniteLoss | BackgroundError) and trainer.global_step and trainer.training:
+            with suppress(NonFiniteLoss):
+                self.save_now(trainer)
 
     def _is_due(self, step: int) -> bool:
         return self.every_n_steps is not None and step % self.every_n_steps == 0 and step != self._saved_step
@@ -142,6 +172,20 @@ class LastCheckpoint(Checkpoint):
         for callback in image_loggers(trainer):
             callback.wait()
         self.save_now(trainer)
+
+
+def _second_name(file: Path, name: Path) -> None:
+    partial = name.with_name(f".{name.name}.{os.getpid()}.partial")
+    try:
+        os.link(file, partial)
+    except OSError:
+        shutil.copyfile(file, partial)
+    partial.replace(name)
+    partial.unlink(missing_ok=True)  # a rename between two names of one file does nothing
+
+
+def _stops_here(trainer: Trainer) -> bool:
+    return trainer.should_stop or trainer.global_step == last_step(trainer, data_of(trainer).steps_per_epoch)
 
 
 def _moved(path: str | None, folder: Path) -> str:

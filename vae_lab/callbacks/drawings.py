@@ -113,7 +113,7 @@ def image_folder(trainer: Trainer) -> Path:
 def publish(trainer: Trainer, drawn: Picture | Values) -> None:
     """To the folder and TensorBoard."""
     if isinstance(drawn, Picture):
-        write_whole(image_folder(trainer) / drawn.name, drawn.data)
+        write_whole(image_folder(trainer) / drawn.name, drawn.data, flush=False)
     for writer in writers(trainer):
         if isinstance(drawn, Picture):
             add_encoded_image(writer, drawn.tag, drawn.data, drawn.size, drawn.step)

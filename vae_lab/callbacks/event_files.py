@@ -8,14 +8,17 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
-from vae_lab.callbacks.tensorboard import loggers, writers
+from vae_lab.callbacks.tensorboard import writers
 from vae_lab.checkpoints import sync_folder
 
 KEY = "event_files"  # in a checkpoint: name of each file to its bytes
 
 
 class EventFiles(Callback):
-    """Writes into each checkpoint how long the event files are, once all that was logged is in them."""
+    """Writes into each checkpoint how long the event files are, once all that was logged is in them.
+
+    All that lie in the run directory, whichever logger of whichever session wrote them.
+    """
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Before the checkpoint is on the disk, what was logged until then is."""
@@ -23,10 +26,11 @@ class EventFiles(Callback):
             return
         for writer in writers(trainer):
             writer.flush()
-        found = [path for folder in folders(trainer) for path in event_files(folder)]
-        for path in found[-1:]:  # the others are of earlier sessions
-            _sync(path)
-        checkpoint[KEY] = {path.name: path.stat().st_size for path in found}
+        run = Path(trainer.default_root_dir)
+        for writer in writers(trainer):  # the files of earlier sessions are on the disk
+            for path in event_files(Path(writer.get_logdir()))[-1:]:
+                _sync(path)
+        checkpoint[KEY] = {str(path.relative_to(run)): path.stat().st_size for path in event_files(run)}
 
 
 def cut_back(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
@@ -34,24 +38,19 @@ def cut_back(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     if KEY not in checkpoint:
         return
     sizes: dict[str, int] = checkpoint[KEY]
-    for folder in folders(trainer):
-        for path in event_files(folder):
-            if path.name not in sizes:
-                path.unlink()
-            elif path.stat().st_size > sizes[path.name]:
-                os.truncate(path, sizes[path.name])
-        if folder.is_dir():
-            sync_folder(folder)
-
-
-def folders(trainer: Trainer) -> list[Path]:
-    """Where the event files are."""
-    return [Path(logger.log_dir) for logger in loggers(trainer)]
+    run = Path(trainer.default_root_dir)
+    for path in event_files(run):
+        name = str(path.relative_to(run))
+        if name not in sizes:
+            path.unlink()  # of a session that was killed before its first checkpoint
+        elif path.stat().st_size > sizes[name]:
+            os.truncate(path, sizes[name])
+        sync_folder(path.parent)
 
 
 def event_files(folder: Path) -> list[Path]:
-    """The files of all sessions, the oldest first."""
-    return sorted(folder.glob("events.out.tfevents.*"))
+    """All in a folder and below it, by name: the oldest first."""
+    return sorted(folder.rglob("events.out.tfevents.*"))
 
 
 def _sync(path: Path) -> None:

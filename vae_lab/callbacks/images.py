@@ -155,10 +155,9 @@ class ImageLogger(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After the epoch's validation, where there is one."""
-        if not _stopped_within_epoch(trainer):
-            self._end_epoch(trainer, pl_module, trainer.current_epoch + 1)
-
-    def _end_epoch(self, trainer: Trainer, pl_module: LightningModule, finished: int) -> None:
+        finished, at = divmod(trainer.global_step, data_of(trainer).steps_per_epoch)
+        if at:
+            return
         self._whole = Moment.epoch(finished, trainer.global_step)
         last = finished == trainer.max_epochs  # drawn at the end, where nothing goes on beside it
         if self.every_n_epochs and finished % self.every_n_epochs == 0 and not last:
@@ -185,7 +184,8 @@ class ImageLogger(Callback):
         animated = ("samples", "latent_grid") if latent_dim <= 2 else ("samples",)
         with self._timed(at_end=True):
             self._workers.drain()
-            for what in animated if trainer.is_global_zero and self.animations else ():
+            wanted = trainer.is_global_zero and self.animations and not self.interrupted()
+            for what in animated if wanted else ():
                 if what in self.pictures:
                     work = partial(animation, image_folder(trainer), what, trainer.global_step)
                     self._workers.start(f"joining {what}.gif", work, urgent=True)
@@ -212,11 +212,11 @@ class ImageLogger(Callback):
         """As it was."""
         self._drawn_at, self._whole = state_dict["drawn_at"], Moment(*state_dict["whole"])
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make up for the end of an epoch that an interruption of its validation left out."""
-        epoch, at = divmod(trainer.global_step, data_of(trainer).steps_per_epoch)
-        if epoch and not at and self._whole.step != trainer.global_step:
-            self._end_epoch(trainer, pl_module, epoch)
+    @property
+    def warnings(self) -> list[str]:
+        """The pictures that are not there."""
+        lost = ", ".join(dict.fromkeys(self._workers.lost))
+        return [f"pictures were left out: {lost}"] if lost else []
 
     @property
     def busy(self) -> bool:
@@ -294,12 +294,6 @@ def _known_pictures(pictures: Sequence[str] | None) -> tuple[str, ...]:
         if what not in PICTURES:
             raise ValueError(f"callbacks.images.pictures has {what!r}; there are {', '.join(sorted(PICTURES))}")
     return tuple(PICTURES if pictures is None else pictures)
-
-
-def _stopped_within_epoch(trainer: Trainer) -> bool:
-    """Lightning also ends an epoch that max_steps or a stop cut short."""
-    out_of_steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
-    return (out_of_steps or trainer.should_stop) and not trainer.is_last_batch
 
 
 def _examples(data: ShownData, sizes: Sizes) -> Examples:

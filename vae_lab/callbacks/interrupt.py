@@ -5,15 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Checkpoint
 
 from vae_lab.callbacks.checkpoint import LastCheckpoint
 from vae_lab.callbacks.images import image_loggers
 from vae_lab.interruption import Interruption
 
 
-class StopOnSignal(Callback):
-    """Saves last.ckpt and raises Interrupted once `interruption` has noted a signal."""
+class StopOnSignal(Checkpoint):
+    """Saves last.ckpt and raises Interrupted once `interruption` has noted a signal.
+
+    Stands behind all others: what it stops at the end of an epoch has seen all of that.
+    """
 
     def __init__(self, interruption: Interruption) -> None:
         self.interruption = interruption
@@ -22,8 +26,9 @@ class StopOnSignal(Callback):
         """Lightning's own handlers would end the process between an epoch and its checkpoint."""
         self.interruption.install()
 
-    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Between epochs."""
+        pl_module.epoch_end.ended_at = trainer.global_step
         self._stop(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
@@ -41,15 +46,18 @@ class StopOnSignal(Callback):
         if trainer.world_size == 1:
             self.interruption.raise_if_requested()
 
-    def _agree(self, trainer: Trainer) -> None:
+    def _agreed(self, trainer: Trainer) -> bool:
         """All processes stop where one was asked to; alone, one would wait for the others for ever."""
-        if trainer.world_size > 1:
-            mine = torch.tensor(self.interruption.requested or 0, device=trainer.strategy.root_device)
-            self.interruption.requested = int(trainer.strategy.reduce(mine, reduce_op="max")) or None
+        if trainer.world_size == 1:
+            return self.interruption.requested is not None
+        mine = torch.tensor(self.interruption.requested or 0, device=trainer.strategy.root_device)
+        agreed = int(trainer.strategy.reduce(mine, reduce_op="max"))
+        if agreed:  # else one that came meanwhile is for the next time
+            self.interruption.requested = agreed
+        return bool(agreed)
 
     def _stop(self, trainer: Trainer) -> None:
-        self._agree(trainer)
-        if self.interruption.requested is None:
+        if not self._agreed(trainer):
             return
         self._save(trainer)
         busy = [callback for callback in image_loggers(trainer) if callback.busy]

@@ -11,7 +11,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
-from vae_lab.data.module import data_of
+from vae_lab.data.module import data_of, validates
+from vae_lab.errors import UsageError
 from vae_lab.files import write_whole
 
 Row = dict[str, Any]
@@ -44,8 +45,6 @@ class MetricsTable(Callback):
         rows = read_rows(path)[: self._num_rows]
         if len(rows) < self._num_rows:
             log.warning("warning: %s has %d rows, and %d were written", path, len(rows), self._num_rows)
-        if rows and int(rows[-1]["step"]) % data_of(trainer).steps_per_epoch:
-            rows.pop()  # training was stopped within an epoch, and now goes on: a whole run has no such row
         self._num_rows = len(rows)
         write_rows(path, rows)
 
@@ -56,7 +55,7 @@ class MetricsTable(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """An epoch is done; a row only where there is nothing to validate."""
-        if data_of(trainer).size("val") == 0:
+        if not validates(trainer):
             self._add_row(trainer, pl_module)
 
     def _add_row(self, trainer: Trainer, pl_module: Any) -> None:
@@ -84,8 +83,13 @@ def table_path(trainer: Trainer) -> Path:
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a table, values as text."""
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except (ValueError, csv.Error) as error:
+        raise UsageError(
+            f"{path}: no table that a run wrote ({error})\nmove it away, and a new one is begun"
+        ) from error
 
 
 def write_rows(path: Path, rows: list[Row]) -> None:

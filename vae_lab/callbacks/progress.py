@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as RichProgress
 
 from vae_lab.callbacks.throughput import Throughput
-from vae_lab.data.module import data_of
+from vae_lab.data.module import data_of, validates
 
 log = logging.getLogger("vae_lab")
 COLUMNS = (
@@ -67,7 +67,7 @@ class Progress(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Where nothing is validated, say what was trained."""
-        if trainer.is_global_zero and data_of(trainer).size("val") == 0:
+        if trainer.is_global_zero and not validates(trainer):
             self._say_epoch(trainer, f"train {elbo_terms(pl_module.epoch_means(), 'train')}")
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:

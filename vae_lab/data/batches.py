@@ -74,7 +74,7 @@ class TrainingCalls:
 
     step_size: images of one optimiser step on this device. clock: the number of the next optimiser step.
     stops: a call ends at every multiple of these numbers of steps (logging, pictures, checkpoints). last_step: no call
-    goes beyond.
+    goes beyond. nothing_left: True for an epoch that is only ended.
     """
 
     split: SplitImages
@@ -85,10 +85,13 @@ class TrainingCalls:
     clock: Callable[[], int]
     stops: Sequence[int] = ()
     last_step: int | None = None
+    nothing_left: Callable[[], bool] = lambda: False
     rank: int = 0
     world_size: int = 1
 
     def __iter__(self) -> Iterator[list[Batch]]:
+        if self.nothing_left():
+            return
         self.pace.asked_at = None  # or it would take a validation for a slow step
         epoch, at = divmod(self.clock(), self.steps_per_epoch)
         rows = self._rows(epoch)

@@ -70,6 +70,7 @@ class ImageData(LightningDataModule):
         self.preprocess = Preprocess(binarize, flip, shift)
         self.binarize_seed, self.device_resident = binarize_seed, device_resident
         self.plan = Plan()
+        self.making_up = False  # for the end of an epoch: it has no step left
         self._loaded: Images | None = None
         self._splits: dict[Split, SplitImages] = {}
 
@@ -155,6 +156,7 @@ class ImageData(LightningDataModule):
             clock=lambda: trainer.global_step,
             stops=stops(trainer),
             last_step=last_step(trainer, self.steps_per_epoch),
+            nothing_left=lambda: self.making_up,
             **self._world(),
         )
 
@@ -202,6 +204,11 @@ def data_of(trainer: Trainer) -> ImageData:
     """The data that a trainer was given."""
     data: ImageData = trainer.datamodule  # type: ignore[attr-defined]  # Lightning attaches it as it runs
     return data
+
+
+def validates(trainer: Trainer) -> bool:
+    """Whether there is anything to validate."""
+    return data_of(trainer).size("val") > 0 and trainer.limit_val_batches != 0
 
 
 def stops(trainer: Any) -> Sequence[int]:
