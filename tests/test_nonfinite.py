@@ -166,9 +166,8 @@ def test_an_optimiser_that_cannot_leave_out_is_looked_after_at_each_step(algorit
         optimizer.step()
         assert weight.isfinite().all() and weight.lt(1).all()
     meta = small_model().to("meta")
-    step = step_of(
-        meta, algorithm=lambda p, lr: algorithm(p, lr=lr, **(options | {"fused": False} if obeys else options))
-    )
+    plain = options | {"fused": False} if obeys else options
+    step = step_of(meta, algorithm=lambda p, lr: algorithm(p, lr=lr, **plain))
     assert step._looks is True
     with pytest.raises(UsageError, match=r"(?s)cuda_graphs=true.*fused=true"):
         step_of(meta, algorithm=torch.optim.RMSprop, execution=Execution(cuda_graphs=True))

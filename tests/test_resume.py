@@ -1,13 +1,18 @@
 """A run that was stopped and resumed ends with the same bits as one that never was."""
 
 import csv
+import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import FAST
+from lightning.pytorch import Callback
+
+from scripts.stressing import leavings
 
 QUICK = (*FAST, "callbacks.images=null", "trainer.limit_train_batches=7", "optimizer.ema_decay=0.9",
          "optimizer/schedule=cosine", "data.binarize=dynamic", "data.shift=1")  # fmt: skip
@@ -138,8 +143,8 @@ def test_an_interrupted_validation_is_made_up_for(command, whole):
     part = command(*QUICK, "trainer.max_epochs=4")
     path = part.run / "checkpoints/last.ckpt"
     saved = torch.load(path)
-    assert saved["validated_at"] == saved["global_step"] == 28
-    saved["validated_at"] = 21
+    assert saved["epoch_end"] == {"validated_at": 28, "ended_at": 28} and saved["global_step"] == 28
+    saved["epoch_end"] = {"validated_at": 21, "ended_at": 21}
     (part.run / "summary.json").write_text('{"status": "interrupted"}')
     saved["callbacks"]["MetricsTable"] |= {"written_at": 21, "num_rows": 3}
     torch.save(saved, path)
@@ -175,3 +180,203 @@ def test_resume_keeps_the_runs_own_config(command):
     assert again.code == 0, again.stderr
     assert (done.run / ".hydra/config.yaml").read_bytes() == config
     assert again.summary["num_parameters"] == done.summary["num_parameters"]
+
+
+# --- stopped at a given place -----------------------------------------------------------------------------
+
+
+class StopAt(Callback):
+    """Sends this process a signal, once, where the command line says: after a step, in or after a validation, ..."""
+
+    def __init__(self, step: int, where: str, marker: str, sign: int = signal.SIGTERM) -> None:
+        self.step, self.where, self.marker, self.sign = step, where, Path(marker), sign
+
+    def _at(self, where, trainer) -> None:
+        here = where == self.where and trainer.global_step == self.step and not trainer.sanity_checking
+        if here and not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), self.sign)
+
+    def on_train_batch_end(self, trainer, *_) -> None:
+        self._at("step", trainer)
+
+    def on_validation_batch_end(self, trainer, *_) -> None:
+        self._at("validation", trainer)
+
+    def on_validation_end(self, trainer, *_) -> None:
+        self._at("validated", trainer)
+
+    def on_train_end(self, trainer, *_) -> None:
+        self._at("end", trainer)
+
+    def on_test_batch_end(self, trainer, *_) -> None:
+        self._at("test", trainer)
+
+
+class Stopped:
+    """Runs a command whole, and once more stopped at a place and resumed; `differences` compares the two."""
+
+    def __init__(self, command, *argv) -> None:
+        self.command, self.argv = command, (*FAST, "trainer.log_every_n_steps=2", *argv)
+        self.whole, self.part = command.cwd / "whole", command.cwd / "part"
+        done = command(*self.argv, f"hydra.run.dir={self.whole}")
+        assert done.code == 0, done.stderr
+
+    def at(self, step, where, *more, sign=signal.SIGTERM):
+        stop = "+callbacks.stop"
+        argv = (f"{stop}._target_=test_resume.StopAt", f"{stop}.step={step}", f"{stop}.where={where}",
+                f"{stop}.sign={int(sign)}", f"{stop}.marker={self.command.cwd}/marker")  # fmt: skip
+        stopped = self.command(*self.argv, *argv, f"hydra.run.dir={self.part}", "trainer.steps_per_execution=1", *more)
+        assert stopped.code == (143 if sign != signal.SIGKILL else -9), stopped.stderr[-2000:]
+        return self
+
+    def resumed(self, *argv):
+        done = self.command(f"resume={self.part}", "trusted=true", *argv)
+        assert done.code == 0 and "Traceback" not in done.stderr, done.stderr
+        return leavings.differences(self.part, self.whole)
+
+
+NO_PICTURES = ("callbacks.images=null",)
+STOPPING = "callbacks.early_stopping"
+EARLY = (*NO_PICTURES, "callbacks=early_stopping", f"{STOPPING}.patience=2", f"{STOPPING}.monitor=val/kl",
+         f"{STOPPING}.mode=min", "trainer.max_epochs=20")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "step", "where"),
+    [
+        (("trainer.max_epochs=3", "callbacks.images.pictures=[samples]"), 3, "step"),
+        (("trainer.max_epochs=3", "callbacks.images.pictures=[samples]"), 6, "validation"),
+        (("trainer.max_epochs=3", "callbacks.images.pictures=[samples]"), 9, "validated"),
+        (("trainer.max_epochs=3", "callbacks.images.pictures=[samples]"), 9, "end"),
+        ((*NO_PICTURES, "trainer.max_epochs=3", "data.val_size=0"), 6, "step"),
+        ((*NO_PICTURES, "trainer.max_epochs=3", "data.val_size=0"), 9, "step"),
+        ((*NO_PICTURES, "trainer.max_epochs=4", "trainer.check_val_every_n_epoch=2"), 9, "step"),
+        ((*NO_PICTURES, "trainer.max_epochs=3", "trainer.num_sanity_val_steps=2"), 9, "step"),
+        ((*NO_PICTURES, "trainer.max_epochs=-1", "trainer.max_steps=9"), 9, "step"),
+        ((*NO_PICTURES, "trainer.max_epochs=-1", "trainer.max_steps=9"), 9, "validation"),
+        ((*NO_PICTURES, "trainer.max_epochs=-1", "trainer.max_steps=8"), 8, "step"),
+        ((*NO_PICTURES, "trainer.max_epochs=-1", "trainer.max_steps=8"), 8, "validation"),
+        (EARLY, 6, "step"),
+        (EARLY, 6, "validated"),
+    ],
+    ids=str,
+)
+def test_wherever_it_was_stopped_it_ends_as_one_that_never_was(command, options, step, where):
+    assert Stopped(command, *options).at(step, where).resumed() == []
+
+
+def test_a_run_killed_in_its_test_is_tested_as_if_it_had_not_been(command):
+    options = ("trainer.max_epochs=2", "callbacks.images.pictures=[samples]")
+    assert Stopped(command, *options).at(6, "test", sign=signal.SIGKILL).resumed() == []
+
+
+@pytest.mark.parametrize("first", [("trainer.max_steps=4",), ("trainer.max_steps=5", "optimizer.lr=0.05")], ids=str)
+def test_a_stop_within_an_epoch_leaves_no_trace_in_who_goes_on(command, first):
+    """It was validated, and counted as a candidate for the best; a run that was never stopped there was not."""
+    monitor = ("callbacks.best.monitor=val/kl", "callbacks.best.mode=min", *NO_PICTURES, "trainer.max_epochs=-1")
+    rate = first[1:]
+    run = Stopped(command, *monitor, *rate, "trainer.max_steps=12")
+    done = command(*run.argv, *first[:1], f"hydra.run.dir={run.part}")
+    assert done.code == 0, done.stderr
+    assert (run.part / "metrics.csv").read_text().splitlines()[-1].split(",")[1] == first[0][-1]
+    assert run.resumed("trainer.max_steps=12") == []
+
+
+def test_another_session_without_tensorboard_loses_nothing(command):
+    done = command(*FAST, *NO_PICTURES)
+    assert command(f"resume={done.run}", "trainer.max_epochs=3", "logger=none").code == 0
+    assert command(f"resume={done.run}", "trainer.max_epochs=4").code == 0
+    steps = {step for tag, step, _ in leavings.events(done.run) if tag == "val/elbo"}
+    assert steps == {3, 6, 12}
+
+
+def test_max_time_ends_a_session_and_the_next_has_its_own(command):
+    first = command(*FAST, *NO_PICTURES, "trainer.max_epochs=100000", "trainer.max_time='00:00:00:01'")
+    assert first.code == 0 and first.summary["status"] == "interrupted", first.stderr
+    assert "to go on: python -m vae_lab.train resume=" in first.stderr
+    steps = first.summary["steps"]
+    again = command(f"resume={first.run}")
+    assert again.code == 0 and again.summary["steps"] > steps
+    unlimited = command(
+        f"resume={first.run}", "trainer.max_time=null", f"trainer.max_epochs={again.summary['epochs'] + 2}"
+    )
+    assert unlimited.code == 0 and unlimited.summary["status"] == "completed", unlimited.stderr
+    assert "provided during" not in unlimited.stderr
+
+
+def test_a_run_that_stopped_early_is_finished(command):
+    done = command(*FAST, *EARLY, "optimizer.lr=0")
+    assert done.code == 0 and done.summary["epochs"] < 20
+    again = command(f"resume={done.run}")
+    assert again.code == 2 and "nothing is left to do" in again.stderr
+
+
+def test_a_completed_run_that_is_extended_and_killed_is_not_completed(command):
+    run = Stopped(command, *NO_PICTURES, "trainer.max_epochs=4")
+    command(*run.argv, "trainer.max_epochs=2", f"hydra.run.dir={run.part}")
+    stop = "+callbacks.stop"
+    killed = command(f"resume={run.part}", "trainer.max_epochs=4", f"{stop}._target_=test_resume.StopAt",
+                     f"{stop}.step=12", f"{stop}.where=test", f"{stop}.marker=m", f"{stop}.sign=9")  # fmt: skip
+    assert killed.code == -9
+    assert run.resumed("trainer.max_epochs=4") == []
+
+
+def test_without_best_weights_the_last_are_tested(command):
+    done = command(*FAST, *NO_PICTURES, "trainer.max_epochs=1")
+    more = command(f"resume={done.run}", "trainer.max_epochs=4", "callbacks.best.save_top_k=0")
+    assert more.code == 0, more.stderr
+    straight = command(*FAST, *NO_PICTURES, "trainer.max_epochs=4", "callbacks.best=null", "hydra.run.dir=straight")
+    assert straight.code == 0
+    theirs = json.loads((command.cwd / "straight/summary.json").read_text())
+    assert more.summary["metrics"]["test/elbo"] == theirs["metrics"]["test/elbo"]
+
+
+def test_other_epochs_are_refused(command):
+    done = command(*FAST, *NO_PICTURES)
+    again = command(f"resume={done.run}", "trainer.max_epochs=3", "trainer.limit_train_batches=4")
+    assert again.code == 2 and "its epochs have 3 steps, and would have 4 now" in again.stderr
+
+
+@pytest.mark.parametrize("content", ["{", "", "[]"])
+def test_a_summary_that_a_power_cut_left_half_is_nothing_to_go_by(command, content):
+    done = command(*FAST, *NO_PICTURES)
+    (done.run / "summary.json").write_text(content)
+    again = command(f"resume={done.run}", "trainer.max_epochs=3")
+    assert again.code == 0, again.stderr
+
+
+def test_a_table_that_is_none_is_named(command):
+    done = command(*FAST, *NO_PICTURES)
+    (done.run / "metrics.csv").write_bytes(b"\xff\xfe\x00")
+    again = command(f"resume={done.run}", "trainer.max_epochs=3")
+    assert again.code == 2 and "metrics.csv" in again.stderr and "Traceback" not in again.stderr
+
+
+def test_damaged_best_weights_are_found_before_anything_is_trained(command):
+    done = command(*FAST, *NO_PICTURES)
+    (done.run / "checkpoints/best.ckpt").write_bytes(b"damaged")
+    again = command(f"resume={done.run}", "trainer.max_epochs=3")
+    assert again.code == 2 and "remove it" in again.stderr
+    (done.run / "checkpoints/best.ckpt").unlink()
+    assert command(f"resume={done.run}", "trainer.max_epochs=3").code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("callbacks.best.monitor=val/elb",), ["monitor=val/elb", "did you mean val/elbo?"]),
+        (("callbacks=early_stopping", "callbacks.early_stopping.monitor=val/x"), ["EarlyStopping", "val/x"]),
+        (("callbacks=early_stopping", "data.val_size=0"), ["EarlyStopping", "data.val_size"]),
+        (("callbacks=early_stopping", "callbacks.early_stopping.mode=up"), ["mode"]),
+        (("callbacks.best.mode=maximum",), ["callbacks.best.mode is max or min"]),
+        (("callbacks.last.every_n_seconds=-1",), ["callbacks.last.every_n_seconds"]),
+        (("trainer.max_time=10",), ["trainer.max_time=10", "00:12:00:00"]),
+    ],
+    ids=str,
+)
+def test_what_would_fail_after_an_epoch_is_refused_before(command, options, words):
+    done = command(*FAST, *options)
+    assert done.code == 2 and "Traceback" not in done.stderr, done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+    assert not list(command.cwd.glob("outputs/*/*"))

@@ -214,6 +214,7 @@ class Experiment(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """The last weights count as the best where nothing is validated: they are saved after this."""
+        self.log_steps()
         if not validates(self.trainer):
             self._fit_likelihood()
         self.epoch_end.made_up(self.trainer)
@@ -298,18 +299,25 @@ class Experiment(LightningModule):
         checkpoint["steps_per_epoch"] = data_of(self.trainer).steps_per_epoch
         checkpoint["epoch_end"] = self.epoch_end.state_dict()
         checkpoint["kl_per_dim"] = self.kl_per_dim
+        checkpoint["metrics"] = self.metrics
         checkpoint["log_of_steps"] = self.log_of_steps.state_dict()
         checkpoint["bad_steps"] = self.bad_steps.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Resume by the clock alone: Lightning starts the epoch that the step lies in, the data cuts it short."""
+        """Resume by the clock alone: Lightning starts the epoch that the step lies in, the data cuts it short.
+
+        For a test the weights alone are of interest, and whatever watched the fit stays as it is.
+        """
+        if self.trainer.state.fn != "fit":
+            checkpoint["callbacks"] = {}
+            return
         self.kl_per_dim = checkpoint["kl_per_dim"]
+        self.metrics = dict(checkpoint["metrics"])
         self.epoch_end.load_state_dict(checkpoint["epoch_end"])
         self.log_of_steps.load_state_dict(checkpoint["log_of_steps"])
         self.bad_steps.load_state_dict(checkpoint["bad_steps"])
-        if self.trainer.state.fn == "fit":
-            checkpoint["loops"]["fit_loop"] = self.epoch_end.resume(self.trainer, checkpoint["global_step"])
-            self._forget_the_absent(checkpoint)
+        checkpoint["loops"]["fit_loop"] = self.epoch_end.resume(self.trainer, checkpoint["global_step"])
+        self._forget_the_absent(checkpoint)
 
     def _forget_the_absent(self, checkpoint: dict[str, Any]) -> None:
         """States of callbacks that this run has not; and the time of earlier sessions, for max_time is of one."""

@@ -74,7 +74,7 @@ def _train(config: DictConfig, folder: Path, interruption: Interruption) -> floa
     interruption.raise_if_requested()
     if config.resume is not None:
         changed = any(map(concerns_run, HydraConfig.get().overrides.task))
-        go_on_from(config.resume, folder, trainer, experiment, data, changed)
+        go_on_from(config.resume, folder, trainer, data, changed)
     with RunSummary(folder, config, trainer, experiment) as summary:
         summary.noticed += noticed
         trainer.fit(experiment, data, ckpt_path=resumed_checkpoint(config))

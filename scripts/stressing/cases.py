@@ -167,7 +167,7 @@ def write_pictures(folder: Path, count: int = 200, size: int = 48) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
     for i, pixels in enumerate(noise):
-        Image.fromarray(pixels).save(folder / f"{i:04d}.png")
+        Image.fromarray(pixels).save(folder / f"{i:03d}.png")
     return folder
 
 

@@ -128,6 +128,10 @@ class LastCheckpoint(Checkpoint):
         trainer.save_checkpoint(checkpoint_folder(trainer) / LAST)
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """It is on the disk."""
+        self._saved_step = checkpoint["global_step"]
+
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Calls of the trainer are cut where a checkpoint is due; one at the end of an epoch waits for that.
 

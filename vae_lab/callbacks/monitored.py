@@ -1,0 +1,39 @@
+"""What callbacks may wait for: the metrics of a validation, by the names that design and README give them."""
+
+from __future__ import annotations
+
+from lightning.pytorch import Trainer
+
+from vae_lab.callbacks.checkpoint import BestCheckpoint
+from vae_lab.callbacks.metrics_table import MetricsTable
+from vae_lab.data.module import ImageData
+from vae_lab.errors import UsageError
+from vae_lab.models import VAE
+from vae_lab.signatures import nearest
+
+TERMS = ("val/elbo", "val/log_px", "val/kl", "val/loss")
+
+
+def require_monitored(trainer: Trainer, model: VAE, data: ImageData) -> None:
+    """UsageError where a callback waits for a metric that no validation of this run gives.
+
+    Lightning would say so after the first epoch. Without a validation our own take the last weights for the best.
+    """
+    validates = data.size("val") > 0 and trainer.limit_val_batches != 0
+    known = [*TERMS, "active_units", *(["val/bits_per_dim"] if model.is_mass_function else [])]
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        monitor = getattr(callback, "monitor", None)
+        if monitor is None or (isinstance(callback, BestCheckpoint | MetricsTable) and not validates):
+            continue
+        if not validates:
+            raise UsageError(
+                f"{type(callback).__name__} waits for {monitor}, and nothing is validated in this run\n"
+                "set data.val_size above 0 (and trainer.limit_val_batches other than 0), or leave it out of callbacks"
+            )
+        if monitor not in known and not monitor.startswith("kl/dim_"):
+            near = nearest(monitor, known)
+            hint = f"\ndid you mean {near}?" if near else ""
+            raise UsageError(
+                f"{type(callback).__name__}: monitor={monitor}: there is no such metric{hint}\n"
+                f"expected one of: {', '.join(known)}"
+            )
