@@ -69,7 +69,7 @@ def spoilt_step(looks: bool, on_nonfinite: str = "skip", gradient_only: bool = F
     model = small_model()
     step = step_of(model, algorithm=lambda p, lr: torch.optim.Adam(p, lr=lr, fused=True), lr=0.01, ema_decay=0.9,
                    average=WeightAverage(model, 0.9), on_nonfinite=on_nonfinite)  # fmt: skip
-    step._looks = looks  # False: as on a GPU, by a flag on the device
+    step.looks = looks  # False: as on a GPU, by a flag on the device
     step.spoilt = False
     if gradient_only:
         step.parameters[0].register_hook(lambda g: g * NAN if step.spoilt else g)
@@ -168,7 +168,7 @@ def test_an_optimiser_that_cannot_leave_out_is_looked_after_at_each_step(algorit
     meta = small_model().to("meta")
     plain = options | {"fused": False} if obeys else options
     step = step_of(meta, algorithm=lambda p, lr: algorithm(p, lr=lr, **plain))
-    assert step._looks is True
+    assert step.looks is True
     with pytest.raises(UsageError, match=r"(?s)cuda_graphs=true.*fused=true"):
         step_of(meta, algorithm=torch.optim.RMSprop, execution=Execution(cuda_graphs=True))
 

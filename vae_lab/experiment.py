@@ -131,7 +131,7 @@ class Experiment(LightningModule):
             self._count_steps(1)
             if logs:
                 self.log_steps()
-            elif self.device.type == "cpu" and record.bad:
+            elif self.step.looks and record.bad:
                 self.read_steps()
 
     def _count_steps(self, steps: int) -> None:
@@ -153,7 +153,7 @@ class Experiment(LightningModule):
 
     def _keep(self, step: int, terms: dict[str, float]) -> Path:
         """Write a step that was not finite into a file."""
-        unchanged = self.on_nonfinite == "stop" or self.device.type == "cpu"  # by the steps after it
+        unchanged = self.on_nonfinite == "stop" or self.step.looks  # by the steps after it
         images = data_of(self.trainer).train_dataloader().step(step).images
         now = step if unchanged else self.global_step
         image, trainer = dataclasses.asdict(self.model.image), self.config.get("trainer", {})

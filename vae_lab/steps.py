@@ -171,7 +171,7 @@ class TrainingStep:
         self._buffers = Buffers(self.model)
         self._stopped = torch.zeros((), device=self.device)
         # At each step: on the CPU nothing has to be waited for, and elsewhere only fused kernels take a flag.
-        self._looks = self.device.type == "cpu" or not can_leave_out(self.optimizer)
+        self.looks = self.device.type == "cpu" or not can_leave_out(self.optimizer)
         if self.execution.cuda_graphs and not can_leave_out(self.optimizer):
             raise UsageError(
                 f"trainer.cuda_graphs=true: a step that is not finite is left out by the optimiser's fused kernels, "
@@ -223,7 +223,7 @@ class TrainingStep:
 
     def _move(self, bad: Tensor, rates: Rates) -> None:
         """Change the weights and their average, or nothing at all where `bad` is 1."""
-        if self._looks:
+        if self.looks:
             if bad:
                 self._buffers.put_back()
                 return
