@@ -1,6 +1,6 @@
 """Break runs on purpose and look what is left: kills, full disks, damaged files, hostile pictures.
 
-    python scripts/stress.py                     # every part: about a quarter of an hour on two cores
+    python scripts/stress.py                     # every part: about five minutes on two cores
     python scripts/stress.py kills --kills 50    # one part
     python scripts/stress.py --json report.json
 
