@@ -54,6 +54,9 @@ def found(*overrides: str, values=(0, 90, 255), binarize="none", likelihood=None
     [
         ("bernoulli", (0, 255), "none", None),
         ("bernoulli", (0, 90, 255), "threshold", None),
+        ("bernoulli", (0, 90, 255), "dynamic", None),
+        ("bernoulli", (0, 90, 255), "fixed", None),
+        ("gaussian_optimal", (0, 90, 255), "dynamic", "no upper bound"),
         ("bernoulli", (0, 90, 255), "none", "cross-entropy on grey values is not a likelihood"),
         ("continuous_bernoulli", (0, 90, 255), "none", None),
         ("continuous_bernoulli", (0, 255), "none", "no upper bound"),

@@ -179,9 +179,12 @@ class ImageData(LightningDataModule):
 
     def some_training_images(self, num_images: int = 512) -> Iterator[Tensor]:
         """The first training images as the model sees them when evaluated, x (B, C, H, W), a batch at a time."""
-        part = self._splits["train"]
+        part, seed = self._splits["train"], mix(self.binarize_seed, BINARIZE, SPLITS.index("train"))
         for rows in part.indices[:num_images].split(self.eval_batch_size):
-            yield self.preprocess.evaluate(part.batch(rows).images)
+            images = part.batch(rows).images
+            if self.preprocess.binarize == "dynamic":
+                images = drawn_once(images.cpu(), seed).to(images.device)
+            yield self.preprocess.evaluate(images)
 
     def examples(self, split: Split, num_images: int) -> tuple[Tensor, Tensor | None]:
         """The first images of a split as the model sees them when evaluated: x (n, C, H, W) and labels (n,)."""
