@@ -65,7 +65,7 @@ class Config:
     name: str | None = None  # of the folder under outputs/; default: the experiment, else <model>-<data>
     seed: int = 0
     optimized_metric: str = "val/elbo"
-    resume: str | None = None  # a run directory: go on where it stopped
+    resume: str | None = None  # a run directory (or a checkpoint in it): go on where it stopped; auto: find it
     init_from: str | None = None  # a run directory: start from its weights
     trusted: bool = False  # resume: build whatever the config of that run names
 
