@@ -1,10 +1,12 @@
 """Whether a likelihood and the images go together is said before training, and what was left out of a run after it."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import write_pictures
+from omegaconf import OmegaConf
 from PIL import Image
 from test_steps import composed
 from torch.distributions import Beta, Independent
@@ -15,6 +17,7 @@ from vae_lab.data.module import ImageData
 from vae_lab.distributions import Bernoulli
 from vae_lab.errors import UsageError
 from vae_lab.likelihood_checks import check_likelihood
+from vae_lab.summary import RunSummary
 
 
 class Pixels:
@@ -130,3 +133,15 @@ def test_masks_of_zero_and_one_are_noticed(command, tmp_path):
     done = command(*SHORT, "data=folder", f"data.folder={tmp_path}/masks", "data.image_size=16", "data.channels=1")
     assert any("multiplied by 255" in warning for warning in warnings_of(done))
     assert math.isfinite(done.summary["metrics"]["test/elbo"])
+
+
+@pytest.mark.parametrize(("asked", "got", "said"), [(4, 1, True), (1, 1, False), ("auto", 1, False), (2, 2, False)])
+def test_fewer_devices_than_asked_for_are_said(tmp_path, asked, got, said):
+    data = SimpleNamespace(size=lambda split: 0)
+    trainer = SimpleNamespace(
+        world_size=got, limit_val_batches=1.0, limit_test_batches=1.0, datamodule=data, callbacks=[]
+    )
+    experiment = SimpleNamespace(warnings=[], epoch_end=SimpleNamespace(validated_at=1))
+    config = OmegaConf.create({"trainer": {"devices": asked, "num_nodes": 1}})
+    warnings = RunSummary(tmp_path, config, trainer, experiment).warnings
+    assert warnings == (["it ran on 1 devices, fewer than trainer.devices=4 asks for"] if said else [])
