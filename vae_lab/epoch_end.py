@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Timer
 
 from vae_lab.data.module import data_of, last_step, validates
 
@@ -41,7 +42,17 @@ class EpochEnd:
             self._max_steps, trainer.fit_loop.epoch_loop.max_steps = steps, steps + 1
         return progress_at(trainer.fit_loop.state_dict(), epochs, steps)
 
-    def owes_validation(self, trainer: Trainer) -> bool:
+    def make_up_for_validation(self, trainer: Trainer) -> None:
+        """Run the one that is owed."""
+        if not self._owes_validation(trainer):
+            return
+        validation = trainer.fit_loop.epoch_loop.val_loop
+        validation.restarting = False
+        trainer.validating = True
+        validation.run()
+        trainer.training = True
+
+    def _owes_validation(self, trainer: Trainer) -> bool:
         """Whether the epoch that is made up for ends with a validation that was not done."""
         data, step = data_of(trainer), trainer.global_step
         epoch = -(-step // data.steps_per_epoch)
@@ -61,6 +72,13 @@ class EpochEnd:
     def made_up(self, trainer: Trainer) -> None:
         """The epoch is over: training goes on, or ends."""
         data_of(trainer).making_up = False
+
+
+def forget_the_absent(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Drop the states of callbacks that are not here; and the time of earlier sessions, for max_time is of one."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    here = {callback.state_key for callback in callbacks if not isinstance(callback, Timer)}
+    checkpoint["callbacks"] = {key: state for key, state in checkpoint["callbacks"].items() if key in here}
 
 
 def progress_at(fresh: dict[str, Any], epochs: int, steps: int) -> dict[str, Any]:

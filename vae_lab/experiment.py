@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import Timer
 from torch import Tensor
 
 from vae_lab.bad_steps import BadSteps, capture, require_finite, save
@@ -20,7 +19,7 @@ from vae_lab.data.batches import Batch
 from vae_lab.data.images import Split
 from vae_lab.data.module import data_of, validates
 from vae_lab.data.preprocess import Preprocess
-from vae_lab.epoch_end import EpochEnd
+from vae_lab.epoch_end import EpochEnd, forget_the_absent
 from vae_lab.metrics.split_sums import SplitSums, bits_per_dim
 from vae_lab.models import VAE
 from vae_lab.nonfinite import OnNonFinite
@@ -29,7 +28,6 @@ from vae_lab.random_streams import EVALUATE, FIT, seed_noise
 from vae_lab.step_log import StepLog
 from vae_lab.steps import Execution, OptimizerSettings, TrainingStep, WeightAverage
 
-MOST_DIMENSIONS_LOGGED = 32
 log = logging.getLogger("vae_lab")
 
 
@@ -114,7 +112,7 @@ class Experiment(LightningModule):
             execution=self.execution,
             on_nonfinite=self.on_nonfinite,
         )
-        self._make_up_for_validation()
+        self.epoch_end.make_up_for_validation(self.trainer)
 
     def _total_steps(self) -> int | None:
         return self.epoch_end.last_step(self.trainer)
@@ -266,24 +264,14 @@ class Experiment(LightningModule):
         if split == "val" or self.kl_per_dim is None:
             # Which dimensions are the most active changes: none of the last time's may stay.
             self.metrics = {name: value for name, value in self.metrics.items() if not name.startswith("kl/dim_")}
-            means |= self._latent_metrics()
+            with self.sums.sync_context():
+                means |= self.sums.latent_metrics()
+                self.kl_per_dim = self.sums.kl_means()
         self.metrics |= means
         if not math.isfinite(means[f"{split}/elbo"]):
             log.warning("warning: %s/elbo is %s at step %d", split, means[f"{split}/elbo"], self.global_step)
         self.log_dict(means, logger=False)
         self._to_loggers(means)
-
-    def _latent_metrics(self) -> dict[str, float]:
-        """`kl/dim_<d>` of the most active dimensions, and `active_units`."""
-        with self.sums.sync_context():
-            self.kl_per_dim = self.sums.kl_means()
-            active = float(self.sums.active().sum())
-        if self.kl_per_dim is None:
-            return {}
-        self.kl_per_dim = self.kl_per_dim.cpu()
-        top = self.kl_per_dim.argsort(descending=True)[:MOST_DIMENSIONS_LOGGED].sort().values
-        kl = {f"kl/dim_{d}": float(self.kl_per_dim[d]) for d in top.tolist()}
-        return {"active_units": active, **kl}
 
     def _to_loggers(self, values: Mapping[str, float]) -> None:
         for logger in self.trainer.loggers:
@@ -317,19 +305,4 @@ class Experiment(LightningModule):
         self.log_of_steps.load_state_dict(checkpoint["log_of_steps"])
         self.bad_steps.load_state_dict(checkpoint["bad_steps"])
         checkpoint["loops"]["fit_loop"] = self.epoch_end.resume(self.trainer, checkpoint["global_step"])
-        self._forget_the_absent(checkpoint)
-
-    def _forget_the_absent(self, checkpoint: dict[str, Any]) -> None:
-        """States of callbacks that this run has not; and the time of earlier sessions, for max_time is of one."""
-        here = {callback.state_key for callback in self.trainer.callbacks if not isinstance(callback, Timer)}  # type: ignore[attr-defined]
-        checkpoint["callbacks"] = {key: state for key, state in checkpoint["callbacks"].items() if key in here}
-
-    def _make_up_for_validation(self) -> None:
-        """Run the validation that is owed."""
-        if not self.epoch_end.owes_validation(self.trainer):
-            return
-        validation = self.trainer.fit_loop.epoch_loop.val_loop
-        validation.restarting = False
-        self.trainer.validating = True
-        validation.run()
-        self.trainer.training = True
+        forget_the_absent(self.trainer, checkpoint)

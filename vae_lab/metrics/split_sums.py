@@ -11,6 +11,7 @@ from torchmetrics import Metric
 from vae_lab.bounds import BoundTerms, elbo, kl_per_dimension, total_kl
 from vae_lab.trace import Trace
 
+MOST_DIMENSIONS_LOGGED = 32
 ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, arXiv:1509.00519, section 5.2
 
 
@@ -57,8 +58,16 @@ class SplitSums(Metric):
         return dict(zip(("elbo", "log_px", "kl", "loss"), means.unbind(), strict=True))
 
     def kl_means(self) -> Tensor | None:
-        """KL of each latent dimension, (D,), mean over images. Call after `compute`, inside its sync."""
-        return self.kl_sums / self.count if self.factorises else None
+        """KL of each latent dimension, (D,), mean over images, on the CPU. Call after `compute`, inside its sync."""
+        return (self.kl_sums / self.count).cpu() if self.factorises else None
+
+    def latent_metrics(self) -> dict[str, float]:
+        """`active_units`, and `kl/dim_<d>` of the most active dimensions; call as `kl_means`."""
+        kl = self.kl_means()
+        if kl is None:
+            return {}
+        top = kl.argsort(descending=True)[:MOST_DIMENSIONS_LOGGED].sort().values
+        return {"active_units": float(self.active().sum()), **{f"kl/dim_{d}": float(kl[d]) for d in top.tolist()}}
 
     def active(self) -> Tensor:
         """Which dimensions vary with the image: variance of the posterior mean above 0.01, (D,) bool."""
