@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from conftest import FAST
 from lightning.pytorch import Callback
 
 from scripts.stressing import leavings
+from scripts.stressing.cases import wait_for
 
 QUICK = (*FAST, "callbacks.images=null", "trainer.limit_train_batches=7", "optimizer.ema_decay=0.9",
          "optimizer/schedule=cosine", "data.binarize=dynamic", "data.shift=1")  # fmt: skip
@@ -27,13 +27,6 @@ def assert_same(run, other):
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert (run / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
-
-
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")

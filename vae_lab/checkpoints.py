@@ -19,6 +19,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from vae_lab.errors import UsageError, find_cause
+from vae_lab.files import sync, sync_folder
 from vae_lab.interruption import undisturbed
 
 LAST = "last.ckpt"  # what a run resumes from
@@ -126,8 +127,7 @@ def write_checkpoint(checkpoint: dict[str, Any], target: Path) -> None:
         try:
             with partial.open("wb") as file:
                 _save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
+                sync(file)
             if (found := damage(partial)) is not None:
                 raise OSError(errno.EIO, f"what was written does not read back ({found})", str(partial))
             partial.replace(target)
@@ -151,17 +151,6 @@ def copied(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut; Windows opens no folder."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def damage(path: str | os.PathLike[str]) -> str | None:
     """What is wrong with the bytes of a checkpoint: its archive's own checksums find what torch.load misses."""
     try:
@@ -172,10 +161,13 @@ def damage(path: str | os.PathLike[str]) -> str | None:
     return part and f"in {part}"
 
 
-def _way_out(path: str | os.PathLike[str]) -> str:
+def _damaged(path: str | os.PathLike[str], found: str) -> UsageError:
+    way_out = "another one beside it can be given instead: resume=RUN/checkpoints/best.ckpt"
     if Path(path).name == BEST:
-        return "remove it: resume=RUN goes on from last.ckpt without it, and vae_lab.load(RUN, 'last') reads that one"
-    return "another one beside it can be given instead: resume=RUN/checkpoints/best.ckpt"
+        way_out = (
+            "remove it: resume=RUN goes on from last.ckpt without it, as does vae_lab.load(RUN, 'last')"
+        )
+    return UsageError(f"{path}: the checkpoint is damaged or not whole ({found}); {way_out}")
 
 
 def load_checkpoint(path: str | os.PathLike[str], needed: Iterable[str] = ()) -> dict[str, Any]:
@@ -184,20 +176,20 @@ def load_checkpoint(path: str | os.PathLike[str], needed: Iterable[str] = ()) ->
     UsageError: missing, damaged, holding anything but tensors and plain values, or without what is `needed`.
     """
     try:
-        if (found := damage(path)) is not None:
-            raise UsageError(f"{path}: the checkpoint is damaged or not whole ({found}); {_way_out(path)}")
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        found = damage(path)
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such checkpoint; give a run folder that vae_lab.train wrote") from error
+    if found is not None:
+        raise _damaged(path, found)
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UsageError(
             f"{path}: refused, since loading it would run code from the file; "
             "a checkpoint of vae_lab holds tensors and plain values only"
         ) from error
-    except UsageError:
-        raise
     except DAMAGED as error:
-        raise UsageError(f"{path}: the checkpoint is damaged or not whole ({error}); {_way_out(path)}") from error
+        raise _damaged(path, str(error)) from error
     if missing := [name for name in needed if not isinstance(checkpoint, dict) or name not in checkpoint]:
         raise UsageError(f"{path}: holds no {missing[0]}, which the checkpoints of this version of vae_lab have")
     return checkpoint

@@ -11,8 +11,8 @@ from vae_lab.callbacks.event_files import cut_back
 from vae_lab.checkpoints import BEST, load_checkpoint, settle
 from vae_lab.data.module import ImageData, last_step
 from vae_lab.errors import UsageError
-from vae_lab.resuming import checkpoint_of
-from vae_lab.summary import read_summary, write_json
+from vae_lab.resuming import checkpoint_of, read_summary
+from vae_lab.summary import write_json
 
 # What a run goes on from.
 STATE = (

@@ -58,7 +58,7 @@ def is_unfinished(run: Path, config: DictConfig) -> bool:
     """Whether a folder holds a run of this config that did not end, and a checkpoint of it."""
     if not ((run / CONFIG_FILE).is_file() and (run / LAST_CHECKPOINT).is_file()):
         return False
-    return _status(run) != "completed" and _written(run) == _compared(config)
+    return read_summary(run).get("status") != "completed" and _written(run) == _compared(config)
 
 
 def _started(run: Path) -> tuple[str, int]:
@@ -67,12 +67,13 @@ def _started(run: Path) -> tuple[str, int]:
     return (number[1], int(number[2])) if number else (run.name, 1)
 
 
-def _status(run: Path) -> str | None:
+def read_summary(run: Path) -> dict[str, Any]:
+    """What a run said of itself; empty where it was killed before it could, or while it did."""
     try:
-        summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
-    except (OSError, ValueError):  # killed before it was written
-        return None
-    return summary.get("status")
+        content = json.loads((run / "summary.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _written(run: Path) -> Any:
@@ -94,9 +95,9 @@ def _compared(config: Any) -> Any:
 
 
 @contextmanager
-def sole_use(run: Path) -> Iterator[None]:
-    """Keep other processes from going on with the same run. UsageError: one is at it."""
-    folder = _locked(run, SECONDS)
+def sole_use(run: Path, seconds: float = SECONDS) -> Iterator[None]:
+    """Keep other processes from going on with the same run. UsageError: one is still at it after so long."""
+    folder = _locked(run, seconds)
     if folder is False:
         raise UsageError(
             f"{run}: another process is training this run\nwait until it ends, or stop it, and resume it then"
@@ -109,12 +110,11 @@ def sole_use(run: Path) -> Iterator[None]:
 
 
 def _is_in_use(run: Path) -> bool:
-    folder = _locked(run, 0.0)
-    if folder is False:
+    try:
+        with sole_use(run, seconds=0.0):
+            return False
+    except UsageError:
         return True
-    if folder is not None:
-        os.close(folder)
-    return False
 
 
 def _locked(run: Path, seconds: float) -> int | Literal[False] | None:

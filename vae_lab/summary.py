@@ -188,12 +188,3 @@ def device_name(trainer: Trainer) -> str:
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return name if trainer.world_size == 1 else f"{trainer.world_size} x {name}"
-
-
-def read_summary(folder: Path) -> dict[str, Any]:
-    """What a run said of itself; empty where it was killed before it could."""
-    try:
-        content = json.loads((folder / "summary.json").read_text())
-    except (FileNotFoundError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -16,7 +16,7 @@ from vae_lab.bad_steps import NonFiniteLoss
 from vae_lab.callbacks.background import BackgroundError
 from vae_lab.callbacks.images import image_loggers
 from vae_lab.checkpoints import BEFORE, BEST, LAST, AtomicCheckpointIO
-from vae_lab.data.module import data_of, last_step, validates
+from vae_lab.data.module import data_of, last_step, validates, within_epoch
 
 PATIENCE = 3  # times every_n_seconds, for pictures that are being drawn
 
@@ -88,7 +88,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         best = Path(filepath)
-        if trainer.global_step % data_of(trainer).steps_per_epoch and best.is_file():
+        if within_epoch(trainer) and best.is_file():
             # A stop within an epoch is validated; a run that goes on was not, and has the best one of before.
             _second_name(best, best.with_name(BEFORE))
         super()._save_checkpoint(trainer, filepath)
@@ -138,17 +138,14 @@ class LastCheckpoint(Checkpoint):
         Where training stops within an epoch, the state is saved now: a run that goes on has neither the validation nor
         the row that come with a stop.
         """
-        step = trainer.global_step
-        if step % data_of(trainer).steps_per_epoch == 0:
-            return
-        if self._is_due(step) or _stops_here(trainer):
+        if within_epoch(trainer) and (self._is_due(trainer.global_step) or _stops_here(trainer)):
             self._save_with_pictures(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Save, unless it was done a moment ago."""
-        step = trainer.global_step
-        if step % data_of(trainer).steps_per_epoch:
+        if within_epoch(trainer):
             return
+        step = trainer.global_step
         pl_module.epoch_end.ended_at = step
         passed = trainer.strategy.broadcast(time.monotonic() - self._saved_at)  # all or none of several processes
         if self._is_due(step) or passed >= PATIENCE * self.every_n_seconds:
@@ -158,7 +155,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, *args: Any) -> None:
         """The end of training is always saved."""
-        if trainer.global_step % data_of(trainer).steps_per_epoch == 0 or self._saved_step != trainer.global_step:
+        if not within_epoch(trainer) or self._saved_step != trainer.global_step:
             self.save_now(trainer)
         elif isinstance(writer := trainer.strategy.checkpoint_io, AtomicCheckpointIO):
             writer.flush()  # the best of the stop, beside the state before it

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from vae_lab.callbacks.tensorboard import writers
-from vae_lab.checkpoints import sync_folder
+from vae_lab.files import sync, sync_folder
 
 KEY = "event_files"  # in a checkpoint: name of each file to its bytes
 
@@ -29,7 +29,8 @@ class EventFiles(Callback):
         run = Path(trainer.default_root_dir)
         for writer in writers(trainer):  # the files of earlier sessions are on the disk
             for path in event_files(Path(writer.get_logdir()))[-1:]:
-                _sync(path)
+                with path.open("rb") as file:
+                    sync(file)
         checkpoint[KEY] = {str(path.relative_to(run)): path.stat().st_size for path in event_files(run)}
 
 
@@ -51,8 +52,3 @@ def cut_back(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
 def event_files(folder: Path) -> list[Path]:
     """All in a folder and below it, by name: the oldest first."""
     return sorted(folder.rglob("events.out.tfevents.*"))
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from lightning.pytorch import Callback, Trainer
 
 from vae_lab.data.module import data_of, validates
 from vae_lab.errors import UsageError
-from vae_lab.files import write_whole
+from vae_lab.files import sync, write_whole
 
 Row = dict[str, Any]
 log = logging.getLogger("vae_lab")
@@ -114,5 +113,4 @@ def add_row(path: Path, row: Row) -> None:
         return
     with path.open("a", newline="") as file:
         csv.DictWriter(file, columns, restval="", lineterminator="\n").writerow(row)
-        file.flush()
-        os.fsync(file.fileno())
+        sync(file)

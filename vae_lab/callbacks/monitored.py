@@ -6,7 +6,7 @@ from lightning.pytorch import Trainer
 
 from vae_lab.callbacks.checkpoint import BestCheckpoint
 from vae_lab.callbacks.metrics_table import MetricsTable
-from vae_lab.data.module import ImageData
+from vae_lab.data.module import ImageData, validates
 from vae_lab.errors import UsageError
 from vae_lab.models import VAE
 from vae_lab.signatures import nearest
@@ -19,13 +19,13 @@ def require_monitored(trainer: Trainer, model: VAE, data: ImageData) -> None:
 
     Lightning would say so after the first epoch. Without a validation our own take the last weights for the best.
     """
-    validates = data.size("val") > 0 and trainer.limit_val_batches != 0
+    validated = validates(trainer, data)
     known = [*TERMS, "active_units", *(["val/bits_per_dim"] if model.is_mass_function else [])]
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         monitor = getattr(callback, "monitor", None)
-        if monitor is None or (isinstance(callback, BestCheckpoint | MetricsTable) and not validates):
+        if monitor is None or (isinstance(callback, BestCheckpoint | MetricsTable) and not validated):
             continue
-        if not validates:
+        if not validated:
             raise UsageError(
                 f"{type(callback).__name__} waits for {monitor}, and nothing is validated in this run\n"
                 "set data.val_size above 0 (and trainer.limit_val_batches other than 0), or leave it out of callbacks"

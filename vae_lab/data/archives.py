@@ -19,8 +19,9 @@ from vae_lab.data.archive_members import PIECE, BadArchiveError, Member, damage_
 from vae_lab.data.decode import SUFFIXES
 from vae_lab.data.progress import with_progress
 from vae_lab.data.reading import open_file
-from vae_lab.data.whole_folders import building, flush, publish
+from vae_lab.data.whole_folders import building, publish
 from vae_lab.errors import UsageError
+from vae_lab.files import sync
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAX_MEMBERS = 1_000_000
@@ -74,7 +75,7 @@ def _build(archive: Path, folder: Path, max_bytes: int, mtime_ns: int) -> None:
         size = _unpack(archive, temporary / _PICTURES, max_bytes, mtime_ns)
         with (temporary / _INDEX).open("wb") as file:
             file.write(json.dumps(size._asdict()).encode())
-            flush(file)
+            sync(file)
         publish(temporary, folder, _is_whole)
 
 

@@ -20,8 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vae_lab.data.whole_folders import building, flush, publish
+from vae_lab.data.whole_folders import building, publish
 from vae_lab.errors import UsageError
+from vae_lab.files import sync
 from vae_lab.machine import num_cores
 
 _FORMAT = 2  # raise it when decoding or the files below change: older caches are then left alone
@@ -112,13 +113,13 @@ def _write(folder: Path, shape: Shape, rows: Iterable[Row]) -> None:
                 raise ValueError(f"{name}: {pixels.dtype} {pixels.shape}, expected uint8 {shape}")
             names.append(name)
             file.write(np.ascontiguousarray(pixels).data)
-        flush(file)
+        sync(file)
     checksums = _checksums(_map(folder / _PIXELS, (len(names), *shape)))
     index = {"names": names, "skipped": skipped, "checksums": checksums}
     with (folder / _INDEX).open("wb") as file:
         # ASCII with escapes: a file name need not be valid UTF-8.
         file.write(json.dumps(index | {"digest": _digest(index)}).encode("ascii"))
-        flush(file)
+        sync(file)
 
 
 def _digest(index: Mapping[str, object]) -> str:

@@ -209,9 +209,14 @@ def data_of(trainer: Trainer) -> ImageData:
     return data
 
 
-def validates(trainer: Trainer) -> bool:
-    """Whether there is anything to validate."""
-    return data_of(trainer).size("val") > 0 and trainer.limit_val_batches != 0
+def validates(trainer: Trainer, data: ImageData | None = None) -> bool:
+    """Whether there is anything to validate; data: given before the trainer has it."""
+    return (data or data_of(trainer)).size("val") > 0 and trainer.limit_val_batches != 0
+
+
+def within_epoch(trainer: Trainer) -> bool:
+    """Whether the last step was not the last of its epoch."""
+    return trainer.global_step % data_of(trainer).steps_per_epoch != 0
 
 
 def stops(trainer: Any) -> Sequence[int]:

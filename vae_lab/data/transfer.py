@@ -20,6 +20,8 @@ from typing import BinaryIO
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+from vae_lab.files import sync
+
 if sys.platform != "win32":
     import fcntl
 
@@ -162,8 +164,7 @@ def _copy(response: HTTPResponse, file: BinaryIO, most: int) -> int:
     while received <= most and (block := _read(response)):
         file.write(block)
         received += len(block)
-    file.flush()
-    os.fsync(file.fileno())
+    sync(file)
     return received
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+
+from vae_lab.files import sync_folder
 
 _BUILDING = ".building-"  # and a random name: a folder in the making
 _DAY = 86_400.0
@@ -34,19 +34,13 @@ def publish(temporary: Path, final: Path, is_whole: Callable[[Path], bool]) -> N
         # By a rename: whoever has its files open keeps them, and no one opens it half removed.
         damaged = final.rename(f"{temporary}-damaged")
         shutil.rmtree(damaged, ignore_errors=True)
-    _sync_folder(temporary)
+    sync_folder(temporary)
     try:
         temporary.rename(final)
     except OSError:
         if not is_whole(final):
             raise
-    _sync_folder(final.parent)
-
-
-def flush(file: BinaryIO) -> None:
-    """Have the bytes written so far on the disk."""
-    file.flush()
-    os.fsync(file.fileno())
+    sync_folder(final.parent)
 
 
 def _remove_abandoned(parent: Path) -> None:
@@ -55,13 +49,3 @@ def _remove_abandoned(parent: Path) -> None:
         with suppress(FileNotFoundError):  # another process may be doing the same
             if time.time() - max(path.stat().st_mtime for path in (folder, *folder.iterdir())) > _DAY:
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return  # Windows opens no folder
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
