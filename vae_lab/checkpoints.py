@@ -164,9 +164,7 @@ def damage(path: str | os.PathLike[str]) -> str | None:
 def _damaged(path: str | os.PathLike[str], found: str) -> UsageError:
     way_out = "another one beside it can be given instead: resume=RUN/checkpoints/best.ckpt"
     if Path(path).name == BEST:
-        way_out = (
-            "remove it: resume=RUN goes on from last.ckpt without it, as does vae_lab.load(RUN, 'last')"
-        )
+        way_out = "remove it: resume=RUN goes on from last.ckpt without it, as does vae_lab.load(RUN, 'last')"
     return UsageError(f"{path}: the checkpoint is damaged or not whole ({found}); {way_out}")
 
 

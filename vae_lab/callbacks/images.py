@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from vae_lab.callbacks.background import Background, BackgroundError, InProcess, Workers, unfit_for_copies
+from vae_lab.callbacks.background import Background, BackgroundError, InProcess, Workers
+from vae_lab.callbacks.copies import unfit_for_copies
 from vae_lab.callbacks.drawings import (
     HISTOGRAMS,
     Moment,
