@@ -1,5 +1,6 @@
 """Commands as a user runs them, small data, and a run that many tests look at."""
 
+import logging
 import os
 import signal
 import sys
@@ -39,6 +40,14 @@ def command(warm, tmp_path):
     if runs.started is not None and not runs.started.finished:  # a test failed between start and wait
         os.kill(runs.started.pid, signal.SIGKILL)
         runs.started.wait()
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """What is logged as a warning: caught at the logger, for a run in the same process sets up logging anew."""
+    lines = []
+    monkeypatch.setattr(logging.getLogger("vae_lab"), "warning", lambda text, *args: lines.append(text % args))
+    return lines
 
 
 @pytest.fixture(scope="session")

@@ -29,14 +29,6 @@ def background(delivered):
     workers.stop()
 
 
-@pytest.fixture
-def told(monkeypatch):
-    """What is logged as a warning (a run configures logging for itself, past pytest's own handler)."""
-    lines = []
-    monkeypatch.setattr("vae_lab.callbacks.background.log.warning", lambda text, *args: lines.append(text % args))
-    return lines
-
-
 def forever():
     time.sleep(600)
     return []

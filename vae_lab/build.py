@@ -47,16 +47,16 @@ def build(config: DictConfig) -> tuple[ImageData, Experiment]:
         config.trainer.limit_train_batches,
     )
     require_capturable(settings, config.trainer.cuda_graphs)
-    return data, build_experiment(config, data, data.image)
+    return data, build_experiment(config, data, data.image, settings)
 
 
-def build_experiment(config: DictConfig, data: ImageData, image: ImageSpec) -> Experiment:
+def build_experiment(config: DictConfig, data: ImageData, image: ImageSpec, settings: OptimizerSettings) -> Experiment:
     """The experiment on images of this kind; of the data only the batches' size and preparation are asked."""
     torch.manual_seed(mix(config.seed, INITIALIZE))
     experiment = Experiment(
         model=build_model(config, image),
         objective=instantiated(config.objective),
-        optimizer=instantiated(config.optimizer),
+        optimizer=settings,
         preprocess=data.preprocess,
         batch_size=data.batch_size,
         seed=config.seed,

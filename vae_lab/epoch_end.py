@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
 
-from vae_lab.data.module import data_of, last_step, validates
+from vae_lab.data.module import data_of, last_step, validates, within_epoch
 
 
 class EpochEnd:
@@ -69,9 +69,11 @@ class EpochEnd:
         if self._max_steps is not None:
             trainer.fit_loop.epoch_loop.max_steps, self._max_steps = self._max_steps, None
 
-    def made_up(self, trainer: Trainer) -> None:
-        """The epoch is over: training goes on, or ends."""
+    def over(self, trainer: Trainer) -> None:
+        """All that comes with the end of an epoch is done but its checkpoints: training goes on, or ends."""
         data_of(trainer).making_up = False
+        if not within_epoch(trainer):
+            self.ended_at = trainer.global_step
 
 
 def forget_the_absent(trainer: Trainer, checkpoint: dict[str, Any]) -> None:

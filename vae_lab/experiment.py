@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from vae_lab.data.images import Split
 from vae_lab.data.module import data_of, validates
 from vae_lab.data.preprocess import Preprocess
 from vae_lab.epoch_end import EpochEnd, forget_the_absent
-from vae_lab.metrics.split_sums import SplitSums, bits_per_dim
+from vae_lab.metrics.split_sums import SplitSums
 from vae_lab.models import VAE
 from vae_lab.nonfinite import OnNonFinite
 from vae_lab.objectives import Objective
-from vae_lab.random_streams import EVALUATE, FIT, seed_noise
+from vae_lab.split_evaluation import SplitEvaluation
 from vae_lab.step_log import StepLog
 from vae_lab.steps import Execution, OptimizerSettings, TrainingStep, WeightAverage
 
@@ -56,8 +56,8 @@ class Experiment(LightningModule):
         self.objective, self.settings, self.preprocess = objective, optimizer, preprocess
         self.batch_size, self.seed, self.config = batch_size, seed, config
         self.execution = execution or Execution()
-        self.sums = SplitSums(model.latent_shape[0])
-        self.kl_per_dim: Tensor | None = None
+        self.sums = SplitSums(model.latent_shape[0])  # here, so that it goes where the model goes
+        self.evaluation = SplitEvaluation(self.sums, objective, preprocess, seed)
         self.epoch_end = EpochEnd()
         self.metrics: dict[str, float] = {}  # the last of each, by its name
         self.on_nonfinite = on_nonfinite
@@ -69,6 +69,11 @@ class Experiment(LightningModule):
     def evaluation_model(self) -> VAE:
         """What is validated, drawn and tested: averaged weights if they are on."""
         return self.model if self.average is None else self.average.model
+
+    @property
+    def kl_per_dim(self) -> Tensor | None:
+        """KL of each latent dimension at the last validation, (D,)."""
+        return self.evaluation.kl_per_dim
 
     @property
     def log_every_n_steps(self) -> int:
@@ -214,20 +219,14 @@ class Experiment(LightningModule):
         """The last weights count as the best where nothing is validated: they are saved after this."""
         self.log_steps()
         if not validates(self.trainer):
-            self._fit_likelihood()
-        self.epoch_end.made_up(self.trainer)
+            self.evaluation.fit_likelihood(self.evaluation_model, self._training_images())
+        self.epoch_end.over(self.trainer)
 
     def _start_split(self) -> None:
-        self.sums.reset()
-        self._fit_likelihood()
+        self.evaluation.start(self.evaluation_model, self._training_images())
 
-    def _fit_likelihood(self) -> None:
-        """Every process on the same images and noise, so that all of them find the same."""
-        seed_noise(self.device, self.seed, FIT)
-        model = self.evaluation_model
-        training = model.training
-        model.eval().fit_likelihood(x.to(self.device) for x in data_of(self.trainer).some_training_images())
-        model.train(training)
+    def _training_images(self) -> Iterator[Tensor]:
+        return (x.to(self.device) for x in data_of(self.trainer).some_training_images())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the split's sums."""
@@ -238,13 +237,8 @@ class Experiment(LightningModule):
         self._evaluate(batch, batch_idx)
 
     def _evaluate(self, batch: Batch, batch_idx: int) -> None:
-        seed_noise(self.device, self.seed, EVALUATE, self.global_rank, batch_idx)
-        model = self.evaluation_model
-        x = self.preprocess.evaluate(batch.images)
-        trace = model(x, self.objective.num_samples)
-        terms = self.objective.terms(trace, x)
         beta = self.objective.beta_at(max(self.global_step - 1, 0), self._total_steps())  # the last step's
-        self.sums.update(trace, terms, self.objective(trace, terms, beta))
+        self.evaluation.add(self.evaluation_model, batch.images, beta, self.global_rank, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
         """Log the whole split's means."""
@@ -257,16 +251,11 @@ class Experiment(LightningModule):
         self._log_split("test")
 
     def _log_split(self, split: Split) -> None:
-        means = {f"{split}/{name}": float(value) for name, value in self.sums.compute().items()}
-        model = self.evaluation_model
-        if model.is_mass_function:
-            means[f"{split}/bits_per_dim"] = bits_per_dim(-means[f"{split}/elbo"], model.image.num_dims)
+        means = self.evaluation.means(self.evaluation_model, split)
         if split == "val" or self.kl_per_dim is None:
             # Which dimensions are the most active changes: none of the last time's may stay.
             self.metrics = {name: value for name, value in self.metrics.items() if not name.startswith("kl/dim_")}
-            with self.sums.sync_context():
-                means |= self.sums.latent_metrics()
-                self.kl_per_dim = self.sums.kl_means()
+            means |= self.evaluation.latent_metrics()
         self.metrics |= means
         if not math.isfinite(means[f"{split}/elbo"]):
             log.warning("warning: %s/elbo is %s at step %d", split, means[f"{split}/elbo"], self.global_step)
@@ -299,7 +288,7 @@ class Experiment(LightningModule):
         if self.trainer.state.fn != "fit":
             checkpoint["callbacks"] = {}
             return
-        self.kl_per_dim = checkpoint["kl_per_dim"]
+        self.evaluation.kl_per_dim = checkpoint["kl_per_dim"]
         self.metrics = dict(checkpoint["metrics"])
         self.epoch_end.load_state_dict(checkpoint["epoch_end"])
         self.log_of_steps.load_state_dict(checkpoint["log_of_steps"])

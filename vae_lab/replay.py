@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,6 @@ def replay(config: DictConfig) -> None:
     """Make the step again and print what was found. RunFailed where other numbers come of it."""
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         raise UsageError("one step is made again at a time\nleave out --multirun")
-    from vae_lab.bad_steps import read
     from vae_lab.interruption import RunFailed
     from vae_lab.runs import load_config
     from vae_lab.signatures import check_targets
@@ -43,8 +43,7 @@ def replay(config: DictConfig) -> None:
     run = Path(config.run)
     experiment = load_config(run, config.trusted)
     check_targets(experiment)
-    path = kept_step(run, config.step)
-    bad = read(path)
+    path, bad = kept_step(run, config.step)
     step, precision = rebuilt(experiment, bad)
     with precision, traced(step.model) as findings:
         record = step(bad.images.to(step.device), bad.step, measure=True)
@@ -55,9 +54,9 @@ def replay(config: DictConfig) -> None:
         raise RunFailed(f"the step came out otherwise: {found}, and was {bad.terms}\n{_why_otherwise(bad, step)}")
 
 
-def kept_step(run: Path, number: int | None) -> Path:
-    """The file of a step. UsageError: none was kept, or none of this number."""
-    from vae_lab.bad_steps import PATTERN
+def kept_step(run: Path, number: int | None) -> tuple[Path, BadStep]:
+    """A step and its file. UsageError: none was kept, or none of this number."""
+    from vae_lab.bad_steps import PATTERN, read
 
     kept = sorted((run / "checkpoints").glob(PATTERN))
     if not kept:
@@ -66,13 +65,14 @@ def kept_step(run: Path, number: int | None) -> Path:
     chosen = [path for path in kept if number is None or f"step={number:08d}" in path.name]
     if not chosen:
         raise UsageError(f"step={number}: not among those kept\nthere are {', '.join(path.name for path in kept)}")
-    return next((path for path in chosen if not _is_finite(path)), chosen[0])  # of several processes, the one it was
+    steps = ((path, read(path)) for path in chosen)
+    first = next(steps)
+    # Of several processes, the one it was.
+    return next((step for step in chain([first], steps) if not _is_finite(step[1])), first)
 
 
-def _is_finite(path: Path) -> bool:
-    from vae_lab.bad_steps import read
-
-    return all(map(math.isfinite, read(path).terms.values()))
+def _is_finite(bad: BadStep) -> bool:
+    return all(map(math.isfinite, bad.terms.values()))
 
 
 def rebuilt(config: DictConfig, bad: BadStep) -> tuple[TrainingStep, Any]:
@@ -86,7 +86,8 @@ def rebuilt(config: DictConfig, bad: BadStep) -> tuple[TrainingStep, Any]:
     config.trainer.update(bad.trainer)
     torch.set_num_threads(bad.trainer["num_threads"])
     device = torch.device(bad.device if bad.device == "cpu" or torch.cuda.is_available() else "cpu")
-    experiment = build_experiment(config, instantiated(config.data), ImageSpec(**bad.image)).to(device)
+    data, settings = instantiated(config.data), instantiated(config.optimizer)
+    experiment = build_experiment(config, data, ImageSpec(**bad.image), settings).to(device)
     experiment.model.load_state_dict(bad.weights)
     if experiment.average is not None:
         experiment.average.model.load_state_dict(bad.average)
@@ -97,7 +98,7 @@ def rebuilt(config: DictConfig, bad: BadStep) -> tuple[TrainingStep, Any]:
         objective=experiment.objective,
         preprocess=experiment.preprocess,
         optimizer=optimizer,
-        settings=experiment.settings,
+        settings=settings,
         batch_size=experiment.batch_size,
         total_steps=bad.total_steps,
         seed=experiment.seed,

@@ -94,7 +94,7 @@ class RunSummary:
             else:
                 self._write_if_possible("interrupted" if self._is_out_of_time else "completed")
             if self.trainer.is_global_zero:
-                self._say(self._status == "completed")
+                self._say()
         if failed is not error and failed is not None:
             raise failed from error
 
@@ -127,11 +127,11 @@ class RunSummary:
         except OSError as refused:
             sys.stderr.write(f"summary.json could not be written: {refused.strerror or refused}\n")
 
-    def _say(self, completed: bool) -> None:
+    def _say(self) -> None:
         """Where everything is, what a reader of the numbers has to know, and how to go on."""
         for warning in self.warnings:
             log.warning("warning: %s", warning)
-        for line in [f"run folder: {self.folder}"] + ([] if completed else self._way_on()):
+        for line in [f"run folder: {self.folder}"] + ([] if self._status == "completed" else self._way_on()):
             log.info(line)
             sys.stderr.write(f"{line}\n")
 

@@ -54,12 +54,26 @@ def build_trainer(
     torch.set_num_threads(num_threads or machine.num_threads(num_processes(options)))
     if matmul_precision is not None:
         torch.set_float32_matmul_precision(matmul_precision)
+    trainer = _lightning(options, default_root_dir, list(callbacks), list(logger))
+    require_reduction(trainer)
+    require_graphs(trainer, cuda_graphs)
+    if trainer.strategy.root_device.type == "cpu":
+        machine.stop_looking_for_gpus()
+        if keep_freed_memory:
+            machine.keep_freed_memory()
+    return trainer
+
+
+def _lightning(
+    options: dict[str, Any], folder: str | Path, callbacks: list[Callback], loggers: list[Logger]
+) -> Trainer:
+    """Lightning's own Trainer with its options, and ours where we know better."""
     summarize = options.get("enable_model_summary") is not False
     ours = {
-        "default_root_dir": default_root_dir,
+        "default_root_dir": folder,
         "callbacks": [callback for callback in callbacks if summarize or not isinstance(callback, ModelSummary)],
         "enable_model_summary": False,  # it is one of the callbacks, or not wanted
-        "logger": list(logger) or False,
+        "logger": loggers or False,
         "strategy": AllReduceStrategy() if options.get("strategy") == "ddp" else options.get("strategy", "auto"),
         "log_every_n_steps": options.get("log_every_n_steps") or DEFAULT_LOG_EVERY_N_STEPS,
         "enable_progress_bar": False,
@@ -68,16 +82,9 @@ def build_trainer(
     if options.get("accelerator", "auto") == "auto":  # Lightning would also take what cannot train here
         ours["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        trainer = Trainer(**options | ours)
+        return Trainer(**options | ours)
     except MisconfigurationException as error:
         raise UsageError(f"trainer: {error}") from error
-    require_reduction(trainer)
-    require_graphs(trainer, cuda_graphs)
-    if trainer.strategy.root_device.type == "cpu":
-        machine.stop_looking_for_gpus()
-        if keep_freed_memory:
-            machine.keep_freed_memory()
-    return trainer
 
 
 def num_processes(options: dict[str, Any]) -> int:

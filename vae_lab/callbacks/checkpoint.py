@@ -146,7 +146,6 @@ class LastCheckpoint(Checkpoint):
         if within_epoch(trainer):
             return
         step = trainer.global_step
-        pl_module.epoch_end.ended_at = step
         passed = trainer.strategy.broadcast(time.monotonic() - self._saved_at)  # all or none of several processes
         if self._is_due(step) or passed >= PATIENCE * self.every_n_seconds:
             self._save_with_pictures(trainer)

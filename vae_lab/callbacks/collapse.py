@@ -69,7 +69,7 @@ class CollapseWatch(Callback):
     from new ones; none of this is harm while val/elbo rises. Both ELBOs have beta = 1, whatever was minimised.
     """
 
-    patience: int
+    patience: int  # declared for the rules above, which read them
     min_kl: float
     max_gap: float
 
@@ -86,14 +86,9 @@ class CollapseWatch(Callback):
         self._best = -math.inf  # val/elbo
 
     @property
-    def current(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """What is wrong as of the last validation."""
         return list(self._current)
-
-    @property
-    def warnings(self) -> list[str]:
-        """The same, for the run's summary."""
-        return self.current
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run has to know to warn as one that never stopped."""

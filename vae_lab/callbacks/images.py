@@ -8,10 +8,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import Any, Literal, Unpack, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 
 from vae_lab.callbacks.background import Background, BackgroundError, InProcess, Workers
 from vae_lab.callbacks.copies import unfit_for_copies
@@ -29,41 +28,15 @@ from vae_lab.callbacks.drawings import (
     publish,
     see,
 )
+from vae_lab.callbacks.scenes import Shown, scene_of
 from vae_lab.data.module import data_of
 from vae_lab.errors import UsageError
 from vae_lab.figures.pictures import PICTURES
-from vae_lab.figures.scene import Examples, Model, Scene, Sizes, looking_at
+from vae_lab.figures.scene import SizeOptions, Sizes
 from vae_lab.interruption import Interrupted
 
-if TYPE_CHECKING:
-    import torch
-
-SPLITS: tuple[Literal["test", "val", "train"], ...] = ("test", "val", "train")
 SECONDS_AT_SIGINT = 20.0  # for the pictures that are due when somebody stops training, who may press Ctrl-C again
 SECONDS_AT_END = 3.0  # when anything else does: a scheduler kills who does not end within seconds
-MOST_VALUES = 2**25  # pixels times channels held for the scatter: 128 MiB
-
-
-class Shown(Protocol):
-    """What the pictures ask of an experiment."""
-
-    evaluation_model: Model
-    kl_per_dim: Tensor | None  # (D,), of the last validation
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        ...
-
-
-class ShownData(Protocol):
-    """What they ask of the data."""
-
-    class_names: tuple[str, ...]
-
-    def examples(self, split: Literal["train", "val", "test"], n: int, /) -> tuple[Tensor, Tensor | None]:
-        """At most n images in [0, 1] and their labels."""
-        ...
 
 
 class ImageLogger(Callback):
@@ -75,20 +48,12 @@ class ImageLogger(Callback):
         every_n_epochs: finished epochs between pictures; None for none.
         every_n_steps: optimiser steps between pictures; None for none.
         pictures: the names of those to draw; None for all.
-        num_images: pairs of original and reconstruction.
-        num_samples: samples from the prior, the same latents every time.
-        grid_size: images along each side of the latent grid; fewer where they would exceed 1,400 pixels.
-        num_traversed: dimensions traversed, the most active first.
-        num_steps: images along a traversal or an interpolation.
-        num_pairs: interpolations.
-        num_scatter: images in the latent scatter, the aggregate posterior and the projector.
-        interpolation: "spherical" or "linear".
         animations: join the PNGs of samples (and the grid of two latents) into a GIF at the end.
         projector: write the posterior means for TensorBoard's projector at the end.
-        seed: of the latents of the samples.
         background: draw in a forked copy of the process, one processor at a low priority, while training goes
             on; a fit still returns with every file written. "auto": where one process trains on the CPU of a Linux
             machine; else, and with False, training waits for the pictures. True: refuse to train where it cannot be.
+        sizes: how much each picture shows, as in `Sizes`.
 
     Raises:
         ValueError: an unknown picture or interpolation, or a number below 1; at the start of the fit, a background
@@ -101,30 +66,12 @@ class ImageLogger(Callback):
         every_n_epochs: int | None = 1,
         every_n_steps: int | None = None,
         pictures: Sequence[str] | None = None,
-        num_images: int = 16,
-        num_samples: int = 64,
-        grid_size: int = 20,
-        num_traversed: int = 32,
-        num_steps: int = 11,
-        num_pairs: int = 8,
-        num_scatter: int = 2000,
-        interpolation: Literal["spherical", "linear"] = "spherical",
         animations: bool = True,
         projector: bool = True,
-        seed: int = 0,
         background: Literal["auto"] | bool = "auto",
+        **sizes: Unpack[SizeOptions],
     ) -> None:
-        self.sizes = Sizes(
-            num_images=num_images,
-            num_samples=num_samples,
-            grid_size=grid_size,
-            num_traversed=num_traversed,
-            num_steps=num_steps,
-            num_pairs=num_pairs,
-            num_scatter=num_scatter,
-            interpolation=interpolation,
-            seed=seed,
-        )
+        self.sizes = Sizes(**sizes)
         self.every_n_epochs = _interval("every_n_epochs", every_n_epochs)
         self.every_n_steps = _interval("every_n_steps", every_n_steps)
         self.pictures = _known_pictures(pictures)
@@ -235,7 +182,7 @@ class ImageLogger(Callback):
             return
 
         def work() -> Iterator[Picture | Values]:
-            with self._scene(trainer, pl_module, moment.words) as scene:
+            with scene_of(trainer, pl_module, self.sizes, moment.words) as scene:
                 yield from draw(scene, (*self.pictures, HISTOGRAMS), moment)
 
         with self._timed():
@@ -247,7 +194,7 @@ class ImageLogger(Callback):
         step = trainer.global_step
         moment = self._whole if self._whole.step == step else Moment.within(step)
         start = partial(self._workers.start, urgent=True)
-        with self._scene(trainer, pl_module, moment.words) as scene:
+        with scene_of(trainer, pl_module, self.sizes, moment.words) as scene:
             if step != self._drawn_at:
                 see(scene)
                 for share in _shares((*self.pictures, HISTOGRAMS)):
@@ -257,13 +204,6 @@ class ImageLogger(Callback):
                 log_graph(trainer, scene)
                 if self.projector:
                     log_projector(trainer, scene)
-
-    @contextmanager
-    def _scene(self, trainer: Trainer, pl_module: LightningModule, when: str) -> Iterator[Scene]:
-        shown = cast(Shown, pl_module)
-        examples = _examples(cast(ShownData, cast(Any, trainer).datamodule), self.sizes)
-        with looking_at(shown.evaluation_model, shown.device, self.sizes.seed):
-            yield Scene(shown.evaluation_model, shown.device, examples, self.sizes, when, shown.kl_per_dim)
 
     @contextmanager
     def _timed(self, at_end: bool = False) -> Iterator[None]:
@@ -295,17 +235,6 @@ def _known_pictures(pictures: Sequence[str] | None) -> tuple[str, ...]:
         if what not in PICTURES:
             raise ValueError(f"callbacks.images.pictures has {what!r}; there are {', '.join(sorted(PICTURES))}")
     return tuple(PICTURES if pictures is None else pictures)
-
-
-def _examples(data: ShownData, sizes: Sizes) -> Examples:
-    """From the first split that has any, no more than fit in memory."""
-    for split in SPLITS:
-        first, _ = data.examples(split, 1)
-        if len(first):
-            most = max(1, MOST_VALUES // first.numel())
-            x, labels = data.examples(split, min(max(sizes.num_scatter, sizes.num_images), most))
-            return Examples(x.cpu(), None if labels is None else labels.cpu(), data.class_names, split)
-    return Examples(first)
 
 
 def _shares(names: Sequence[str]) -> list[Sequence[str]]:

@@ -26,9 +26,8 @@ class StopOnSignal(Checkpoint):
         """Lightning's own handlers would end the process between an epoch and its checkpoint."""
         self.interruption.install()
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
         """Between epochs."""
-        pl_module.epoch_end.ended_at = trainer.global_step
         self._stop(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:

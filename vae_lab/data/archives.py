@@ -21,7 +21,7 @@ from vae_lab.data.progress import with_progress
 from vae_lab.data.reading import open_file
 from vae_lab.data.whole_folders import building, publish
 from vae_lab.errors import UsageError
-from vae_lab.files import sync
+from vae_lab.files import write_whole
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAX_MEMBERS = 1_000_000
@@ -73,9 +73,7 @@ def unpacked(archive: Path, cache_dir: Path, max_bytes: int) -> Path:
 def _build(archive: Path, folder: Path, max_bytes: int, mtime_ns: int) -> None:
     with building(folder.parent) as temporary:
         size = _unpack(archive, temporary / _PICTURES, max_bytes, mtime_ns)
-        with (temporary / _INDEX).open("wb") as file:
-            file.write(json.dumps(size._asdict()).encode())
-            sync(file)
+        write_whole(temporary / _INDEX, json.dumps(size._asdict()).encode())
         publish(temporary, folder, _is_whole)
 
 

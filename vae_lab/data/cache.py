@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vae_lab.data.whole_folders import building, publish
 from vae_lab.errors import UsageError
-from vae_lab.files import sync
+from vae_lab.files import sync, write_whole
 from vae_lab.machine import num_cores
 
 _FORMAT = 2  # raise it when decoding or the files below change: older caches are then left alone
@@ -116,10 +116,8 @@ def _write(folder: Path, shape: Shape, rows: Iterable[Row]) -> None:
         sync(file)
     checksums = _checksums(_map(folder / _PIXELS, (len(names), *shape)))
     index = {"names": names, "skipped": skipped, "checksums": checksums}
-    with (folder / _INDEX).open("wb") as file:
-        # ASCII with escapes: a file name need not be valid UTF-8.
-        file.write(json.dumps(index | {"digest": _digest(index)}).encode("ascii"))
-        sync(file)
+    # ASCII with escapes: a file name need not be valid UTF-8.
+    write_whole(folder / _INDEX, json.dumps(index | {"digest": _digest(index)}).encode("ascii"))
 
 
 def _digest(index: Mapping[str, object]) -> str:

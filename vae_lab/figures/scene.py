@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -40,19 +40,33 @@ class Model(Protocol):
         ...
 
 
+class SizeOptions(TypedDict, total=False):
+    """Those of `Sizes`, by which a config names them."""
+
+    num_images: int
+    num_samples: int
+    grid_size: int
+    num_traversed: int
+    num_steps: int
+    num_pairs: int
+    num_scatter: int
+    interpolation: Literal["spherical", "linear"]
+    seed: int
+
+
 @dataclass(frozen=True)
 class Sizes:
-    """How much each picture shows."""
+    """How much each picture shows. ValueError: an unknown interpolation, or a number below 1."""
 
-    num_images: int = 16
-    num_samples: int = 64
-    grid_size: int = 20
-    num_traversed: int = 32
-    num_steps: int = 11
-    num_pairs: int = 8
-    num_scatter: int = 2000
+    num_images: int = 16  # pairs of original and reconstruction
+    num_samples: int = 64  # from the prior, the same latents every time
+    grid_size: int = 20  # images along each side of the latent grid; fewer where they would exceed 1,400 pixels
+    num_traversed: int = 32  # dimensions traversed, the most active first
+    num_steps: int = 11  # images along a traversal or an interpolation
+    num_pairs: int = 8  # interpolations
+    num_scatter: int = 2000  # images in the latent scatter, the aggregate posterior and the projector
     interpolation: Literal["spherical", "linear"] = "spherical"
-    seed: int = 0
+    seed: int = 0  # of the latents of the samples
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -1,0 +1,58 @@
+"""A whole split scored under the ELBO: the same whatever was minimised, with noise of its own; no Lightning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from vae_lab.data.images import Split
+from vae_lab.data.preprocess import Preprocess
+from vae_lab.metrics.split_sums import SplitSums, bits_per_dim
+from vae_lab.models import VAE
+from vae_lab.objectives import Objective
+from vae_lab.random_streams import EVALUATE, FIT, seed_noise
+
+
+class SplitEvaluation:
+    """What a validation and a test do: `start`, `add` of each batch, then `means`.
+
+    sums: on the device of the images. kl_per_dim: KL of each latent dimension at the last `latent_metrics`, (D,).
+    """
+
+    def __init__(self, sums: SplitSums, objective: Objective, preprocess: Preprocess, seed: int) -> None:
+        self.sums, self.objective, self.preprocess, self.seed = sums, objective, preprocess, seed
+        self.kl_per_dim: Tensor | None = None
+
+    def start(self, model: VAE, training_images: Iterable[Tensor]) -> None:
+        """Nothing is summed yet, and the likelihood is ready."""
+        self.sums.reset()
+        self.fit_likelihood(model, training_images)
+
+    def fit_likelihood(self, model: VAE, training_images: Iterable[Tensor]) -> None:
+        """Every process on the same images x (B, C, H, W) and noise, so that all of them find the same."""
+        seed_noise(self.sums.device, self.seed, FIT)
+        training = model.training
+        model.eval().fit_likelihood(training_images)
+        model.train(training)
+
+    def add(self, model: VAE, images: Tensor, beta: float, rank: int, number: int) -> None:
+        """Batch `number` of process `rank`: uint8 (B, C, H, W). beta: in the loss alone."""
+        seed_noise(self.sums.device, self.seed, EVALUATE, rank, number)
+        x = self.preprocess.evaluate(images)
+        trace = model(x, self.objective.num_samples)
+        terms = self.objective.terms(trace, x)
+        self.sums.update(trace, terms, self.objective(trace, terms, beta))
+
+    def means(self, model: VAE, split: Split) -> dict[str, float]:
+        """`<split>/elbo` and so on, in nats per image, over all processes."""
+        means = {f"{split}/{name}": float(value) for name, value in self.sums.compute().items()}
+        if model.is_mass_function:
+            means[f"{split}/bits_per_dim"] = bits_per_dim(-means[f"{split}/elbo"], model.image.num_dims)
+        return means
+
+    def latent_metrics(self) -> dict[str, float]:
+        """`active_units` and `kl/dim_<d>`; call after `means`."""
+        with self.sums.sync_context():
+            self.kl_per_dim = self.sums.kl_means()
+            return self.sums.latent_metrics()
