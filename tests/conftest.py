@@ -11,16 +11,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
-from commands import Command, Finished, Started, warm_process
+from commands import TESTS, Command, warm_process
 from PIL import Image
 
-__all__ = ["FAST", "TESTS", "Command", "Finished", "Started", "write_pictures"]
+__all__ = ["FAST", "TESTS", "Command", "write_pictures"]
 
 # A job in the background of a script ignores Ctrl-C, and so would every process that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-TESTS = Path(__file__).parent
 sys.path.append(str(TESTS.parent))  # scripts/ is beside the package, not in it
 FAST = ("debug=fast", "trainer.num_threads=1")
 

@@ -228,7 +228,7 @@ def test_a_zip_bomb_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["zeros.png", "zeros.bin"])
 @pytest.mark.parametrize("kind", ["tar.gz", "tar.xz"])
-def test_a_tar_bomb_is_refused(tmp_path, picture, name, kind):
+def test_a_tar_bomb_is_refused(tmp_path, name, kind):
     """Ten gigabytes are claimed, a quarter of one is there."""
     archive, header = tmp_path / f"bomb.{kind}", tarfile.TarInfo(name)
     header.size = 10_000_000_000

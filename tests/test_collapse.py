@@ -5,12 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import FAST
-from hydra import compose, initialize_config_dir
+from test_steps import composed
 
 from vae_lab.callbacks.collapse import RULES, CollapseWatch, Metrics
 from vae_lab.checkpoints import load_checkpoint
-from vae_lab.config import conf_dir, register
-from vae_lab.runs import register_resolvers
 
 HEALTHY = {"val/elbo": -100.0, "val/kl": 20.0, "active_units": 8.0}
 QUIET = ("callbacks.images=null", "logger=none")
@@ -97,12 +95,9 @@ def test_a_start_far_from_the_prior_is_no_collapse():
 
 def test_a_model_without_some_metrics_is_judged_by_the_others():
     watch = CollapseWatch(patience=1)
-    watch.on_validation_end(
-        SimpleNamespace(sanity_checking=False, is_global_zero=True), Module(**{"val/elbo": -100.0, "val/kl": 0.001})
-    )
+    validate(watch, Module(**{"val/elbo": -100.0, "val/kl": 0.001}))
     assert len(watch.warnings) == 1
-    nothing = SimpleNamespace(metrics={}, epoch_means=dict)
-    watch.on_validation_end(SimpleNamespace(sanity_checking=False, is_global_zero=True), nothing)
+    validate(watch, SimpleNamespace(metrics={}, epoch_means=dict))
     assert watch.warnings == []
 
 
@@ -175,16 +170,13 @@ def test_wrong_options_are_refused():
 
 def test_what_is_to_be_tried_is_there():
     """Every key and choice that a sentence names."""
-    register()
-    register_resolvers()
     sentences = [rule.sentence.format_map(Metrics({"gap": 0.3, "val/kl": 0.01})) for rule in RULES]
     choices = {found for text in sentences for found in re.findall(r"[\w./]+=[\w.]+", text)}
     keys = {found for text in sentences for found in re.findall(r"smaller (\w+\.\w+)", text)}
     assert len(choices) >= 4 and len(keys) >= 2
-    with initialize_config_dir(conf_dir(), version_base="1.3"):
-        for choice in choices:
-            compose("train", [choice])
-        config = compose("train")
+    for choice in choices:
+        composed(choice)
+    config = composed()
     assert all(key.split(".")[1] in config[key.split(".")[0]] for key in keys)
 
 

@@ -5,7 +5,6 @@ import os
 import socket
 import struct
 import time
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from scripts.stressing.fuzz_corpus import bitmap, png
 from vae_lab.data.decode import PictureOptions, UnreadablePicture, _opaque, decode
 from vae_lab.errors import UsageError
 
@@ -99,17 +99,6 @@ def test_sixteen_bit_grey_with_a_transparent_level(tmp_path):
     path = tmp_path / "grey.png"
     path.write_bytes(png(2, 1, 16, 0, b"\0" + struct.pack(">2H", 32896, 257), tRNS=struct.pack(">H", 257)))
     assert colours(path, size=2, fit="stretch")[0] == [(128,) * 3, WHITE]
-
-
-def png(width, height, depth, kind, rows, **chunks):
-    """A PNG by hand, for what Pillow cannot write."""
-    header = struct.pack(">2I5B", width, height, depth, kind, 0, 0, 0)
-    parts = [("IHDR", header), *chunks.items(), ("IDAT", zlib.compress(rows)), ("IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(name.encode(), data) for name, data in parts)
-
-
-def chunk(name, data):
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
 def test_modes_that_no_allowed_format_writes_are_known_too():
@@ -389,10 +378,7 @@ def test_a_run_length_bitmap_that_never_ends_is_cut_off(tmp_path):
 
 def encoded_rle():
     """A grey 4x4 bitmap of 8 bits, run-length encoded, which Pillow only reads."""
-    header = struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, 8, 1, 0, 0, 0, 256, 0)
-    palette = b"".join(bytes([level, level, level, 0]) for level in range(256))
-    rows = b"\x04\x63\x00\x00" * 4 + b"\x00\x01"
-    return b"BM" + struct.pack("<IHHI", 1078 + len(rows), 0, 0, 1078) + header + palette + rows
+    return bitmap(4, 4, 8, 1, b"\x04\x63\x00\x00" * 4 + b"\x00\x01")
 
 
 def test_a_run_length_bitmap(tmp_path):

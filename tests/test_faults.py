@@ -31,7 +31,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(warm, tmp_path, 
     assert report.failures == [] and report.differences == []
 
 
-def test_the_comparison_sees_every_difference(whole, tmp_path, command):
+def test_the_comparison_sees_every_difference(whole, command):
     other = command(*SHORT, "seed=1")
     found = leavings.differences(other.run, whole.run)
     for what in ("last.ckpt: /state_dict", "best.ckpt: /optimizer_states", "metrics.csv", "event files: ('val/elbo'",

@@ -4,14 +4,10 @@ import faulthandler
 import itertools
 import os
 import signal
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1]))  # scripts/ is beside the package, not in it
 
 from scripts.stressing.fuzz import GOOD, Bounds, decoded, fuzz, main, run
 from scripts.stressing.fuzz_corpus import corpus

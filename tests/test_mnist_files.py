@@ -25,7 +25,7 @@ NAMES = (IMAGES, LABELS, "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
 def idx(values):
-    return bytes([0, 0, 8, values.dim()]) + struct.pack(f">{values.dim()}I", *values.shape) + bytes(values.flatten())
+    return idx_header(*values.shape) + bytes(values.flatten())
 
 
 def idx_header(*shape):

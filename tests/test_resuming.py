@@ -10,8 +10,8 @@ import textwrap
 import pytest
 from conftest import FAST
 from omegaconf import OmegaConf
-from test_resume import wait_for
 
+from scripts.stressing.cases import wait_for
 from vae_lab.errors import UsageError
 from vae_lab.resuming import checkpoint_of, is_unfinished, newest_unfinished, require_resumable, run_of, sole_use
 
@@ -87,7 +87,7 @@ def test_a_run_has_one_process_and_is_free_when_that_is_killed(tmp_path):
     """)
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
     assert other.stdout.readline() == b"at it\n"
-    with pytest.raises(UsageError, match=r"another process is training this run"), sole_use(tmp_path):
+    with pytest.raises(UsageError, match=r"another process is training this run"), sole_use(tmp_path, seconds=0.0):
         pass
     other.kill()
     other.wait()
@@ -137,7 +137,7 @@ def test_auto_starts_goes_on_and_starts_anew_after_the_end(command):
     assert len(runs(command)) == 3
 
 
-def test_a_run_that_is_training_is_neither_gone_on_with_nor_written_to(command, tmp_path, warm):
+def test_a_run_that_is_training_is_neither_gone_on_with_nor_written_to(command):
     done = command(*SHORT)
     with sole_use(done.run):
         before = {path: path.read_bytes() for path in done.run.rglob("*") if path.is_file()}

@@ -92,9 +92,9 @@ PLACES = [
 @pytest.mark.parametrize("key", PLACES)
 def test_a_target_is_refused_wherever_it_stands(command, run, marker, key, partial):
     rewrite(run, key, {**hostile(marker), "_partial_": partial})
-    before = sorted(path for path in run.rglob("*"))
+    before = sorted(run.rglob("*"))
     refused(command(f"resume={run}"), f"{key}._target_", "os.system", "config.yaml", "trusted=true")
-    assert sorted(path for path in run.rglob("*")) == before
+    assert sorted(run.rglob("*")) == before
     with pytest.raises(UsageError, match=r"os\.system"):
         vae_lab.load(run)
 
@@ -157,12 +157,10 @@ def test_a_module_is_not_imported_to_find_out(tmp_path, monkeypatch, marker):
 def test_every_part_that_conf_names_is_allowed():
     nodes = [OmegaConf.load(file) for file in Path(conf_dir()).rglob("*.yaml")]
     contents = [OmegaConf.to_container(node) for node in nodes]
-    names = []
     for content in contents:
         content.pop("hydra", None)  # Hydra's own callbacks: of the command, not of the run
         require_trusted(content, SOURCE)
-        names += [content]
-    assert sum(str(content).count("_target_") for content in names) > 40
+    assert sum(str(content).count("_target_") for content in contents) > 40
 
 
 def test_what_passes_is_what_it_was(run):
@@ -431,7 +429,7 @@ def test_what_the_command_line_names_for_a_resumed_run_is_free(command, run):
     assert done.code == 0, done.stderr
 
 
-def test_an_older_run_without_the_key_loads(command, run):
+def test_an_older_run_without_the_key_loads(run):
     file = run / ".hydra" / "config.yaml"
     file.write_text("".join(line for line in file.read_text().splitlines(keepends=True) if "trusted" not in line))
     assert load_config(run).trusted is False

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+from vae_lab.data.png import PNG_SIGNATURE
+
 ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
 
 
@@ -116,6 +117,10 @@ def bitmap(width: int, height: int, depth: int, compression: int, data: bytes) -
 def _idx() -> Iterator[Valid]:
     values = np.random.default_rng(0).integers(0, 256, (7, 6, 5), dtype=np.uint8)
     for name, array in (("images", values), ("labels", values[:, 0, 0])):
-        header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
-        yield Valid("IDX", name, header + array.tobytes())
-        yield Valid("IDX.gz", name, gzip.compress(header + array.tobytes(), mtime=0))
+        yield Valid("IDX", name, idx(array))
+        yield Valid("IDX.gz", name, gzip.compress(idx(array), mtime=0))
+
+
+def idx(array: np.ndarray) -> bytes:
+    """A file of MNIST's format that holds these bytes."""
+    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()

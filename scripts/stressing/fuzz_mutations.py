@@ -14,7 +14,8 @@ from itertools import pairwise
 from random import Random
 from typing import NamedTuple
 
-from scripts.stressing.fuzz_corpus import PNG_SIGNATURE, Valid, chunk, corpus
+from scripts.stressing.fuzz_corpus import Valid, chunk, corpus
+from vae_lab.data.png import PNG_SIGNATURE
 
 KINDS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "IDX", "IDX.gz")
 CHECKSUMMED = ("PNG", "IDX.gz")
@@ -131,14 +132,16 @@ def repacked(rng: Random, file: Valid) -> bytes:
     return gzip.compress(_damaged(rng, gzip.decompress(file.content)), mtime=0)
 
 
+ANYWHERE = (flip_bits, change_bytes, truncate, insert, delete, set_integer)
+
+
 def _damaged(rng: Random, data: bytes) -> bytes:
-    way = rng.choice((flip_bits, change_bytes, truncate, insert, delete, set_integer))
+    way = rng.choice(ANYWHERE)
     return way(rng, Valid("", "", data)) if data else rng.randbytes(4)
 
 
 MUTATIONS = {
-    **{way.__name__: Mutation(way, exact=True) for way in (flip_bits, change_bytes, truncate, insert, delete)},
-    "set_integer": Mutation(set_integer, exact=True),
+    **{way.__name__: Mutation(way, exact=True) for way in ANYWHERE},
     **{way.__name__: Mutation(way, exact=False) for way in (duplicate_part, reorder_parts, remove_part, splice)},
     "checksummed": Mutation(checksummed, exact=False, kinds=("PNG",)),
     "repacked": Mutation(repacked, exact=False, kinds=("IDX.gz",)),

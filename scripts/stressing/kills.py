@@ -15,8 +15,11 @@ from typing import NamedTuple
 
 from commands import Command, Finished
 
+from scripts.stressing.cases import told
 from scripts.stressing.leavings import differences
+from vae_lab.callbacks.metrics_table import read_rows
 from vae_lab.checkpoints import load_checkpoint
+from vae_lab.resuming import read_summary
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 CODES = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGINT: 130}
@@ -36,7 +39,6 @@ class Kills:
 
     sent: Counter[str] = field(default_factory=Counter)
     from_nothing: int = 0  # killed before the first checkpoint
-    slowest: float = 0.0  # seconds from a signal that asks to the end
     failures: list[str] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
     runs: list[list[Session]] = field(default_factory=list)
@@ -44,7 +46,6 @@ class Kills:
     def __iadd__(self, other: Kills) -> Kills:
         self.sent += other.sent
         self.from_nothing += other.from_nothing
-        self.slowest = max(self.slowest, other.slowest)
         self.failures += other.failures
         self.differences += other.differences
         self.runs += other.runs
@@ -63,7 +64,7 @@ def killed_run(
         first = saved_step(command.cwd)
         started = command.start(*way_on(command.cwd, argv, chance, report))
         time.sleep(chance.uniform(*seconds))
-        sign, asked = chance.choice(SIGNALS), time.monotonic()
+        sign = chance.choice(SIGNALS)
         with suppress(ProcessLookupError):
             os.kill(started.pid, sign)
         ended = started.wait()
@@ -71,15 +72,13 @@ def killed_run(
             break
         sessions.append(Session(first, reached_step(command.cwd), signal.Signals(sign).name))
         report.sent[signal.Signals(sign).name] += 1
-        if sign != signal.SIGKILL:
-            report.slowest = max(report.slowest, time.monotonic() - asked)
         check(ended, CODES[sign], report)
     else:
         first = saved_step(command.cwd)
         ended = command(*way_on(command.cwd, argv, chance, report))
         check(ended, 0, report)
     report.runs.append([*sessions, Session(first, reached_step(command.cwd), "")])
-    done = [path.parent for path in command.cwd.glob("outputs/*/*/summary.json") if '"completed"' in path.read_text()]
+    done = [run for run in command.cwd.glob("outputs/*/*") if read_summary(run).get("status") == "completed"]
     report.differences += differences(done[0], whole) if len(done) == 1 else [f"{len(done)} runs were completed"]
     return report
 
@@ -93,15 +92,15 @@ def saved_step(folder: Path) -> int:
 def reached_step(folder: Path) -> int:
     """How far it came, by its table."""
     tables = sorted(folder.glob("outputs/*/*/metrics.csv"))
-    rows = tables[-1].read_text().splitlines()[1:] if tables else []
-    whole = [row.split(",") for row in rows if row.count(",") == rows[0].count(",")]
-    return int(whole[-1][1]) if whole else 0
+    rows = read_rows(tables[-1]) if tables else []
+    whole = [row for row in rows if None not in row.values()]  # the last one may be torn
+    return int(whole[-1]["step"]) if whole else 0
 
 
 def check(ended: Finished, code: int, report: Kills) -> None:
     """Note a wrong exit code, or a traceback."""
-    if ended.code != code or "Traceback" in ended.stderr:
-        report.failures.append(f"exit code {ended.code}, expected {code}: {ended.stderr[-1500:]}")
+    if wrong := told(ended, code):
+        report.failures.append(wrong)
 
 
 def way_on(folder: Path, argv: Sequence[str], chance: random.Random, report: Kills) -> list[str]:

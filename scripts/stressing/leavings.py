@@ -25,9 +25,8 @@ def differences(run: Path, other: Path) -> list[str]:
         found += [f"{name}: {key}" for key in keys if not same(ours.get(key), theirs.get(key))]
     if (run / "metrics.csv").read_bytes() != (other / "metrics.csv").read_bytes():
         found.append("metrics.csv")
-    found += [
-        f"event files: {event}" for event in sorted((events(run) - events(other)) + (events(other) - events(run)))
-    ]
+    ours, theirs = events(run), events(other)
+    found += [f"event files: {event}" for event in sorted((ours - theirs) + (theirs - ours))]
     ours, theirs = pictures(run), pictures(other)
     found += [f"images: {name}" for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
     results = [json.loads((folder / "summary.json").read_text()) for folder in (run, other)]

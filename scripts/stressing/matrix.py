@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import os
 import signal
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 from commands import Command
 
 from scripts.stressing.cases import Case, case, told, wait_for, write_pictures
+from scripts.stressing.fuzz_corpus import idx
 from scripts.stressing.leavings import differences
 
 CONF = Path(__file__).parents[2] / "conf" / "experiment"
@@ -39,8 +39,7 @@ def write_data(root: Path) -> Path:
 
 
 def _write_idx(path: Path, values: np.ndarray) -> None:
-    header = bytes([0, 0, 8, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape)
-    path.write_bytes(gzip.compress(header + values.tobytes(), 1))
+    path.write_bytes(gzip.compress(idx(values), 1))
 
 
 def matrix(commands: Command, root: Path, folder: Path, names: list[str]) -> Iterator[Case]:
@@ -63,9 +62,9 @@ def _killed(commands: Command, options: tuple[str, ...], part: Path) -> str | No
     started.wait()
     saved = last.stat().st_mtime_ns
     again = commands.start(f"resume={part}", "trainer.steps_per_execution=1", cwd=part.parent)
-    wait_for(lambda: again.finished or last.stat().st_mtime_ns != saved or "test elbo" in again.output(), 120)
+    wait_for(lambda: last.stat().st_mtime_ns != saved or "test elbo" in again.output(), 120)
     os.kill(again.pid, signal.SIGTERM)
-    code = again.wait().code
-    if code == 0:
+    ended = again.wait()
+    if ended.code == 0:  # it was done before the signal came
         return None
-    return told(commands(f"resume={part}", "trainer.steps_per_execution=3", cwd=part.parent), 0)
+    return told(ended, 143) or told(commands(f"resume={part}", "trainer.steps_per_execution=3", cwd=part.parent), 0)

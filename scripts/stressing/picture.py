@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from scripts.stressing.kills import Session
+from vae_lab.callbacks.metrics_table import read_rows
 
 COLOURS = {"SIGKILL": "#c0392b", "SIGTERM": "#d68910", "SIGUSR1": "#7d3c98", "SIGINT": "#2471a3", "": "#1e8449"}
 
 
 def draw(path: Path, table: Path, sessions: Sequence[Session]) -> None:
     """Above val/elbo of the run that was never killed, to which the killed one is equal; below a bar a process."""
-    with table.open() as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(table)
     steps = [int(row["step"]) for row in rows]
     figure = Figure(figsize=(9, 4.4), dpi=110, layout="constrained")
     curve, bars = figure.subplots(2, sharex=True, height_ratios=(3, 2))

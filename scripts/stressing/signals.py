@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from commands import Command, Started
 
-from scripts.stressing.cases import Case, ends_in_time, wait_for, write_pictures
+from scripts.stressing.cases import Case, ends_in_time, saved, wait_for, write_pictures
 
 ONE = ("trainer.num_threads=1", "trainer.max_epochs=1000", "callbacks.last.every_n_seconds=0")
 SLOW_VALIDATION = ("model=resnet", "data.eval_batch_size=1", "data.val_size=1400", "trainer.limit_train_batches=1")
@@ -37,29 +37,33 @@ def signals(commands: Command, folder: Path, options: argparse.Namespace) -> Ite
             wait_for(lambda phase=phase, started=started: phase.shows(started), 120)
             time.sleep(0.3)
             wrong, seconds = ends_in_time(started, sign, 143)
-            if wrong is None and phase.resumable and not list(place.glob("outputs/*/*/checkpoints/last.ckpt")):
+            if wrong is None and phase.resumable and not saved(place):
                 wrong = "no checkpoint"
             yield Case(f"{sign.name} during {phase.name}", wrong or f"exit 143 after {seconds:.2f} s", wrong is None)
+
+
+def says(words: str, times: int = 1) -> Callable[[Started], bool]:
+    """Whether a command has said so, so often."""
+    return lambda run: run.output().count(words) >= times
 
 
 def phases(folder: Path, pictures: Path) -> Iterator[Phase]:
     """Of a run's life."""
     several = "callbacks.images.every_n_epochs=1"
-    yield Phase("training", (*ONE, "callbacks.images=null"), lambda run: "val elbo" in run.output())
+    yield Phase("training", (*ONE, "callbacks.images=null"), says("val elbo"))
     yield Phase("a long call", (*ONE, "callbacks.images=null", "model=resnet", "trainer.steps_per_execution=64"),
-                lambda run: "steps an epoch" in run.output())  # fmt: skip
+                says("steps an epoch"))  # fmt: skip
     yield Phase("validation", (*ONE, "callbacks.images=null", *SLOW_VALIDATION, "data.test_size=10"),
-                lambda run: "steps an epoch" in run.output())  # fmt: skip
-    yield Phase("pictures in copies", (*ONE, several), lambda run: "val elbo" in run.output())
-    yield Phase("pictures in the process", (*ONE, several, "callbacks.images.background=false"),
-                lambda run: "val elbo" in run.output())  # fmt: skip
+                says("steps an epoch"))  # fmt: skip
+    yield Phase("pictures in copies", (*ONE, several), says("val elbo"))
+    yield Phase("pictures in the process", (*ONE, several, "callbacks.images.background=false"), says("val elbo"))
     yield Phase("the last pictures and the test", (*ONE[:1], "trainer.max_epochs=2", "data.eval_batch_size=1"),
-                lambda run: run.output().count("val elbo") > 1)  # fmt: skip
+                says("val elbo", times=2))  # fmt: skip
     decoding = ("data=folder", f"data.folder={pictures}", "data.image_size=64", f"data.cache_dir={folder}/none")
     yield Phase("decoding", (*ONE, *decoding), lambda run: list(Path(folder, "none").glob(".building-*")), False)
     root = os.environ.get("VAE_LAB_DATA")
     if root:
         real = ("model=conv", "data=pokemon", f"data.root={Path(root).resolve()}", f"data.cache_dir={folder}/real")
-        yield Phase("training on 128x128 pictures", (*ONE, *real), lambda run: "steps an epoch" in run.output())
+        yield Phase("training on 128x128 pictures", (*ONE, *real), says("steps an epoch"))
         yield Phase("drawing 128x128 pictures", (*ONE, *real, several, "trainer.limit_train_batches=1"),
-                    lambda run: "val elbo" in run.output())  # fmt: skip
+                    says("val elbo"))  # fmt: skip
