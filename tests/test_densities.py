@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from vae_lab.data.images import ImageSpec
 from vae_lab.densities import ContinuousBernoulli, DiscretizedLogisticMixture
-from vae_lab.distributions import (
+from vae_lab.likelihoods import (
     Bernoulli,
     DiagonalGaussian,
     LocationScale,

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from vae_lab import load
 from vae_lab.data.images import ImageSpec
-from vae_lab.distributions import LocationScale
+from vae_lab.likelihoods import LocationScale
 from vae_lab.metrics.likelihood import importance_bound
 from vae_lab.models import VAE
 from vae_lab.priors import StandardNormal

@@ -14,7 +14,7 @@ from torch.distributions import Beta, Independent
 from vae_lab.build import build_model
 from vae_lab.data.images import Images
 from vae_lab.data.module import ImageData
-from vae_lab.distributions import Bernoulli
+from vae_lab.likelihoods import Bernoulli
 from vae_lab.errors import UsageError
 from vae_lab.likelihood_checks import check_likelihood
 from vae_lab.summary import RunSummary

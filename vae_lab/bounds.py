@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.distributions import Independent, Normal, kl_divergence
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, kl_divergence
 
 from vae_lab.trace import Latent, Trace
 
@@ -25,6 +25,7 @@ class BoundTerms(NamedTuple):
     log_px: Tensor  # log p(x|z), (S, B)
     log_ratio: Tensor | None  # log q(z|x) - log p(z), (S, B); None where the bound does not read it
     kl: Tensor  # KL(q || p) of each layer, (L, S, B)
+    latents: tuple[Tensor, ...] = ()  # the z of each layer; where the bound changes how gradients reach them
 
 
 class Bound(Protocol):
@@ -35,17 +36,40 @@ class Bound(Protocol):
         ...
 
 
-def bound_terms(trace: Trace, x: Tensor, kl: KLEstimate = "closed_form", log_ratio: bool = True) -> BoundTerms:
+def bound_terms(
+    trace: Trace, x: Tensor, kl: KLEstimate = "closed_form", log_ratio: bool = True, path_gradient: bool = False
+) -> BoundTerms:
     """Score the images x (B, C, H, W) under the trace.
 
     kl: `closed_form` where torch knows one (else the Monte-Carlo estimate), or `monte_carlo`:
-    log q(z|x) - log p(z) at the sampled z. log_ratio: whether the bound reads it.
+    log q(z|x) - log p(z) at the sampled z. log_ratio: whether the bound reads it. path_gradient: the encoder gets its
+    gradient through z alone, for the density of q is of detached parameters (Roeder et al. 2017, arXiv:1703.09194).
     """
     log_px = trace.likelihood.log_prob(x)
+    if path_gradient:
+        trace = trace._replace(latents=tuple(latent._replace(posterior=detached(latent)) for latent in trace.latents))
     estimate = closed_form_kl if kl == "closed_form" else monte_carlo_kl
     kls = [estimate(latent).expand_as(log_px) for latent in trace.latents]
     ratio = functools.reduce(torch.add, [latent.log_ratio for latent in trace.latents]) if log_ratio else None
-    return BoundTerms(log_px, ratio, kls[0].unsqueeze(0) if len(kls) == 1 else torch.stack(kls))
+    zs = tuple(latent.z for latent in trace.latents) if path_gradient else ()
+    return BoundTerms(log_px, ratio, kls[0].unsqueeze(0) if len(kls) == 1 else torch.stack(kls), zs)
+
+
+def detached(latent: Latent) -> Distribution:
+    """q(z|x) with its parameters held constant. ValueError: a family whose parameters are not known here."""
+    posterior = latent.posterior
+    if _factorises(posterior):
+        base: Normal = posterior.base_dist  # type: ignore[attr-defined]
+        constant = Normal(base.loc.detach(), base.scale.detach(), validate_args=False)
+        return Independent(constant, len(posterior.event_shape), validate_args=False)
+    if isinstance(posterior, MultivariateNormal):
+        loc, scale = posterior.loc.detach(), posterior._unbroadcasted_scale_tril.detach()
+        return MultivariateNormal(loc, scale_tril=scale, validate_args=False)
+    raise ValueError(
+        "objective/bound=dreg holds the parameters of a Gaussian posterior constant: choose "
+        f"model/posterior=diagonal_gaussian or full_covariance (found {type(posterior).__name__}), or "
+        "objective/bound=importance_weighted"
+    )
 
 
 def monte_carlo_kl(latent: Latent) -> Tensor:
@@ -57,7 +81,7 @@ def closed_form_kl(latent: Latent) -> Tensor:
     """KL(q || p), (B,) or (S, B); the Monte-Carlo estimate where no closed form is known."""
     per_dimension = kl_per_dimension(latent)
     if per_dimension is not None:
-        return per_dimension.sum(-1)
+        return per_dimension.sum(tuple(range(-len(latent.posterior.event_shape), 0)))
     try:
         return kl_divergence(latent.posterior, latent.prior)
     except NotImplementedError:
@@ -65,7 +89,7 @@ def closed_form_kl(latent: Latent) -> Tensor:
 
 
 def kl_per_dimension(latent: Latent) -> Tensor | None:
-    """KL of each latent dimension, (B, D) or (S, B, D); None where q and p do not factorise."""
+    """KL of each latent dimension, (B, *event) or (S, B, *event); None where q and p do not factorise."""
     posterior, prior = latent.posterior, latent.prior
     if not (_factorises(posterior) and _factorises(prior)):
         return None
@@ -95,3 +119,31 @@ def importance_weighted_bound(terms: BoundTerms, beta: Weight = 1.0) -> Tensor:
         raise ValueError("importance weights need log q(z|x) - log p(z): bound_terms(..., log_ratio=True)")
     log_weights = terms.log_px - beta * terms.log_ratio
     return log_weights.logsumexp(0) - math.log(len(log_weights))
+
+
+def doubly_reparameterized_bound(terms: BoundTerms, beta: Weight = 1.0) -> Tensor:
+    """The importance-weighted bound, (B,), with a gradient for the encoder whose noise does not grow with S.
+
+    With normalised weights w~, the model's gradient is sum_s w~_s grad log w_s, the encoder's (through z alone)
+    sum_s w~_s^2 grad log w_s. Tucker et al. 2019, arXiv:1810.04152, eq. 8. Needs terms of `path_gradient=True`.
+    """
+    if terms.log_ratio is None or not terms.latents:
+        raise ValueError("doubly reparameterised gradients need bound_terms(..., log_ratio=True, path_gradient=True)")
+    log_weights = terms.log_px - beta * terms.log_ratio
+    shares = log_weights.detach().softmax(0)  # (S, B)
+    for z in terms.latents:
+        if z.requires_grad:
+            z.register_hook(functools.partial(_scaled, shares))
+    weighted = (shares * log_weights).sum(0)
+    return weighted + (importance_weighted_bound(terms, beta) - weighted).detach()
+
+
+def _scaled(shares: Tensor, gradient: Tensor) -> Tensor:
+    """gradient: of z, (S, B, *event)."""
+    return gradient * shares.reshape(*shares.shape, *(1 for _ in gradient.shape[2:]))
+
+
+def capacity_bound(terms: BoundTerms, beta: Weight, capacity: Weight) -> Tensor:
+    """E_q[log p(x|z)] - beta |KL - capacity|, (B,), the KL averaged over the batch. arXiv:1804.03599, eq. 8."""
+    kl = total_kl(terms)
+    return terms.log_px.mean(0) - beta * (kl.mean() - capacity).abs()

@@ -3,26 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vae_lab.data.images import ImageSpec
-from vae_lab.distributions import Likelihood, Posterior
+from vae_lab.labels import LabelFeatures, LabelPlane, require_labels
+from vae_lab.latents import Given, LatentSpec
+from vae_lab.likelihoods import Likelihood
+from vae_lab.posteriors import Posterior, centre
+from vae_lab.priors import Prior, tempered
 from vae_lab.trace import Latent, Trace
 
 # What a config leaves open (`_partial_`) and the model completes with sizes.
 EncoderFactory = Callable[[tuple[int, int, int], int], nn.Module]
 DecoderFactory = Callable[[int, tuple[int, int, int]], nn.Module]
+Batches = Iterable[tuple[Tensor, Tensor | None]]  # images x (B, C, H, W) and labels (B,)
+
+
+class Model(Protocol):
+    """What training, evaluation and pictures ask of any model."""
+
+    image: ImageSpec
+    conditional: bool  # whether it is given labels
+    latents: tuple[LatentSpec, ...]  # of each stochastic layer, from the top down
+    likelihood: Likelihood
+
+    def __call__(self, x: Tensor, num_samples: int = 1, y: Tensor | None = None) -> Trace:
+        """S posterior samples of each image, decoded. x: (B, C, H, W); y: labels (B,) of a conditional model."""
+        ...
+
+    def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Distribution:
+        """p(x|z) at the centre of the posterior, batch (B,)."""
+        ...
+
+    def sample(self, num_images: int, y: Tensor | None = None, temperature: float = 1.0) -> Distribution:
+        """p(x|z) at latents from the prior, batch (num_images,). ValueError: a prior that has no samples."""
+        ...
 
 
 class VAE(nn.Module):
-    """A variational autoencoder with one stochastic layer of `latent_dim` dimensions.
+    """A variational autoencoder with one stochastic layer.
 
-    image: the images' spec; the other arguments are factories, completed here:
-    encoder(in_shape, num_params), decoder(latent_dim, out_shape), posterior(latent_dim), prior(latent_dim),
+    image: the images' spec. latent_dim: D, features of z (of each place, where the encoder leaves a map).
+    conditional: whether encoder, decoder and prior see the labels y. The other arguments are factories, completed here:
+    encoder(in_shape, num_params), decoder(num_features, out_shape), posterior(latent_dim), prior(latent spec),
     likelihood(image).
+
+    ValueError: a prior and a posterior of different spaces; conditional without labels.
     """
 
     def __init__(
@@ -32,49 +62,118 @@ class VAE(nn.Module):
         encoder: EncoderFactory,
         decoder: DecoderFactory,
         posterior: Callable[[int], Posterior],
-        prior: Callable[[int], Callable[[], Distribution]],
+        prior: Callable[[LatentSpec], Prior],
         likelihood: Callable[[ImageSpec], Likelihood],
+        conditional: bool = False,
     ) -> None:
         super().__init__()
         if latent_dim < 1:
             raise ValueError(f"model.latent_dim: at least 1 latent dimension; found {latent_dim}")
-        self.image = image
-        self.latent_shape = (latent_dim,)
+        self.image, self.conditional = image, conditional
+        if conditional:
+            require_labels(image)
         self.posterior = posterior(latent_dim)
-        self.prior = prior(latent_dim)
         self.likelihood = likelihood(image)
-        self.encoder = encoder(image.shape, self.posterior.num_params)
-        self.decoder = decoder(latent_dim, (self.likelihood.num_channels, image.height, image.width))
-
-    def encode(self, x: Tensor) -> Distribution:
-        """q(z|x): batch (B,), event (D,). x: (B, C, H, W)."""
-        return self.posterior(self.encoder(x))
-
-    def decode(self, z: Tensor) -> Distribution:
-        """p(x|z): batch of z's leading dimensions, event (C, H, W). z: (*batch, D)."""
-        params: Tensor = self.decoder(z.reshape(-1, z.shape[-1]))
-        return self.likelihood(params.reshape(*z.shape[:-1], *params.shape[1:]))
-
-    def forward(self, x: Tensor, num_samples: int = 1) -> Trace:
-        """S = num_samples posterior samples of each image, decoded. x: (B, C, H, W)."""
-        return self.trace(self.encode(x), num_samples)
-
-    def trace(self, posterior: Distribution, num_samples: int) -> Trace:
-        """The same from q(z|x) on, so that an encoded image may be sampled again."""
-        z = posterior.rsample((num_samples,))
-        return Trace(self.decode(z), (Latent(z, posterior, self.prior()),))
-
-    @torch.no_grad()
-    def fit_likelihood(self, batches: Iterable[Tensor]) -> None:
-        """Fit what the likelihood does not learn by gradient to training images x (B, C, H, W); mostly nothing."""
-        fit = getattr(self.likelihood, "fit", None)
-        if fit is None:
-            return
-        errors = [(self.decode(self.encode(x).rsample()).mean - x).square().mean((1, 2, 3)) for x in batches]
-        if errors:
-            fit(torch.cat(errors))
+        self.seen = LabelPlane(image) if conditional else None
+        self.shown = LabelFeatures(image) if conditional else None
+        channels = image.channels + (self.seen.num_channels if self.seen else 0)
+        self.encoder = encoder((channels, image.height, image.width), self.posterior.num_params)
+        self.latent = latent_spec(self.posterior, getattr(self.encoder, "map_shape", ()), image)
+        features = self.posterior.num_features + (self.shown.num_features if self.shown else 0)
+        self.decoder = decoder(features, (self.likelihood.num_channels, image.height, image.width))
+        self.prior = prior(self.latent)
+        require_same_space(self.posterior, self.prior)
 
     @property
-    def is_mass_function(self) -> bool:
-        """Whether log p(x|z) is the log of a probability, so that bits per dimension can be told."""
-        return self.likelihood.levels == self.image.levels
+    def latents(self) -> tuple[LatentSpec, ...]:
+        """Of the one layer."""
+        return (self.latent,)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Of one z: (D,), or (D, h, w)."""
+        return self.latent.shape
+
+    def encode(self, x: Tensor, y: Tensor | None = None) -> Distribution:
+        """q(z|x): batch (B,), event the latent's shape. x: (B, C, H, W); y: labels (B,) of a conditional model."""
+        return self.posterior(self.encoder(x if self.seen is None else self.seen(x, y)))
+
+    def decode(self, z: Tensor, y: Tensor | None = None) -> Distribution:
+        """p(x|z): batch of z's leading dimensions, event (C, H, W). z: (*batch, *shape); y: labels, (*batch) at most."""
+        batch = z.shape[: z.dim() - len(self.latent_shape)]
+        features = z.reshape(-1, *self.latent_shape)
+        if self.shown is not None:
+            features = self.shown(features, y if y is None else y.expand(batch).reshape(-1))
+        params: Tensor = self.decoder(features)
+        return self.likelihood(params.reshape(*batch, *params.shape[1:]))
+
+    def prior_of(self, y: Tensor | None = None) -> Distribution:
+        """p(z), batch (); or (B,) where the prior depends on the labels y (B,)."""
+        return self.prior(Given(y, self.encode, getattr(self.posterior, "codes", None)))
+
+    def forward(self, x: Tensor, num_samples: int = 1, y: Tensor | None = None) -> Trace:
+        """S = num_samples posterior samples of each image, decoded. x: (B, C, H, W)."""
+        return self.trace(self.encode(x, y), num_samples, y)
+
+    def trace(self, posterior: Distribution, num_samples: int, y: Tensor | None = None) -> Trace:
+        """The same from q(z|x) on, so that an encoded image may be sampled again."""
+        z = posterior.rsample((num_samples,))
+        return Trace(self.decode(z, y), (Latent(z, posterior, self.prior_of(y)),))
+
+    def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Distribution:
+        """p(x|z) at the centre of q(z|x), batch (B,)."""
+        return self.decode(centre(self.encode(x, y)), y)
+
+    def sample(self, num_images: int, y: Tensor | None = None, temperature: float = 1.0) -> Distribution:
+        """p(x|z) at latents from the prior, batch (num_images,). ValueError: a prior that has no samples."""
+        return self.decode(self.sample_latents(num_images, y, temperature), y)
+
+    def sample_latents(self, num_images: int, y: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+        """Latents from the prior, (num_images, *shape)."""
+        prior = tempered(self.prior_of(y), temperature)
+        return prior.sample(() if prior.batch_shape else (num_images,))
+
+
+def latent_spec(posterior: Posterior, map_shape: tuple[int, ...], image: ImageSpec) -> LatentSpec:
+    """What a family and the map that an encoder leaves make of a latent."""
+    shape = (posterior.num_features, *map_shape)
+    codes = getattr(posterior, "codes", None)
+    if codes is None:
+        return LatentSpec(posterior.kind, shape, image)
+    numbers = codes.indices(torch.zeros(1, *shape))
+    return LatentSpec(posterior.kind, shape, image, codes.num_codes, tuple(numbers.shape[1:]))
+
+
+KIND_NAMES = {"vector": "vectors", "sphere": "points of a sphere", "codes": "codes"}
+PRIORS_OF = {
+    "vector": "standard_normal, gaussian_mixture, vamp or flow",
+    "sphere": "uniform_sphere",
+    "codes": "uniform_codes",
+}
+
+
+def require_same_space(posterior: Posterior, prior: Prior) -> None:
+    """ValueError unless the prior lives where the posterior's latents do."""
+    if posterior.kind not in prior.kinds:
+        lives = " or ".join(KIND_NAMES[kind] for kind in prior.kinds)
+        raise ValueError(
+            f"model.prior: {type(prior).__name__} is a distribution of {lives}, and the latents of "
+            f"{type(posterior).__name__} are {KIND_NAMES[posterior.kind]}.\n"
+            f"Choose model/prior={PRIORS_OF[posterior.kind]}"
+        )
+
+
+@torch.no_grad()
+def fit_likelihood(model: Model, batches: Batches) -> None:
+    """Fit what a model's likelihood does not learn by gradient (the variance of sigma-VAE) to training images."""
+    fit = getattr(model.likelihood, "fit", None)
+    if fit is None:
+        return
+    errors = [(model(x, 1, y).likelihood.mean[0] - x).square().mean((1, 2, 3)) for x, y in batches]
+    if errors:
+        fit(torch.cat(errors))
+
+
+def is_mass_function(model: Model) -> bool:
+    """Whether log p(x|z) is the log of a probability, so that bits per dimension can be told."""
+    return model.likelihood.levels == model.image.levels

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vae_lab.bounds import (
     Bound,
@@ -11,33 +14,54 @@ from vae_lab.bounds import (
     KLEstimate,
     Weight,
     bound_terms,
+    capacity_bound,
+    doubly_reparameterized_bound,
     elbo,
     importance_weighted_bound,
     kl_per_dimension,
 )
 from vae_lab.callables import plain
-from vae_lab.schedules import Schedule
+from vae_lab.constraints import Constraint
+from vae_lab.regularizers.parts import Critic, Observation, Regularizer, Setting
+from vae_lab.schedules import Constant, Schedule
 from vae_lab.trace import Trace
 
+IMPORTANCE_WEIGHTED = (importance_weighted_bound, doubly_reparameterized_bound)
 
-class Objective:
-    """A bound whose KL is weighted by beta times a schedule and floored by free bits.
 
-    bound: elbo or importance_weighted_bound. num_samples: S, posterior samples of each image.
-    beta: Higgins et al. 2017. free_bits: nats per latent dimension below which the KL, averaged over the batch, is not
-    pushed (Kingma et al. 2016, arXiv:1606.04934, eq. 15); under accumulation, over each batch alone. kl: closed_form or
-    monte_carlo.
+class Weights(NamedTuple):
+    """What the schedules give a step."""
+
+    beta: Weight = 1.0
+    capacity: Weight = 0.0  # nats
+
+
+class Objective(nn.Module):
+    """A bound whose KL is weighted by beta times a schedule, floored by free bits or held at a capacity; regularizers.
+
+    bound: elbo, importance_weighted_bound or doubly_reparameterized_bound. num_samples: S, posterior samples of each
+    image. beta: Higgins et al. 2017. free_bits: nats per latent dimension below which the KL, averaged over the batch,
+    is not pushed (Kingma et al. 2016, arXiv:1606.04934, eq. 15); under accumulation, over each batch alone. capacity:
+    nats that the KL is held at, times a schedule, with beta as the strength (Burgess et al. 2018, arXiv:1804.03599).
+    kl: closed_form or monte_carlo. constraint: weighs the distortion in beta's place. regularizers: by name; factories,
+    completed with the setting.
     """
 
     def __init__(
         self,
         bound: Bound,
         beta_schedule: Schedule,
+        setting: Setting | None = None,
         beta: float = 1.0,
         free_bits: float = 0.0,
+        capacity: float | None = None,
+        capacity_schedule: Schedule | None = None,
         num_samples: int = 1,
         kl: KLEstimate = "closed_form",
+        constraint: Callable[[Setting], Constraint] | None = None,
+        regularizers: Mapping[str, Callable[[Setting], Regularizer]] | None = None,
     ) -> None:
+        super().__init__()
         _require(num_samples >= 1, f"objective.num_samples is at least 1; found {num_samples}")
         _require(beta >= 0, f"objective.beta is a weight of at least 0; found {beta}")
         _require(free_bits >= 0, f"objective.free_bits are nats per dimension, at least 0; found {free_bits}")
@@ -45,35 +69,64 @@ class Objective:
             free_bits == 0 or kl == "closed_form",
             "objective.free_bits floors the KL of each dimension in closed form: objective.kl=monte_carlo has none",
         )
+        _require(capacity is None or capacity >= 0, f"objective.capacity are nats, at least 0; found {capacity}")
         bound = plain(bound)
-        if bound is importance_weighted_bound:
-            _require(
-                num_samples > 1,
-                "objective/bound=importance_weighted averages over samples: objective.num_samples must be at "
-                f"least 2; found {num_samples}",
-            )
-            _require(
-                free_bits == 0,
-                "objective.free_bits floors a KL, and the importance-weighted bound has none: "
-                "choose objective/bound=elbo",
-            )
+        _require_bound(bound, num_samples, free_bits, capacity, constraint is not None)
         self.bound: Bound = bound
         self.beta, self.beta_schedule = beta, beta_schedule
+        self.capacity, self.capacity_schedule = capacity, capacity_schedule or Constant()
         self.free_bits, self.num_samples, self.kl = free_bits, num_samples, kl
+        _require(setting is not None or not (constraint or regularizers), "parts of an objective need its setting")
+        self.constraint = constraint(setting) if constraint and setting else None
+        built = {name: make(setting) for name, make in (regularizers or {}).items() if setting and make is not None}
+        self.regularizers = nn.ModuleDict(built)  # type: ignore[arg-type]  # each of them is a module
 
     def terms(self, trace: Trace, x: Tensor) -> BoundTerms:
         """The terms of the bound, in nats per image, with this objective's estimate of the KL."""
-        return bound_terms(trace, x, self.kl, log_ratio=self.bound is not elbo)
+        path = self.bound is doubly_reparameterized_bound
+        return bound_terms(trace, x, self.kl, log_ratio=self.bound is not elbo, path_gradient=path)
 
-    def __call__(self, trace: Trace, terms: BoundTerms, beta: Weight) -> Tensor:
-        """What is minimised, (B,) in nats per image, with the weight `beta` of this step (`beta_at`)."""
+    def forward(self, seen: Observation, terms: BoundTerms, weights: Weights) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is minimised, (B,), with the weights of this step (`weights_at`); and the regularizers' values, () each.
+
+        In nats per image where only a bound is minimised.
+        """
+        loss = -self._bound(seen.trace, terms, weights)
+        values = {}
+        for name, regularizer in self.regularizers.items():
+            penalty = regularizer(seen)
+            loss = loss + regularizer.weight * penalty
+            values[name] = penalty.detach().mean()
+        return loss, values
+
+    def _bound(self, trace: Trace, terms: BoundTerms, weights: Weights) -> Tensor:
         if self.free_bits:
             terms = terms._replace(kl=floored_kl(trace, terms, self.free_bits))
-        return -self.bound(terms, beta)
+        if self.constraint is not None:
+            return self.constraint(terms, weights.beta)
+        if self.capacity is not None:
+            return capacity_bound(terms, weights.beta, weights.capacity)
+        return self.bound(terms, weights.beta)
 
-    def beta_at(self, step: int, total_steps: int | None) -> float:
-        """The weight of the KL at optimiser step `step`."""
-        return self.beta * self.beta_schedule(step, total_steps)
+    def critic_loss(self, seen: Observation) -> Tensor | None:
+        """What the critics minimise, (), of detached latents and images; None without critics."""
+        losses = [critic.critic_loss(seen) for critic in self.critics]
+        return torch.stack(losses).sum() if losses else None
+
+    @property
+    def critics(self) -> list[Critic]:
+        """The regularizers that have networks of their own."""
+        return [part for part in self.regularizers.values() if isinstance(part, Critic)]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the regularizers."""
+        return tuple(self.regularizers)
+
+    def weights_at(self, step: int, total_steps: int | None) -> Weights:
+        """The weights at optimiser step `step`."""
+        beta = self.beta * self.beta_schedule(step, total_steps)
+        return Weights(beta, (self.capacity or 0.0) * self.capacity_schedule(step, total_steps))
 
 
 def floored_kl(trace: Trace, terms: BoundTerms, free_bits: float) -> Tensor:
@@ -81,9 +134,35 @@ def floored_kl(trace: Trace, terms: BoundTerms, free_bits: float) -> Tensor:
     layers = []
     for latent, kl in zip(trace.latents, terms.kl, strict=True):
         per_dimension = kl_per_dimension(latent)
-        groups = kl.mean().unsqueeze(0) if per_dimension is None else per_dimension.flatten(0, -2).mean(0)
+        event = len(latent.posterior.event_shape)
+        groups = kl.mean().unsqueeze(0) if per_dimension is None else per_dimension.flatten(0, -event - 1).mean(0)
         layers.append(groups.clamp(min=free_bits).sum().expand_as(kl))
     return torch.stack(layers)
+
+
+def _require_bound(bound: Bound, num_samples: int, free_bits: float, capacity: float | None, constrained: bool) -> None:
+    if bound in IMPORTANCE_WEIGHTED:
+        _require(
+            num_samples > 1,
+            f"objective/bound={_name(bound)} averages over samples: objective.num_samples must be at least 2; "
+            f"found {num_samples}",
+        )
+        _require(
+            free_bits == 0,
+            "objective.free_bits floors a KL, and the importance-weighted bound has none: choose objective/bound=elbo",
+        )
+    _require(
+        bound is elbo or (capacity is None and not constrained),
+        f"objective/bound={_name(bound)} has no KL of its own to hold at a capacity or to trade for a distortion: "
+        "choose objective/bound=elbo",
+    )
+    _require(capacity is None or not constrained, "objective.capacity and objective/constraint exclude each other")
+
+
+def _name(bound: Bound) -> str:
+    return {"importance_weighted_bound": "importance_weighted", "doubly_reparameterized_bound": "dreg"}.get(
+        getattr(bound, "__name__", ""), "elbo"
+    )
 
 
 def _require(holds: bool, message: str) -> None:

@@ -22,7 +22,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "vae_lab.bounds": (),
     "vae_lab.callbacks": ("lightning.pytorch.Callback",),
     "vae_lab.data.sets": (),
-    "vae_lab.distributions": (),
+    "vae_lab.likelihoods": (),
     "vae_lab.models": (),
     "vae_lab.networks": (),
     "vae_lab.objectives": (),

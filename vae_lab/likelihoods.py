@@ -1,7 +1,7 @@
-"""Families: parameters (a network's output) to a torch Distribution, event dimensions declared.
+"""Likelihood families: a decoder's output to p(x|z), a torch Distribution over images.
 
-A posterior family says how many parameters (`num_params`) it asks of an encoder, a likelihood family how many channels
-(`num_channels`) it asks of a decoder. Densities are computed in float32 whatever the network's precision.
+A family says how many channels (`num_channels`) it asks of a decoder. Densities are computed in float32 whatever the
+network's precision.
 """
 
 from __future__ import annotations
@@ -21,20 +21,9 @@ from vae_lab.densities import ContinuousBernoulli as ExactContinuousBernoulli
 from vae_lab.densities import DiscretizedLogisticMixture as LogisticMixture
 from vae_lab.densities import num_mixture_params
 
-LOGVAR_LIMIT = 20.0  # standard deviations of a posterior between 0.000045 and 22,000; near the identity down to 0.01
 LOG_SCALE_LIMIT = 10.0  # scales of a likelihood between 0.000045 and 22,000
 SMALLEST_VARIANCE = 1e-6  # of pixels in [0, 1], whose steps are 1/255
 IMAGE_DIMS = 3
-
-
-class Posterior(Protocol):
-    """q(z|x) from an encoder's output (B, num_params)."""
-
-    num_params: int
-
-    def __call__(self, params: Tensor) -> Distribution:
-        """Batch (B,), event (D,)."""
-        ...
 
 
 class Likelihood(Protocol):
@@ -61,20 +50,6 @@ def unbounded(value: float, limit: float) -> float:
 def pixels_independent(distribution: Distribution) -> Distribution:
     """Declare (C, H, W) the event: log_prob sums over pixels."""
     return Independent(distribution, IMAGE_DIMS, validate_args=False)
-
-
-class DiagonalGaussian(nn.Module):
-    """N(mean, diag exp(logvar)), both from the encoder, logvar bounded. Kingma & Welling 2014, arXiv:1312.6114."""
-
-    def __init__(self, latent_dim: int) -> None:
-        super().__init__()
-        self.num_params = 2 * latent_dim
-
-    def forward(self, params: Tensor) -> Distribution:
-        """params: (B, 2 D), means then log variances."""
-        mean, logvar = params.float().chunk(2, -1)
-        scale = torch.exp(LOGVAR_LIMIT / 2 * torch.tanh(logvar / LOGVAR_LIMIT))  # half of the bounded log variance
-        return Independent(Normal(mean, scale, validate_args=False), 1, validate_args=False)
 
 
 class Bernoulli(nn.Module):
