@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_lab.checkpoints import load_checkpoint, write_checkpoint
+from vae_lab.data.batches import Batch
 from vae_lab.errors import UsageError
 from vae_lab.interruption import RunFailed
 from vae_lab.nonfinite import OnNonFinite
@@ -64,9 +66,10 @@ class BadSteps:
         self.num_left_out, self._at, self._in_a_row = state["num_left_out"], state["at"], state["in_a_row"]
 
 
-def require_finite(model: nn.Module, step: int) -> None:
+def require_finite(parts: Sequence[nn.Module], step: int) -> None:
     """NonFiniteLoss if a weight is not: a finite gradient may have thrown it out of range."""
-    bad = next((name for name, weight in model.named_parameters() if not weight.isfinite().all()), None)
+    weights = (named for part in parts for named in part.named_parameters())
+    bad = next((name for name, weight in weights if not weight.isfinite().all()), None)
     if bad is not None:
         raise NonFiniteLoss(f"the weights {bad} became infinite or not a number by optimiser step {step}.\n{ADVICE}")
 
@@ -86,15 +89,18 @@ class BadStep(NamedTuple):
 
     step: int  # its number, from 0
     images: Tensor  # uint8, (N, C, H, W)
-    terms: dict[str, float]  # loss, log_px, kl: means over the images
+    labels: Tensor | None  # (N,)
+    terms: dict[str, float]  # those of `term_names`: means over the images
     rank: int
     total_steps: int | None
     weights_of: int  # the number of the step that these weights are those before
     weights: dict[str, Tensor]  # of the model
     average: dict[str, Tensor]  # of the averaged weights; empty without
+    objective: dict[str, Tensor]  # the state of what it is made of, critics for one
     optimizer: dict[str, Any]
     random_state: Tensor  # of the generator that the step draws from, as it begins
     image: dict[str, int]  # an ImageSpec
+    num_images: int  # of the training set
     device: str
     trainer: dict[str, Any]  # the options of the trainer that the numbers depend on
 
@@ -108,9 +114,9 @@ def capture(
     step: TrainingStep,
     number: int,
     now: int,
-    images: Tensor,
+    batch: Batch,
     terms: dict[str, float],
-    image: dict[str, int],
+    num_images: int,
     trainer: Mapping[str, Any],
 ) -> BadStep:
     """Step `number` as it can be made again; `now`: the number of the step that would be next."""
@@ -118,16 +124,19 @@ def capture(
     state = torch.cuda.get_rng_state(step.device) if step.device.type == "cuda" else torch.get_rng_state()
     return BadStep(
         step=number,
-        images=images.cpu(),
+        images=batch.images.cpu(),
+        labels=None if batch.labels is None else batch.labels.cpu(),
         terms=terms,
         rank=step.rank,
         total_steps=step.total_steps,
         weights_of=now,
         weights=step.model.state_dict(),
         average={} if step.average is None else step.average.model.state_dict(),
+        objective=step.objective.state_dict(),
         optimizer=step.optimizer.state_dict(),
         random_state=state,
-        image=image,
+        image=dataclasses.asdict(step.model.image),
+        num_images=num_images,
         device=str(step.device),
         trainer={name: trainer[name] for name in NUMERIC if name in trainer} | {"num_threads": torch.get_num_threads()},
     )

@@ -14,8 +14,9 @@ from vae_lab.data.images import ImageSpec
 from vae_lab.data.module import ImageData, Plan
 from vae_lab.errors import UsageError
 from vae_lab.experiment import Experiment
-from vae_lab.models import VAE
+from vae_lab.models import Model
 from vae_lab.random_streams import INITIALIZE, mix
+from vae_lab.regularizers.parts import Setting
 from vae_lab.steps import Execution, OptimizerSettings
 
 
@@ -47,15 +48,18 @@ def build(config: DictConfig) -> tuple[ImageData, Experiment]:
         config.trainer.limit_train_batches,
     )
     require_capturable(settings, config.trainer.cuda_graphs)
-    return data, build_experiment(config, data, data.image, settings)
+    return data, build_experiment(config, data, data.image, data.size("train"), settings)
 
 
-def build_experiment(config: DictConfig, data: ImageData, image: ImageSpec, settings: OptimizerSettings) -> Experiment:
-    """The experiment on images of this kind; of the data only the batches' size and preparation are asked."""
+def build_experiment(
+    config: DictConfig, data: ImageData, image: ImageSpec, num_images: int, settings: OptimizerSettings
+) -> Experiment:
+    """The experiment on so many training images of this kind; else only the batches' size and preparation are asked."""
     torch.manual_seed(mix(config.seed, INITIALIZE))
+    model = build_model(config, image)
     experiment = Experiment(
-        model=build_model(config, image),
-        objective=instantiated(config.objective),
+        model=model,
+        objective=instantiated(config.objective, setting=Setting(image, model.latents, num_images)),
         optimizer=settings,
         preprocess=data.preprocess,
         batch_size=data.batch_size,
@@ -79,7 +83,7 @@ def require_capturable(settings: OptimizerSettings, cuda_graphs: bool) -> None:
         )
 
 
-def build_model(config: DictConfig, image: ImageSpec) -> VAE:
+def build_model(config: DictConfig, image: ImageSpec) -> Model:
     """The model of a config, for images of this kind."""
-    model: VAE = instantiated(config.model, image=image)
+    model: Model = instantiated(config.model, image=image)
     return model

@@ -53,6 +53,11 @@ class DistortionConstraint(nn.Module):
             self._move(excess.detach().mean() / self.num_dims)
         return -loss
 
+    @property
+    def multiplier(self) -> float:
+        """How much the distortion weighs now."""
+        return float(self.log_multiplier.exp())
+
     @torch.no_grad()
     def _move(self, excess: Tensor) -> None:
         first = self.seen == 0

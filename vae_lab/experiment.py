@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,19 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from vae_lab.bad_steps import BadSteps, capture, require_finite, save
+from vae_lab.constraints import DistortionConstraint
 from vae_lab.data.batches import Batch
 from vae_lab.data.images import Split
 from vae_lab.data.module import data_of, validates
 from vae_lab.data.preprocess import Preprocess
 from vae_lab.epoch_end import EpochEnd, forget_the_absent
 from vae_lab.metrics.split_sums import SplitSums
-from vae_lab.models import VAE
+from vae_lab.models import Batches, Model
 from vae_lab.nonfinite import OnNonFinite
 from vae_lab.objectives import Objective
 from vae_lab.split_evaluation import SplitEvaluation
 from vae_lab.step_log import StepLog
-from vae_lab.steps import Execution, OptimizerSettings, TrainingStep, WeightAverage
+from vae_lab.steps import Execution, OptimizerSettings, TrainingStep, WeightAverage, term_names
 
 log = logging.getLogger("vae_lab")
 
@@ -39,7 +40,7 @@ class Experiment(LightningModule):
 
     def __init__(
         self,
-        model: VAE,
+        model: Model,
         objective: Objective,
         optimizer: OptimizerSettings,
         preprocess: Preprocess,
@@ -56,17 +57,17 @@ class Experiment(LightningModule):
         self.objective, self.settings, self.preprocess = objective, optimizer, preprocess
         self.batch_size, self.seed, self.config = batch_size, seed, config
         self.execution = execution or Execution()
-        self.sums = SplitSums(model.latent_shape[0])  # here, so that it goes where the model goes
+        self.sums = SplitSums.of(model.latents)  # here, so that it goes where the model goes
         self.evaluation = SplitEvaluation(self.sums, objective, preprocess, seed)
         self.epoch_end = EpochEnd()
         self.metrics: dict[str, float] = {}  # the last of each, by its name
         self.on_nonfinite = on_nonfinite
         self.bad_steps = BadSteps(on_nonfinite)
         self.interrupted: Callable[[], bool] = lambda: False  # asked between steps: True ends the call
-        self.log_of_steps = StepLog()
+        self.log_of_steps = StepLog(term_names(objective))
 
     @property
-    def evaluation_model(self) -> VAE:
+    def evaluation_model(self) -> Model:
         """What is validated, drawn and tested: averaged weights if they are on."""
         return self.model if self.average is None else self.average.model
 
@@ -98,7 +99,7 @@ class Experiment(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser; its step is taken by `TrainingStep`."""
-        return self.settings.build(self.model.parameters())
+        return self.settings.build(self.model.parameters(), self.objective.critics)
 
     def on_train_start(self) -> None:
         """Put the step together, now that the trainer has an optimiser and a length."""
@@ -129,7 +130,7 @@ class Experiment(LightningModule):
             if self.interrupted() and self.trainer.world_size == 1:  # several would have to agree
                 return
             logs = (step + 1) % every == 0
-            record = self.step(batch.images, step, measure=logs)
+            record = self.step(batch.images, step, measure=logs, labels=batch.labels)
             self.log_of_steps.add(record)
             self._count_steps(1)
             if logs:
@@ -157,10 +158,10 @@ class Experiment(LightningModule):
     def _keep(self, step: int, terms: dict[str, float]) -> Path:
         """Write a step that was not finite into a file."""
         unchanged = self.on_nonfinite == "stop" or self.step.looks  # by the steps after it
-        images = data_of(self.trainer).train_dataloader().step(step).images
+        data = data_of(self.trainer)
+        batch = data.train_dataloader().step(step)
         now = step if unchanged else self.global_step
-        image, trainer = dataclasses.asdict(self.model.image), self.config.get("trainer", {})
-        bad = capture(self.step, step, now, images, terms, image, trainer)
+        bad = capture(self.step, step, now, batch, terms, data.size("train"), self.config.get("trainer", {}))
         return save(bad, Path(self.trainer.default_root_dir) / "checkpoints")
 
     def log_steps(self) -> None:
@@ -182,7 +183,12 @@ class Experiment(LightningModule):
         """What the schedules gave the last step."""
         last = self.global_step - 1
         rates = self.step.rates(last)
-        return {"learning_rate": float(rates.lr), "beta": float(rates.beta)}
+        shown = {"learning_rate": float(rates.lr), "beta": float(rates.beta)}
+        if self.objective.capacity is not None:
+            shown["capacity"] = float(rates.capacity)
+        if isinstance(self.objective.constraint, DistortionConstraint):
+            shown["multiplier"] = self.objective.constraint.multiplier
+        return shown
 
     def on_train_epoch_start(self) -> None:
         """Start the epoch's own sums; one that was cut short goes on with those it had."""
@@ -219,14 +225,15 @@ class Experiment(LightningModule):
         """The last weights count as the best where nothing is validated: they are saved after this."""
         self.log_steps()
         if not validates(self.trainer):
-            self.evaluation.fit_likelihood(self.evaluation_model, self._training_images())
+            self.evaluation.fit_likelihood(self.evaluation_model, self._training_batches())
         self.epoch_end.over(self.trainer)
 
     def _start_split(self) -> None:
-        self.evaluation.start(self.evaluation_model, self._training_images())
+        self.evaluation.start(self.evaluation_model, self._training_batches())
 
-    def _training_images(self) -> Iterator[Tensor]:
-        return (x.to(self.device) for x in data_of(self.trainer).some_training_images())
+    def _training_batches(self) -> Batches:
+        for x, y in data_of(self.trainer).some_training_images():
+            yield x.to(self.device), y.to(self.device) if y is not None and self.model.conditional else None
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the split's sums."""
@@ -237,8 +244,8 @@ class Experiment(LightningModule):
         self._evaluate(batch, batch_idx)
 
     def _evaluate(self, batch: Batch, batch_idx: int) -> None:
-        beta = self.objective.beta_at(max(self.global_step - 1, 0), self._total_steps())  # the last step's
-        self.evaluation.add(self.evaluation_model, batch.images, beta, self.global_rank, batch_idx)
+        weights = self.objective.weights_at(max(self.global_step - 1, 0), self._total_steps())  # the last step's
+        self.evaluation.add(self.evaluation_model, batch, weights, self.global_rank, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
         """Log the whole split's means."""
@@ -271,7 +278,7 @@ class Experiment(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check the last steps and the weights before the file is written, and add what a model is rebuilt from."""
         self.read_steps()
-        require_finite(self.model, self.global_step)
+        require_finite((self.model, self.objective), self.global_step)
         checkpoint["image"] = dataclasses.asdict(self.model.image)
         checkpoint["steps_per_epoch"] = data_of(self.trainer).steps_per_epoch
         checkpoint["epoch_end"] = self.epoch_end.state_dict()

@@ -16,7 +16,7 @@ from vae_lab.data.images import ImageSpec
 from vae_lab.errors import UsageError
 from vae_lab.experiment import Experiment
 from vae_lab.metrics.likelihood import importance_bound
-from vae_lab.models import VAE
+from vae_lab.models import Model
 from vae_lab.runs import load_config
 from vae_lab.signatures import check_targets
 
@@ -24,10 +24,12 @@ from vae_lab.signatures import check_targets
 class Lab:
     """A trained VAE, in evaluation mode, on the CPU unless moved with `to`.
 
-    config: the run's config. image: shape and kind of the images it knows.
+    config: the run's config. image: shape and kind of the images it knows. labels, everywhere: int64 (B,), which a
+    conditional model needs and another does not see. A model with several stochastic layers has no one q(z|x) and no
+    one z: ValueError at `encode` and `decode`.
     """
 
-    def __init__(self, model: VAE, config: DictConfig) -> None:
+    def __init__(self, model: Model, config: DictConfig) -> None:
         self.model, self.config, self.image = model.eval().requires_grad_(False), config, model.image
 
     def to(self, device: str | torch.device) -> Lab:
@@ -35,30 +37,38 @@ class Lab:
         self.model.to(device)
         return self
 
-    def encode(self, images: Tensor) -> Distribution:
-        """q(z|x), batch (B,), event (D,). images: (B, C, H, W), float in [0, 1]."""
+    def encode(self, images: Tensor, labels: Tensor | None = None) -> Distribution:
+        """q(z|x), batch (B,), event the latent's shape. images: (B, C, H, W), float in [0, 1]."""
         self._require_images(images)
-        return self.model.encode(images)
+        return self.model.encode(images, labels)
 
-    def decode(self, z: Tensor) -> Tensor:
-        """The mean of p(x|z), (*batch, C, H, W). z: (*batch, D)."""
-        return self.model.decode(z).mean
+    def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The mean of p(x|z), (*batch, C, H, W). z: (*batch, *shape)."""
+        return self.model.decode(z, labels).mean
 
-    def reconstruct(self, images: Tensor) -> Tensor:
-        """The mean image decoded from the posterior mean, (B, C, H, W)."""
-        return self.decode(self.encode(images).mean)
+    def reconstruct(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The mean image decoded from the centre of the posterior, (B, C, H, W)."""
+        self._require_images(images)
+        return self.model.reconstruct(images, labels).mean
 
-    def sample(self, num_images: int, temperature: float = 1.0) -> Tensor:
-        """Mean images of latents from the prior, (num_images, C, H, W); temperature scales their spread."""
-        return self.decode(temperature * self.model.prior().sample((num_images,)))
+    def sample(self, num_images: int, temperature: float = 1.0, labels: Tensor | int | None = None) -> Tensor:
+        """Mean images of latents from the prior, (num_images, C, H, W); temperature scales their spread.
 
-    def log_likelihood(self, images: Tensor, num_samples: int = 64) -> Tensor:
+        labels: of each image, or one of all. ValueError: a prior that has no samples, or no scale for a temperature.
+        """
+        y = torch.full((num_images,), labels) if isinstance(labels, int) else labels
+        try:
+            return self.model.sample(num_images, y, temperature).mean
+        except NotImplementedError as error:
+            raise ValueError(str(error)) from error
+
+    def log_likelihood(self, images: Tensor, num_samples: int = 64, labels: Tensor | None = None) -> Tensor:
         """The importance-weighted bound on log p(x), (B,) in nats; it rises with num_samples.
 
         images: (B, C, H, W), with the binarisation that the run had (`data.binarize`) already done.
         """
         self._require_images(images)
-        return importance_bound(self.model, images, num_samples)
+        return importance_bound(self.model, images, num_samples, y=labels)
 
     def _require_images(self, images: Tensor) -> None:
         shape = f"(B, {', '.join(map(str, self.image.shape))})"

@@ -9,28 +9,28 @@ from torch import Tensor
 
 from vae_lab.data.module import ImageData
 from vae_lab.errors import UsageError
-from vae_lab.models import VAE
+from vae_lab.models import Model
 
 NUM_LOOKED_AT = 64  # training images
 NUM_SCORED = 8
 DARKEST = 3  # of 255: a brightest pixel below it is that of a mask, not of a picture
 
 
-def check_likelihood(model: VAE, data: ImageData) -> list[str]:
+def check_likelihood(model: Model, data: ImageData) -> list[str]:
     """What a reader of the numbers has to know of a likelihood and these images.
 
     UsageError: the likelihood gives a training image no finite log p(x|z).
     """
     data.setup()
-    x = next(iter(data.some_training_images(NUM_LOOKED_AT)))
-    _require_finite(model, x[:NUM_SCORED])
+    x, y = next(iter(data.some_training_images(NUM_LOOKED_AT)))
+    _require_finite(model, x[:NUM_SCORED], y[:NUM_SCORED] if y is not None and model.conditional else None)
     return [*_of_the_images(x), *_of_the_likelihood(model, x)]
 
 
-def _require_finite(model: VAE, x: Tensor) -> None:
+def _require_finite(model: Model, x: Tensor, y: Tensor | None) -> None:
     training = model.training
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        log_px = model.eval()(x).likelihood.log_prob(x)
+        log_px = model.eval()(x, 1, y).likelihood.log_prob(x)
     model.train(training)
     bad = (~log_px.isfinite()).sum().item()
     if bad:
@@ -52,7 +52,7 @@ def _of_the_images(x: Tensor) -> Iterator[str]:
         )
 
 
-def _of_the_likelihood(model: VAE, x: Tensor) -> Iterator[str]:
+def _of_the_likelihood(model: Model, x: Tensor) -> Iterator[str]:
     levels, binary = model.likelihood.levels, bool(((x == 0) | (x == 1)).all())
     if levels == 2 and not binary:
         yield "cross-entropy on grey values is not a likelihood: compare it with the same only"
@@ -65,7 +65,7 @@ def _of_the_likelihood(model: VAE, x: Tensor) -> Iterator[str]:
         yield f"a likelihood of {levels} levels scores pixels that are only 0 or 1: choose model/likelihood=bernoulli"
 
 
-def _is_bounded(model: VAE) -> bool:
+def _is_bounded(model: Model) -> bool:
     """A density whose one scale is fixed."""
     scale = getattr(model.likelihood, "log_scale", None)
     return isinstance(scale, torch.nn.Parameter) and not scale.requires_grad

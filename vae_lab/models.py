@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from vae_lab.latents import Given, LatentSpec
 from vae_lab.likelihoods import Likelihood
 from vae_lab.posteriors import Posterior, centre
 from vae_lab.priors import Prior, tempered
+from vae_lab.regularizers.parts import Observation
 from vae_lab.trace import Latent, Trace
 
 # What a config leaves open (`_partial_`) and the model completes with sizes.
@@ -23,28 +24,57 @@ DecoderFactory = Callable[[int, tuple[int, int, int]], nn.Module]
 Batches = Iterable[tuple[Tensor, Tensor | None]]  # images x (B, C, H, W) and labels (B,)
 
 
-class Model(Protocol):
-    """What training, evaluation and pictures ask of any model."""
+class Model(nn.Module):
+    """What training, evaluation and pictures ask of any model: a module, so this is no Protocol."""
 
     image: ImageSpec
     conditional: bool  # whether it is given labels
-    latents: tuple[LatentSpec, ...]  # of each stochastic layer, from the top down
     likelihood: Likelihood
 
-    def __call__(self, x: Tensor, num_samples: int = 1, y: Tensor | None = None) -> Trace:
-        """S posterior samples of each image, decoded. x: (B, C, H, W); y: labels (B,) of a conditional model."""
-        ...
+    @property
+    def latents(self) -> tuple[LatentSpec, ...]:
+        """Of each stochastic layer, from the top down."""
+        raise NotImplementedError
+
+    def tracer(self, x: Tensor, y: Tensor | None = None) -> Callable[[int], Trace]:
+        """Encode once; a function from S to a trace of S posterior samples. x: (B, C, H, W); y: labels (B,)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, num_samples: int = 1, y: Tensor | None = None) -> Trace:
+        """S = num_samples posterior samples of each image, decoded. y: of a conditional model."""
+        return self.tracer(x, y)(num_samples)
 
     def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Distribution:
         """p(x|z) at the centre of the posterior, batch (B,)."""
-        ...
+        raise NotImplementedError
 
     def sample(self, num_images: int, y: Tensor | None = None, temperature: float = 1.0) -> Distribution:
-        """p(x|z) at latents from the prior, batch (num_images,). ValueError: a prior that has no samples."""
-        ...
+        """p(x|z) at latents from the prior, batch (num_images,). NotImplementedError: a prior that has no samples."""
+        raise NotImplementedError
+
+    @property
+    def is_mass_function(self) -> bool:
+        """Whether log p(x|z) is the log of a probability, so that bits per dimension can be told."""
+        return self.likelihood.levels == self.image.levels
+
+    def encode(self, x: Tensor, y: Tensor | None = None) -> Distribution:
+        """q(z|x) of a model with one stochastic layer, batch (B,). ValueError: a model with several."""
+        raise ValueError(f"{type(self).__name__} has {len(self.latents)} stochastic layers, and no one q(z|x): call it")
+
+    def decode(self, z: Tensor, y: Tensor | None = None) -> Distribution:
+        """p(x|z) of a model with one stochastic layer. z: (*batch, *event). ValueError: a model with several."""
+        raise ValueError(f"{type(self).__name__} has {len(self.latents)} stochastic layers, and no one z: call sample")
+
+    def observed(self, trace: Trace, x: Tensor, y: Tensor | None) -> Observation:
+        """What a regularizer is shown of a trace of the (clean) images x (B, C, H, W)."""
+        return Observation(trace, x, lambda z: self.decode(z, y), self._layers)
+
+    @cached_property
+    def _layers(self) -> tuple[nn.Module, ...]:
+        return tuple(self.modules())
 
 
-class VAE(nn.Module):
+class VAE(Model):
     """A variational autoencoder with one stochastic layer.
 
     image: the images' spec. latent_dim: D, features of z (of each place, where the encoder leaves a map).
@@ -99,7 +129,7 @@ class VAE(nn.Module):
         return self.posterior(self.encoder(x if self.seen is None else self.seen(x, y)))
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> Distribution:
-        """p(x|z): batch of z's leading dimensions, event (C, H, W). z: (*batch, *shape); y: labels, (*batch) at most."""
+        """p(x|z): batch of z's leading dimensions, event (C, H, W). z: (*batch, *shape); y: labels (B,)."""
         batch = z.shape[: z.dim() - len(self.latent_shape)]
         features = z.reshape(-1, *self.latent_shape)
         if self.shown is not None:
@@ -111,9 +141,10 @@ class VAE(nn.Module):
         """p(z), batch (); or (B,) where the prior depends on the labels y (B,)."""
         return self.prior(Given(y, self.encode, getattr(self.posterior, "codes", None)))
 
-    def forward(self, x: Tensor, num_samples: int = 1, y: Tensor | None = None) -> Trace:
-        """S = num_samples posterior samples of each image, decoded. x: (B, C, H, W)."""
-        return self.trace(self.encode(x, y), num_samples, y)
+    def tracer(self, x: Tensor, y: Tensor | None = None) -> Callable[[int], Trace]:
+        """Encode once; a function from S to a trace of S posterior samples. x: (B, C, H, W); y: labels (B,)."""
+        posterior = self.encode(x, y)
+        return lambda num_samples: self.trace(posterior, num_samples, y)
 
     def trace(self, posterior: Distribution, num_samples: int, y: Tensor | None = None) -> Trace:
         """The same from q(z|x) on, so that an encoded image may be sampled again."""
@@ -125,7 +156,7 @@ class VAE(nn.Module):
         return self.decode(centre(self.encode(x, y)), y)
 
     def sample(self, num_images: int, y: Tensor | None = None, temperature: float = 1.0) -> Distribution:
-        """p(x|z) at latents from the prior, batch (num_images,). ValueError: a prior that has no samples."""
+        """p(x|z) at latents from the prior, batch (num_images,). NotImplementedError: a prior that has no samples."""
         return self.decode(self.sample_latents(num_images, y, temperature), y)
 
     def sample_latents(self, num_images: int, y: Tensor | None = None, temperature: float = 1.0) -> Tensor:
@@ -172,8 +203,3 @@ def fit_likelihood(model: Model, batches: Batches) -> None:
     errors = [(model(x, 1, y).likelihood.mean[0] - x).square().mean((1, 2, 3)) for x, y in batches]
     if errors:
         fit(torch.cat(errors))
-
-
-def is_mass_function(model: Model) -> bool:
-    """Whether log p(x|z) is the log of a probability, so that bits per dimension can be told."""
-    return model.likelihood.levels == model.image.levels

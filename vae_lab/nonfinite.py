@@ -41,12 +41,13 @@ def leave_out(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
 
 
 class Buffers:
-    """What a forward pass in training changes besides the weights (running means), to be put back."""
+    """What a forward pass in training changes besides the weights (codebooks, running means), to be put back."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, *parts: nn.Module) -> None:
         self._buffers = [
             buffer
-            for module in model.modules()
+            for part in parts
+            for module in part.modules()
             for name, buffer in module.named_buffers(recurse=False)
             if name not in module._non_persistent_buffers_set
         ]

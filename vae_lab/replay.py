@@ -46,7 +46,8 @@ def replay(config: DictConfig) -> None:
     path, bad = kept_step(run, config.step)
     step, precision = rebuilt(experiment, bad)
     with precision, traced(step.model) as findings:
-        record = step(bad.images.to(step.device), bad.step, measure=True)
+        labels = None if bad.labels is None else bad.labels.to(step.device)
+        record = step(bad.images.to(step.device), bad.step, measure=True, labels=labels)
     found = dict(zip(bad.terms, record.terms.tolist(), strict=True))
     same = all(_same(found[name], value) for name, value in bad.terms.items())
     show(path, bad, record, found, findings, same)
@@ -87,8 +88,9 @@ def rebuilt(config: DictConfig, bad: BadStep) -> tuple[TrainingStep, Any]:
     torch.set_num_threads(bad.trainer["num_threads"])
     device = torch.device(bad.device if bad.device == "cpu" or torch.cuda.is_available() else "cpu")
     data, settings = instantiated(config.data), instantiated(config.optimizer)
-    experiment = build_experiment(config, data, ImageSpec(**bad.image), settings).to(device)
+    experiment = build_experiment(config, data, ImageSpec(**bad.image), bad.num_images, settings).to(device)
     experiment.model.load_state_dict(bad.weights)
+    experiment.objective.load_state_dict(bad.objective)
     if experiment.average is not None:
         experiment.average.model.load_state_dict(bad.average)
     optimizer = experiment.configure_optimizers()

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from torch import Tensor
 
+from vae_lab.data.batches import Batch
 from vae_lab.data.images import Split
 from vae_lab.data.preprocess import Preprocess
 from vae_lab.metrics.split_sums import SplitSums, bits_per_dim
-from vae_lab.models import VAE
-from vae_lab.objectives import Objective
+from vae_lab.models import Batches, Model, fit_likelihood
+from vae_lab.objectives import Objective, Weights
 from vae_lab.random_streams import EVALUATE, FIT, seed_noise
 
 
@@ -24,27 +23,28 @@ class SplitEvaluation:
         self.sums, self.objective, self.preprocess, self.seed = sums, objective, preprocess, seed
         self.kl_per_dim: Tensor | None = None
 
-    def start(self, model: VAE, training_images: Iterable[Tensor]) -> None:
+    def start(self, model: Model, training_batches: Batches) -> None:
         """Nothing is summed yet, and the likelihood is ready."""
         self.sums.reset()
-        self.fit_likelihood(model, training_images)
+        self.fit_likelihood(model, training_batches)
 
-    def fit_likelihood(self, model: VAE, training_images: Iterable[Tensor]) -> None:
+    def fit_likelihood(self, model: Model, training_batches: Batches) -> None:
         """Every process on the same images x (B, C, H, W) and noise, so that all of them find the same."""
         seed_noise(self.sums.device, self.seed, FIT)
         training = model.training
-        model.eval().fit_likelihood(training_images)
+        fit_likelihood(model.eval(), training_batches)
         model.train(training)
 
-    def add(self, model: VAE, images: Tensor, beta: float, rank: int, number: int) -> None:
-        """Batch `number` of process `rank`: uint8 (B, C, H, W). beta: in the loss alone."""
+    def add(self, model: Model, batch: Batch, weights: Weights, rank: int, number: int) -> None:
+        """Batch `number` of process `rank`, of uint8 images (B, C, H, W). weights: in the loss alone."""
         seed_noise(self.sums.device, self.seed, EVALUATE, rank, number)
-        x = self.preprocess.evaluate(images)
-        trace = model(x, self.objective.num_samples)
+        x, y = self.preprocess.evaluate(batch.images), batch.labels if model.conditional else None
+        trace = model(x, self.objective.num_samples, y)
         terms = self.objective.terms(trace, x)
-        self.sums.update(trace, terms, self.objective(trace, terms, beta))
+        loss, _ = self.objective(model.observed(trace, x, y), terms, weights)
+        self.sums.update(trace, terms, loss)
 
-    def means(self, model: VAE, split: Split) -> dict[str, float]:
+    def means(self, model: Model, split: Split) -> dict[str, float]:
         """`<split>/elbo` and so on, in nats per image, over all processes."""
         means = {f"{split}/{name}": float(value) for name, value in self.sums.compute().items()}
         if model.is_mass_function:

@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vae_lab.steps import TERMS, StepRecord
+from vae_lab.steps import StepRecord
 
-Terms = dict[str, float]  # loss, log_px, kl
+Terms = dict[str, float]  # loss, log_px, kl, and what the objective adds
 
 
 class Sums:
     """Sums of the terms over images, in double precision: exact, so it does not matter how often they were read."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
         self.reset()
 
     def reset(self) -> None:
         """Nothing."""
-        self.totals = torch.zeros(len(TERMS), dtype=torch.float64)
+        self.totals = torch.zeros(len(self.names), dtype=torch.float64)
         self.num_images = 0
 
     def add(self, terms: Tensor, images: Tensor) -> None:
-        """Means (steps, 3) of so many images each (steps,)."""
+        """Means (steps, terms) of so many images each (steps,)."""
         self.totals += images @ terms
         self.num_images += int(images.sum())
 
     def means(self) -> dict[str, float]:
         """`train/elbo` and so on, in nats per image; empty without images."""
-        return named_terms(self.totals / self.num_images) if self.num_images else {}
+        if not self.num_images:
+            return {}
+        means = _by_name(self.names, self.totals / self.num_images)
+        order = ("log_px", "kl", *(name for name in self.names if name not in ("log_px", "kl")))
+        return {"train/elbo": means["log_px"] - means["kl"]} | {f"train/{name}": means[name] for name in order}
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -46,8 +51,9 @@ class Sums:
 class StepLog:
     """The steps not read yet, and the sums of those that were."""
 
-    def __init__(self) -> None:
-        self.since_log, self.epoch = Sums(), Sums()
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+        self.since_log, self.epoch = Sums(names), Sums(names)
         self.last_norm: Tensor | None = None
         self._unread: list[StepRecord] = []
 
@@ -73,7 +79,8 @@ class StepLog:
         for sums in (self.since_log, self.epoch):
             sums.add(terms[~bad], images[~bad])
         self.last_norm = records[-1].gradient_norm
-        return {row: (_by_name(terms[row]), _by_name(own[row])) for row in bad.nonzero().flatten().tolist()}
+        rows = bad.nonzero().flatten().tolist()
+        return {row: (_by_name(self.names, terms[row]), _by_name(self.names, own[row])) for row in rows}
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values; whoever saves has read all steps."""
@@ -85,11 +92,5 @@ class StepLog:
         self.epoch.load_state_dict(state["epoch"])
 
 
-def _by_name(terms: Tensor) -> Terms:
-    return dict(zip(TERMS, terms.tolist(), strict=True))
-
-
-def named_terms(means: Tensor) -> dict[str, float]:
-    """The means of a step's terms under their names, with the ELBO that they make."""
-    loss, log_px, kl = means.tolist()
-    return {"train/elbo": log_px - kl, "train/log_px": log_px, "train/kl": kl, "train/loss": loss}
+def _by_name(names: Sequence[str], terms: Tensor) -> Terms:
+    return dict(zip(names, terms.tolist(), strict=True))

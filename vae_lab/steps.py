@@ -7,7 +7,7 @@ by (seed, step), so a step is a pure function of the weights, the optimiser's st
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,16 +15,22 @@ import torch
 from torch import Tensor, nn
 
 from vae_lab.bounds import Weight, total_kl
-from vae_lab.cuda_graphs import Replay
+from vae_lab.cuda_graphs import Outputs, Replay
 from vae_lab.data.preprocess import Preprocess
 from vae_lab.errors import UsageError
-from vae_lab.models import VAE
+from vae_lab.models import Model
 from vae_lab.nonfinite import Buffers, OnNonFinite, can_leave_out, leave_out, nonfinite, spread
-from vae_lab.objectives import Objective
+from vae_lab.objectives import Objective, Weights
 from vae_lab.random_streams import TRAIN, seed_noise
+from vae_lab.regularizers.parts import Critic
 from vae_lab.schedules import Constant, Schedule
 
 TERMS = ("loss", "log_px", "kl")
+
+
+def term_names(objective: Objective) -> tuple[str, ...]:
+    """What a step measures: loss, log_px, kl, each regularizer before its weight, and what the critics minimise."""
+    return (*TERMS, *objective.names, *(("critic",) if objective.critics else ()))
 
 
 @dataclass(frozen=True)
@@ -53,9 +59,13 @@ class OptimizerSettings:
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"optimizer.ema_decay lies between 0 and 1, or is null; found {self.ema_decay}")
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimiser of these parameters."""
-        return self.algorithm([p for p in parameters if p.requires_grad], lr=self.lr)
+    def build(self, parameters: Iterable[nn.Parameter], critics: Sequence[Critic] = ()) -> torch.optim.Optimizer:
+        """The optimiser of a model's parameters; of each critic's in a group of its own, at its own learning rate."""
+        groups: list[Any] = [p for p in parameters if p.requires_grad]
+        if critics:
+            others = [{"params": list(critic.critic.parameters()), "lr": critic.critic_lr} for critic in critics]
+            groups = [{"params": groups}, *others]
+        return self.algorithm(groups, lr=self.lr)
 
 
 class WeightAverage(nn.Module):
@@ -64,7 +74,7 @@ class WeightAverage(nn.Module):
     The decay rises as (1 + step) / (10 + step) to `decay`, so that early averages forget the initial weights.
     """
 
-    def __init__(self, model: VAE, decay: float) -> None:
+    def __init__(self, model: Model, decay: float) -> None:
         super().__init__()
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
         self.decay = decay
@@ -78,7 +88,7 @@ class WeightAverage(nn.Module):
         return 1 - min(self.decay, (1 + step) / (10 + step))
 
     @torch.no_grad()
-    def update(self, model: VAE, weight: Weight) -> None:
+    def update(self, model: Model, weight: Weight) -> None:
         """Move by the share `weight` towards the model's weights; buffers are copied."""
         averages: list[Tensor] = list(self.model.parameters())
         weights: list[Tensor] = list(model.parameters())
@@ -95,7 +105,7 @@ class WeightAverage(nn.Module):
 class StepRecord(NamedTuple):
     """What one step leaves on the device, to be read when something is shown."""
 
-    terms: Tensor  # loss, log_px, kl: means over the step's images, (3,)
+    terms: Tensor  # those of `term_names`: means over the step's images
     num_images: int
     bad: Tensor  # (), 1 where the loss or a gradient was not finite and nothing was changed, else 0
     gradient_norm: Tensor | None  # (), when asked for
@@ -106,7 +116,13 @@ class Rates(NamedTuple):
 
     lr: float | Tensor
     beta: float | Tensor
+    capacity: float | Tensor
     average: float | Tensor  # weight of the new weights in their moving average
+
+    @property
+    def weights(self) -> Weights:
+        """Those of the objective."""
+        return Weights(self.beta, self.capacity)
 
 
 @dataclass(frozen=True)
@@ -141,7 +157,7 @@ def adopt_state(optimizer: torch.optim.Optimizer, capturable: bool) -> None:
 class TrainingStep:
     """All that one optimiser step needs; calling it makes the step."""
 
-    model: VAE
+    model: Model
     objective: Objective
     preprocess: Preprocess
     optimizer: torch.optim.Optimizer
@@ -160,15 +176,17 @@ class TrainingStep:
     def __post_init__(self) -> None:
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
+        critics = [critic.critic.parameters() for critic in self.objective.critics]
+        self.trained = [*self.parameters, *(p for parameters in critics for p in parameters)]
+        self._rates_of_critics = [critic.critic_lr / self.settings.lr for critic in self.objective.critics]
         adopt_state(self.optimizer, self.execution.cuda_graphs)
         # A function is compiled, not the model: its names, and those in a checkpoint, stay.
         compiled = self.execution.compile
         # torch's own noise, or one run would mix two generators: short batches run as they are.
         options: dict[str, str | int | bool | Callable[..., Any]] = {"fallback_random": True}
         self._compiled = torch.compile(self._score, dynamic=False, options=options) if compiled else self._score
-        replayed = self.execution.cuda_graphs
-        self._replayed = Replay(lambda x, rates: self._update(x, Rates(*rates)), self.device) if replayed else None
-        self._buffers = Buffers(self.model)
+        self._replayed = Replay(self._update_by, self.device) if self.execution.cuda_graphs else None
+        self._buffers = Buffers(self.model, self.objective)
         self._stopped = torch.zeros((), device=self.device)
         # At each step: on the CPU nothing has to be waited for, and elsewhere only fused kernels take a flag.
         self.looks = self.device.type == "cpu" or not can_leave_out(self.optimizer)
@@ -179,16 +197,17 @@ class TrainingStep:
                 "Set optimizer.algorithm.fused=true (Adam, AdamW, Adagrad), or trainer.cuda_graphs=false"
             )
 
-    def __call__(self, images: Tensor, step: int, measure: bool = False) -> StepRecord:
+    def __call__(self, images: Tensor, step: int, measure: bool = False, labels: Tensor | None = None) -> StepRecord:
         """Optimiser step number `step` (from 0) on uint8 images (N, C, H, W), N = batch_size * accumulate or less.
 
-        measure: also return the norm of the gradient.
+        measure: also return the norm of the model's gradient. labels: (N,), which a conditional model sees.
         """
         seed_noise(self.device, self.seed, TRAIN, self.rank, step)
+        y = labels if self.model.conditional else None
         if self._replayed is not None and len(images) == self.batch_size * self.settings.accumulate:
-            terms, bad, norm = self._replayed(images, [float(rate) for rate in self.rates(step)])
+            terms, bad, norm = self._replayed(images, y, [float(rate) for rate in self.rates(step)])
         else:
-            terms, bad, norm = self._update(images, self.rates(step), measure)
+            terms, bad, norm = self._update(images, y, self.rates(step), measure)
         assert terms is not None
         assert bad is not None
         return StepRecord(terms, len(images), bad, norm)
@@ -196,30 +215,36 @@ class TrainingStep:
     def rates(self, step: int) -> Rates:
         """What the schedules give step number `step`."""
         average = 0.0 if self.average is None else self.average.weight(step)
-        return Rates(self.learning_rate(step), self.objective.beta_at(step, self.total_steps), average)
+        return Rates(self.learning_rate(step), *self.objective.weights_at(step, self.total_steps), average)
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of step `step`."""
         return self.settings.lr * self.settings.schedule(step, self.total_steps)
 
-    def _update(
-        self, images: Tensor, rates: Rates, measure: bool = True
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """One step; the terms' means, (3,), whether it was left out, (), and the norm of the gradient if asked."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rates.lr
+    def _update(self, images: Tensor, y: Tensor | None, rates: Rates, measure: bool = True) -> Outputs:
+        """One step; the terms' means, whether it was left out, (), and the norm of the gradient if asked."""
+        self._set_learning_rates(rates.lr)
         self._buffers.remember()
-        terms = self._accumulate_gradients(images, rates.beta)
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        terms = self._accumulate_gradients(images, y, rates.weights)
+        gradients = [p.grad for p in self.trained if p.grad is not None]
         if self.reduce_gradients is not None:
             spread(terms[0], gradients)
-            self.reduce_gradients(self.parameters)
+            self.reduce_gradients(self.trained)
         norm = self._clip(measure)
         bad = nonfinite(terms[0], gradients)
         self._move(bad, rates)
-        for parameter in self.parameters:
+        for parameter in self.trained:
             parameter.grad = None  # as zero_grad does, in a tenth of its time
         return terms, bad, norm
+
+    def _update_by(self, images: Tensor, y: Tensor | None, rates: Sequence[Tensor]) -> Outputs:
+        return self._update(images, y, Rates(*rates))
+
+    def _set_learning_rates(self, lr: float | Tensor) -> None:
+        model, *critics = self.optimizer.param_groups
+        model["lr"] = lr
+        for group, share in zip(critics, self._rates_of_critics, strict=True):
+            group["lr"] = lr * share
 
     def _move(self, bad: Tensor, rates: Rates) -> None:
         """Change the weights and their average, or nothing at all where `bad` is 1."""
@@ -242,18 +267,20 @@ class TrainingStep:
         if self.average is not None:
             self.average.update(self.model, weight)
 
-    def _accumulate_gradients(self, images: Tensor, beta: Weight) -> Tensor:
-        """Gradients of the mean loss over all images, a batch at a time; the terms' means, (3,)."""
+    def _accumulate_gradients(self, images: Tensor, y: Tensor | None, weights: Weights) -> Tensor:
+        """Gradients of the mean loss over all images, a batch at a time; the terms' means."""
         if len(images) <= self.batch_size:
-            return self._backward(images, beta, 1.0)
-        parts = [self._backward(part, beta, len(part) / len(images)) for part in images.split(self.batch_size)]
-        return torch.stack(parts).sum(0)
+            return self._backward(images, y, weights, 1.0)
+        parts = images.split(self.batch_size)
+        labels = [None] * len(parts) if y is None else y.split(self.batch_size)
+        means = [self._backward(*pair, weights, len(pair[0]) / len(images)) for pair in zip(parts, labels, strict=True)]
+        return torch.stack(means).sum(0)
 
-    def _backward(self, images: Tensor, beta: Weight, share: float) -> Tensor:
+    def _backward(self, images: Tensor, y: Tensor | None, weights: Weights, share: float) -> Tensor:
         if self.execution.compile and len(images) == self.batch_size:
-            loss, means = self._compiled(images, self._on_device(beta))
+            loss, means = self._compiled(images, y, Weights(*map(self._on_device, weights)))
         else:
-            loss, means = self._score(images, beta)
+            loss, means = self._score(images, y, weights)
         (loss if share == 1.0 else loss * share).backward()
         return means if share == 1.0 else means * share
 
@@ -261,14 +288,21 @@ class TrainingStep:
         """A number that changes from step to step, as compiled code takes it; filled in, where a copy would wait."""
         return number if isinstance(number, Tensor) else torch.full((), number, device=self.device)
 
-    def _score(self, images: Tensor, beta: Weight) -> tuple[Tensor, Tensor]:
-        """The loss, and the means of the terms without a gradient, (3,)."""
+    def _score(self, images: Tensor, y: Tensor | None, weights: Weights) -> tuple[Tensor, Tensor]:
+        """What is differentiated, and the means of the terms without a gradient.
+
+        The critics' loss is added to the model's: one backward pass, whose gradients do not meet.
+        """
         x = self.preprocess.train(images)
-        trace = self.model(x, self.objective.num_samples)
+        trace = self.model(self.preprocess.corrupted(x), self.objective.num_samples, y)
+        seen = self.model.observed(trace, x, y)
         terms = self.objective.terms(trace, x)
-        loss = self.objective(trace, terms, beta).mean()
+        losses, penalties = self.objective(seen, terms, weights)
+        loss, critic = losses.mean(), self.objective.critic_loss(seen)
         with torch.no_grad():
-            return loss, torch.stack((loss.detach(), terms.log_px.mean(), total_kl(terms).mean()))
+            means = [loss.detach(), terms.log_px.mean(), total_kl(terms).mean(), *penalties.values()]
+            means += [] if critic is None else [critic.detach()]
+        return loss if critic is None else loss + critic, torch.stack(means)
 
     def _clip(self, measure: bool) -> Tensor | None:
         if self.settings.clip_norm is not None:

@@ -68,7 +68,7 @@ def _train(config: DictConfig, folder: Path, interruption: Interruption) -> floa
         initialize_from(experiment, config.init_from)
     trainer = assembled_trainer(config, folder, interruption)
     experiment.interrupted = lambda: interruption.requested is not None
-    require_monitored(trainer, experiment.model, data)
+    require_monitored(trainer, experiment.model, data, config.optimized_metric)
     noticed = warnings_about(trainer, data, experiment)
     interruption.wait_for_asking()
     interruption.raise_if_requested()

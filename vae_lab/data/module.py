@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 
 from vae_lab.data.batches import Batch, EvaluationBatches, Pace, SplitImages, TrainingCalls, steps_per_epoch
+from vae_lab.data.corruption import Corruption
 from vae_lab.data.images import Images, ImageSource, ImageSpec, Split
 from vae_lab.data.preprocess import Binarize, Preprocess, drawn_once
 from vae_lab.errors import UsageError
@@ -29,6 +30,7 @@ class BatchOptions(TypedDict, total=False):
     binarize_seed: int
     flip: bool
     shift: int
+    corruption: Corruption | None
     device_resident: bool | Literal["auto"]
 
 
@@ -46,7 +48,7 @@ class ImageData(LightningDataModule):
     """Batches of a source's images.
 
     batch_size: training images of one batch on each device. eval_batch_size: of validation and test.
-    binarize, flip, shift: see `Preprocess`. binarize_seed: draws the pixels of `fixed`, and of validation and test
+    binarize, flip, shift, corruption: see `Preprocess`. binarize_seed: draws the pixels of `fixed`, and of validation and test
     under `dynamic`. device_resident: keep the training images on the accelerator (`auto`: if they fit a quarter of it).
     """
 
@@ -59,6 +61,7 @@ class ImageData(LightningDataModule):
         binarize_seed: int = 0,
         flip: bool = False,
         shift: int = 0,
+        corruption: Corruption | None = None,
         device_resident: bool | Literal["auto"] = "auto",
     ) -> None:
         super().__init__()
@@ -67,7 +70,7 @@ class ImageData(LightningDataModule):
                 raise ValueError(f"data.{name} is a number of images, at least 1; found {size}")
         self.source = source
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.preprocess = Preprocess(binarize, flip, shift)
+        self.preprocess = Preprocess(binarize, flip, shift, corruption)
         self.binarize_seed, self.device_resident = binarize_seed, device_resident
         self.plan = Plan()
         self.making_up = False  # for the end of an epoch: it has no step left
@@ -177,14 +180,14 @@ class ImageData(LightningDataModule):
             return {"rank": 0, "world_size": 1}
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
 
-    def some_training_images(self, num_images: int = 512) -> Iterator[Tensor]:
-        """The first training images as the model sees them when evaluated, x (B, C, H, W), a batch at a time."""
+    def some_training_images(self, num_images: int = 512) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The first training images as the model sees them when evaluated: x (B, C, H, W), labels (B,); by batches."""
         part, seed = self._splits["train"], mix(self.binarize_seed, BINARIZE, SPLITS.index("train"))
         for rows in part.indices[:num_images].split(self.eval_batch_size):
-            images = part.batch(rows).images
+            images, labels = part.batch(rows)
             if self.preprocess.binarize == "dynamic":
                 images = drawn_once(images.cpu(), seed).to(images.device)
-            yield self.preprocess.evaluate(images)
+            yield self.preprocess.evaluate(images), labels
 
     def examples(self, split: Split, num_images: int) -> tuple[Tensor, Tensor | None]:
         """The first images of a split as the model sees them when evaluated: x (n, C, H, W) and labels (n,)."""

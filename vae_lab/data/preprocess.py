@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vae_lab.data.corruption import Corruption
+
 Binarize = Literal["none", "threshold", "fixed", "dynamic"]
 
 
@@ -21,11 +23,13 @@ class Preprocess:
     binarize: `none` keeps grey values; `threshold` cuts at 0.5; `fixed` draws each pixel once, from a seed;
     `dynamic` draws anew at each training step (validation and test as `fixed`).
     flip: horizontal flip of every other training image. shift: training images move by up to so many pixels.
+    corruption: what is done to the images that an encoder sees in training.
     """
 
     binarize: Binarize = "none"
     flip: bool = False
     shift: int = 0
+    corruption: Corruption | None = None
 
     def train(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) to float x in [0, 1] or {0, 1}, augmented."""
@@ -33,6 +37,10 @@ class Preprocess:
         if self.binarize == "dynamic":
             return drawn(images)
         return self.evaluate(images)
+
+    def corrupted(self, x: Tensor) -> Tensor:
+        """What an encoder is shown of x (B, C, H, W) in training."""
+        return x if self.corruption is None else self.corruption(x)
 
     def evaluate(self, images: Tensor) -> Tensor:
         """The same without chance: what is drawn for evaluation was drawn when the data was set up."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from vae_lab.bounds import BoundTerms, elbo, kl_per_dimension, total_kl
+from vae_lab.latents import LatentSpec
 from vae_lab.trace import Trace
 
 MOST_DIMENSIONS_LOGGED = 32
@@ -18,8 +20,9 @@ ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, arXiv:1509.00519, section 5.2
 class SplitSums(Metric):
     """Sums of the terms of the ELBO and the moments of the posterior means over images.
 
-    `compute` gives `elbo`, `log_px`, `kl`, `loss` (means in nats per image, beta = 1 in the ELBO). Of each latent
-    dimension `kl_means()`, None where the posterior does not factorise, and `active()`.
+    `compute` gives `elbo`, `log_px`, `kl`, `loss` (means in nats per image, beta = 1 in the ELBO). Of each dimension of
+    one latent `kl_means()`, None where the posterior does not factorise, and `active()`; of several latents the KL of
+    each layer.
     """
 
     full_state_update = False
@@ -29,26 +32,34 @@ class SplitSums(Metric):
     kl_sums: Tensor
     mean_sums: Tensor
     square_sums: Tensor
+    layer_sums: Tensor
 
-    def __init__(self, latent_dim: int) -> None:
+    def __init__(self, latent_dim: int, num_layers: int = 1) -> None:
         super().__init__()
-        self.factorises = True
+        self.factorises, self.num_layers = num_layers == 1, num_layers
+        self.add_state("layer_sums", torch.zeros(num_layers), dist_reduce_fx="sum")
         self.add_state("totals", torch.zeros(4), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         for name in ("kl_sums", "mean_sums", "square_sums"):
             self.add_state(name, torch.zeros(latent_dim), dist_reduce_fx="sum")
+
+    @classmethod
+    def of(cls, latents: Sequence[LatentSpec]) -> SplitSums:
+        """For a model with these latents."""
+        return cls(math.prod(latents[0].shape), len(latents))
 
     def update(self, trace: Trace, terms: BoundTerms, loss: Tensor) -> None:
         """One batch: its trace, its terms, and what the objective makes of them, (B,)."""
         per_image = torch.stack((elbo(terms), terms.log_px.mean(0), total_kl(terms).mean(0), loss))
         self.totals += per_image.sum(1)
         self.count += per_image.shape[1]
-        per_dimension = kl_per_dimension(trace.latents[0])
+        self.layer_sums += terms.kl.mean(1).sum(1)
+        per_dimension = kl_per_dimension(trace.latents[0]) if self.factorises else None
         if per_dimension is None:
             self.factorises = False
             return
-        means = trace.latents[0].posterior.mean
-        self.kl_sums += per_dimension.sum(0)
+        means = trace.latents[0].posterior.mean.flatten(1)
+        self.kl_sums += per_dimension.flatten(1).sum(0)
         self.mean_sums += means.sum(0)
         self.square_sums += means.square().sum(0)
 
@@ -62,7 +73,13 @@ class SplitSums(Metric):
         return (self.kl_sums / self.count).cpu() if self.factorises else None
 
     def latent_metrics(self) -> dict[str, float]:
-        """`active_units`, and `kl/dim_<d>` of the most active dimensions; call as `kl_means`."""
+        """`active_units`, and `kl/dim_<d>` of the most active dimensions, or `kl/layer_<l>` from the top down.
+
+        Call as `kl_means`.
+        """
+        if self.num_layers > 1:
+            means = (self.layer_sums / self.count).tolist()
+            return {f"kl/layer_{layer}": kl for layer, kl in enumerate(means)}
         kl = self.kl_means()
         if kl is None:
             return {}
