@@ -208,10 +208,10 @@ def test_training_outlives_a_drawing_that_is_killed(tmp_path, monkeypatch):
 
 def test_an_exception_in_training_leaves_no_drawing_behind(tmp_path, monkeypatch):
     class Failing(Model):
-        def decode(self, z):
+        def decode(self, z, y=None):
             if self.training and (tmp_path / "fail").exists():
                 raise ArithmeticError
-            return super().decode(z)
+            return super().decode(z, y)
 
     def never(scene):
         forever()

@@ -1,5 +1,6 @@
 """The bounds against exact answers: conjugate Gaussians, a linear model, torch.distributions."""
 
+import functools
 import math
 from itertools import pairwise
 
@@ -8,9 +9,21 @@ import torch
 from torch.distributions import Independent, MultivariateNormal, Normal
 from torch.testing import assert_close
 
-from vae_lab.bounds import BoundTerms, bound_terms, elbo, importance_weighted_bound, kl_per_dimension
-from vae_lab.objectives import Objective, floored_kl
+from vae_lab.bounds import (
+    BoundTerms,
+    bound_terms,
+    doubly_reparameterized_bound,
+    elbo,
+    importance_weighted_bound,
+    kl_per_dimension,
+)
+from vae_lab.constraints import DistortionConstraint
+from vae_lab.data.images import ImageSpec
+from vae_lab.latents import LatentSpec
+from vae_lab.objectives import Objective, Weights, floored_kl
 from vae_lab.priors import StandardNormal
+from vae_lab.regularizers.parts import Observation, Setting
+from vae_lab.regularizers.spectral import Spectral
 from vae_lab.schedules import Constant, LinearWarmup
 from vae_lab.trace import Latent, Trace
 
@@ -51,7 +64,7 @@ def test_the_importance_bound_rises_with_the_number_of_samples_to_the_evidence()
         terms = bound_terms(trace, x)
         # 200 independent bounds of num_samples each
         grouped = [
-            importance_weighted_bound(BoundTerms(*(t.unflatten(-2, (200, -1))[..., g, :, :] for t in terms)))
+            importance_weighted_bound(BoundTerms(*(t.unflatten(-2, (200, -1))[..., g, :, :] for t in terms[:3])))
             for g in range(200)
         ]
         values.append(torch.stack(grouped).mean())
@@ -77,11 +90,20 @@ def test_a_linear_vae_reaches_probabilistic_pca():
     assert_close(elbo(bound_terms(trace, x, kl="monte_carlo")), evidence)
 
 
+def standard_normal(dims):
+    return StandardNormal(LatentSpec("vector", (dims,), ImageSpec(1, 2, 2)))()
+
+
+def minimised(objective, trace, terms, weights):
+    seen = Observation(trace, torch.zeros(6, 3), lambda z: trace.likelihood, ())
+    return objective(seen, terms, weights)[0]
+
+
 def gaussian_trace(num_samples=1, num_images=6, dims=3):
     posterior = Independent(Normal(torch.randn(num_images, dims), torch.rand(num_images, dims) + 0.1), 1)
     z = posterior.rsample((num_samples,))
     likelihood = Independent(Normal(z, 1.0), 1)
-    return Trace(likelihood, (Latent(z, posterior, StandardNormal(dims)()),))
+    return Trace(likelihood, (Latent(z, posterior, standard_normal(dims)),))
 
 
 def test_the_closed_form_kl_is_the_textbook_one_and_its_dimensions_add_up():
@@ -112,8 +134,9 @@ def test_only_the_objective_negates_and_beta_weighs_the_kl():
     trace, x = gaussian_trace(), torch.zeros(6, 3)
     objective = Objective(elbo, LinearWarmup(steps=10), beta=4.0)
     terms = objective.terms(trace, x)
-    assert_close(objective(trace, terms, objective.beta_at(5, 100)), -(terms.log_px[0] - 2.0 * terms.kl[0, 0]))
-    assert_close(objective(trace, terms, objective.beta_at(50, 100)), -(terms.log_px[0] - 4.0 * terms.kl[0, 0]))
+    for step, beta in ((5, 2.0), (50, 4.0)):
+        loss = minimised(objective, trace, terms, objective.weights_at(step, 100))
+        assert_close(loss, -(terms.log_px[0] - beta * terms.kl[0, 0]))
 
 
 def test_free_bits_floor_the_batch_mean_of_each_dimension():
@@ -124,7 +147,7 @@ def test_free_bits_floor_the_batch_mean_of_each_dimension():
     expected = per_dimension.clamp(min=floor).sum()
     assert_close(floored_kl(trace, terms, floor), expected.expand(1, 1, 6))
     objective = Objective(elbo, Constant(), free_bits=floor)
-    assert_close(objective(trace, terms, 1.0), -(terms.log_px[0] - expected))
+    assert_close(minimised(objective, trace, terms, Weights()), -(terms.log_px[0] - expected))
 
 
 def test_free_bits_leave_a_dimension_below_the_floor_without_a_gradient():
@@ -133,11 +156,20 @@ def test_free_bits_leave_a_dimension_below_the_floor_without_a_gradient():
     z = posterior.rsample((1,))
     trace = Trace(
         Independent(Normal(torch.zeros(1, 1, 2), 1.0), 1),
-        (Latent(z, posterior, StandardNormal(2)()),),
+        (Latent(z, posterior, standard_normal(2)),),
     )
     terms = bound_terms(trace, torch.zeros(1, 2))
     floored_kl(trace, terms, 0.5).sum().backward()
     assert_close(mean.grad, torch.tensor([[0.0, 2.0]]))
+
+
+def test_the_gradients_of_several_layers_are_not_reparameterised_twice():
+    terms = BoundTerms(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 2, 3), (torch.zeros(2, 3, 1),) * 2)
+    with pytest.raises(ValueError, match="one layer of latents, and this model has 2"):
+        doubly_reparameterized_bound(terms)
+
+
+SETTING = Setting(ImageSpec(1, 2, 2), (LatentSpec("vector", (2,), ImageSpec(1, 2, 2)),), 10)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +184,20 @@ def test_free_bits_leave_a_dimension_below_the_floor_without_a_gradient():
         ({"beta": -1.0}, "objective.beta"),
         ({"free_bits": -1.0}, "objective.free_bits"),
         ({"num_samples": 0}, "objective.num_samples"),
+        ({"bound": doubly_reparameterized_bound}, "num_samples must be at least 2"),
+        (
+            {
+                "bound": doubly_reparameterized_bound,
+                "num_samples": 2,
+                "setting": SETTING,
+                "regularizers": {"spectral": functools.partial(Spectral, weight=0.1)},
+            },
+            "choose objective/bound=importance_weighted",
+        ),
+        ({"regularizers": {"spectral": Spectral}}, "need its setting"),
+        ({"capacity": -1.0}, "objective.capacity"),
+        ({"bound": importance_weighted_bound, "num_samples": 2, "capacity": 5.0}, "choose objective/bound=elbo"),
+        ({"capacity": 5.0, "constraint": DistortionConstraint}, "exclude each other"),
     ],
 )
 def test_objectives_that_make_no_sense_are_refused(options, message):

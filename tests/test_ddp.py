@@ -114,9 +114,9 @@ def run_on_two(folder: Path, *overrides: str) -> tuple[Path, str]:
 def evaluated_on_one(run: Path) -> dict[str, float]:
     """Validation of the saved best weights by this one process, with the noise that each of the two had."""
     lab = load(run, trusted=True)  # its config names a class of this file
-    data, objective = instantiated(lab.config.data), instantiated(lab.config.objective)
+    data, objective = instantiated(lab.config.data), instantiated(lab.config.objective, setting=None)
     data.setup()
-    sums = SplitSums(lab.model.latent_shape[0])
+    sums = SplitSums.of(lab.model.latents)
     for rank in (0, 1):
         batches = EvaluationBatches(data._splits["val"], data.eval_batch_size, rank, 2)
         for number, batch in enumerate(batches):
@@ -124,7 +124,8 @@ def evaluated_on_one(run: Path) -> dict[str, float]:
             x = data.preprocess.evaluate(batch.images)
             trace = lab.model(x)
             terms = objective.terms(trace, x)
-            sums.update(trace, terms, objective(trace, terms, objective.beta_at(6, 6)))
+            loss, _ = objective(lab.model.observed(trace, x, None), terms, objective.weights_at(6, 6))
+            sums.update(trace, terms, loss)
     assert int(sums.count) == VALIDATED
     return {f"val/{name}": float(value) for name, value in sums.compute().items()}
 

@@ -13,11 +13,11 @@ from vae_lab.data.images import ImageSpec
 from vae_lab.densities import ContinuousBernoulli, DiscretizedLogisticMixture
 from vae_lab.likelihoods import (
     Bernoulli,
-    DiagonalGaussian,
     LocationScale,
     LogisticMixture256,
     OptimalGaussian,
 )
+from vae_lab.posteriors import DiagonalGaussian
 
 GREY = ImageSpec(1, 4, 4)
 BINARY = ImageSpec(1, 4, 4, levels=2)

@@ -136,9 +136,9 @@ def test_a_step_takes_its_rates_as_tensors():
         step = step_of(model, algorithm=lambda p, lr: torch.optim.Adam(p, lr=lr, fused=True), average=average,
                        ema_decay=0.9)  # fmt: skip
         torch.manual_seed(0)
-        for rates in (Rates(0.01, 0.5, 0.3), Rates(0.02, 1.0, 0.6)):
+        for rates in (Rates(0.01, 0.5, 0.0, 0.3), Rates(0.02, 1.0, 0.0, 0.6)):
             given = Rates(*map(torch.tensor, rates)) if as_tensors else rates
-            terms, bad, norm = step._update(images_of(BATCH), given)
+            terms, bad, norm = step._update(images_of(BATCH), None, given)
         ends.append((weights(model), weights(average.model), terms, bad, norm))
     assert_close(ends[1], ends[0], rtol=1e-5, atol=1e-6)
 

@@ -1,15 +1,21 @@
 """Every experiment file: short, right against the code it names, and it runs."""
 
+import dataclasses
+
 import pytest
+import torch
 import yaml
 from conftest import FAST, TESTS, Command
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from scripts.stressing.matrix import write_data
+from vae_lab.build import build_experiment, instantiated
 from vae_lab.config import conf_dir, register
+from vae_lab.data.images import ImageSpec
 from vae_lab.runs import register_resolvers
 from vae_lab.signatures import check_targets
+from vae_lab.steps import TrainingStep, term_names
 
 FOLDER = TESTS.parent / "conf" / "experiment"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -87,7 +93,55 @@ def test_a_file_is_a_difference(file):
     assert said_anyway == []
 
 
-@pytest.mark.parametrize("name", NAMES)
+METHODS = [name for name in NAMES if name not in {*SEEDS, "pytorch_examples_vae"}]
+DIGIT = ImageSpec(1, 28, 28, num_classes=10)
+
+
+class Gradients(torch.optim.SGD):
+    """An optimiser that remembers which parameters ever got a gradient."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, lr)
+        self.reached = set()
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            self.reached |= {p for p in group["params"] if p.grad is not None and p.grad.any()}
+        return super().step(closure)
+
+
+def steps_of(name: str, count: int):
+    """An experiment after some steps on a few random images, and what each step measured."""
+    config = composed(f"experiment={name}", "data.root=data")
+    data = instantiated(config.data)
+    levels = 256 if data.preprocess.binarize == "none" else 2
+    settings = dataclasses.replace(instantiated(config.optimizer), algorithm=Gradients, lr=1e-3)
+    experiment = build_experiment(config, data, dataclasses.replace(DIGIT, levels=levels), 100, settings).train()
+    step = TrainingStep(
+        experiment.model,
+        experiment.objective,
+        experiment.preprocess,
+        experiment.configure_optimizers(),
+        settings,
+        batch_size=128,
+        total_steps=count,
+        seed=0,
+    )
+    images = torch.randint(0, 256, (6, *DIGIT.shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return step, [step(images, number, labels=torch.arange(6)) for number in range(count)]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_trains_and_every_parameter_receives_a_gradient(name):
+    """At the second step at the latest: what starts at zero hides what lies before it."""
+    step, records = steps_of(name, 2)
+    assert all(record.terms.isfinite().all() and not record.bad for record in records)
+    assert len(records[0].terms) == len(term_names(step.objective))
+    names = {p: key for part in (step.model, step.objective) for key, p in part.named_parameters() if p.requires_grad}
+    assert [key for p, key in names.items() if p not in step.optimizer.reached] == []
+
+
+@pytest.mark.parametrize("name", [*sorted({*SEEDS, "pytorch_examples_vae"}), "cvae_conditional", "factor_vae"])
 def test_it_runs(name, command: Command, root):
     pictures = () if name == "seed_mnist_cvae" else ("callbacks.images=null",)
     done = command(f"experiment={name}", *FAST, f"data.root={root}", *pictures, "trainer.max_epochs=1")

@@ -25,6 +25,7 @@ class ExactPosterior(nn.Module):
 
     def __init__(self, w, b, factor):
         super().__init__()
+        self.kind, self.num_params, self.num_features = "vector", SIDE * SIDE, LATENTS
         self.w, self.b, self.factor = w, b, factor
 
     def forward(self, x):

@@ -11,12 +11,13 @@ from PIL import Image
 from test_steps import composed
 from torch.distributions import Beta, Independent
 
-from vae_lab.build import build_model
+from vae_lab.build import build_model, instantiated
 from vae_lab.data.images import Images
 from vae_lab.data.module import ImageData
 from vae_lab.likelihoods import Bernoulli
 from vae_lab.errors import UsageError
-from vae_lab.likelihood_checks import check_likelihood
+from vae_lab.model_checks import check_model
+from vae_lab.regularizers.parts import Setting
 from vae_lab.summary import RunSummary
 
 
@@ -43,11 +44,13 @@ class OpenBeta(Bernoulli):
 
 def found(*overrides: str, values=(0, 90, 255), binarize="none", likelihood=None) -> list[str]:
     data = ImageData(Pixels(*values), binarize=binarize)
-    model = build_model(composed("model=mlp", "model.latent_dim=2", *overrides), data.image)
+    config = composed("model=mlp", "model.latent_dim=2", *overrides)
+    model = build_model(config, data.image)
     if likelihood is not None:
         model.likelihood = likelihood(data.image)
     before = torch.get_rng_state()
-    told = check_likelihood(model, data)
+    objective = instantiated(config.objective, setting=Setting(data.image, model.latents, data.size("train")))
+    told = check_model(model, objective, data)
     assert torch.equal(torch.get_rng_state(), before) and model.training
     return told
 
@@ -145,3 +148,30 @@ def test_fewer_devices_than_asked_for_are_said(tmp_path, asked, got, said):
     config = OmegaConf.create({"trainer": {"devices": asked, "num_nodes": 1}})
     warnings = RunSummary(tmp_path, config, trainer, experiment).warnings
     assert warnings == (["it ran on 1 devices, fewer than trainer.devices=4 asks for"] if said else [])
+
+
+CODES = ("model/posterior=nearest_code", "model/prior=uniform_codes")
+
+
+def test_an_autoencoder_has_no_bound():
+    (told,) = found("model/posterior=delta", "model/prior=flat", binarize="threshold")
+    assert "elbo is no bound on log p(x), for Deterministic and Flat has no density" in told
+
+
+def test_a_codebook_larger_than_the_training_set_is_told_of():
+    (told,) = found(*CODES, "model.posterior.num_codes=512", binarize="threshold")
+    assert "a codebook of 512 codes is larger than the training set of" in told and "num_codes=" in told
+    assert found(*CODES, "model.posterior.num_codes=2", binarize="threshold") == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model/prior=flat", "model/posterior=delta", "objective/regularizers=[mmd]"], "model.prior"),
+        (["model/posterior=planar", "objective/regularizers=[total_correlation]"], "model/posterior=diagonal_gaussian"),
+        (["model/posterior=planar", "objective/bound=dreg", "objective.num_samples=2"], "importance_weighted"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused_before_training(overrides, words):
+    with pytest.raises(UsageError, match=words):
+        found(*overrides, binarize="threshold")

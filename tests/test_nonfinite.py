@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from vae_lab.bad_steps import BadSteps, NonFiniteLoss, capture, read, require_finite, save
 from vae_lab.checkpoints import load_checkpoint
+from vae_lab.data.batches import Batch
 from vae_lab.errors import UsageError
 from vae_lab.nonfinite import Buffers, can_leave_out, leave_out, nonfinite, spread
 from vae_lab.steps import Execution, WeightAverage
@@ -210,17 +211,17 @@ def test_skip_keeps_the_first_three_counts_all_and_gives_up_after_a_hundred_in_a
 
 def test_weights_that_are_not_finite_replace_no_checkpoint():
     model = small_model()
-    require_finite(model, 3)
+    require_finite((model,), 3)
     with torch.no_grad():
         model.encoder[1].weight[0, 0] = INF
     with pytest.raises(NonFiniteLoss, match=r"the weights encoder\.1\.weight became infinite.*by optimiser step 3"):
-        require_finite(model, 3)
+        require_finite((model,), 3)
 
 
 def test_a_kept_step_is_read_back_whole(tmp_path):
     step = spoilt_step(True)
     step(images_of(BATCH), 0)
-    bad = capture(step, 1, 1, images_of(BATCH, seed=1), TERMS, {"channels": 1}, {"precision": "32-true", "seed": 1})
+    bad = capture(step, 1, 1, Batch(images_of(BATCH, seed=1), None), TERMS, 100, {"precision": "32-true", "seed": 1})
     back = read(save(bad, tmp_path))
     assert back.name == "nonfinite_step=00000002.ckpt" and (tmp_path / back.name).is_file()
     assert back._replace(rank=1).name == "nonfinite_step=00000002_rank=1.ckpt"

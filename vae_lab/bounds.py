@@ -125,17 +125,23 @@ def doubly_reparameterized_bound(terms: BoundTerms, beta: Weight = 1.0) -> Tenso
     """The importance-weighted bound, (B,), with a gradient for the encoder whose noise does not grow with S.
 
     With normalised weights w~, the model's gradient is sum_s w~_s grad log w_s, the encoder's (through z alone)
-    sum_s w~_s^2 grad log w_s. Tucker et al. 2019, arXiv:1810.04152, eq. 8. Needs terms of `path_gradient=True`.
+    sum_s ((1 - beta) w~_s + beta w~_s^2) grad log w_s; w~_s^2 at beta = 1, as in Tucker et al. 2019, arXiv:1810.04152,
+    eq. 8. Needs terms of `path_gradient=True`. ValueError: several layers of latents, whose gradients pass each other.
     """
     if terms.log_ratio is None or not terms.latents:
         raise ValueError("doubly reparameterised gradients need bound_terms(..., log_ratio=True, path_gradient=True)")
+    if len(terms.latents) > 1:
+        raise ValueError(
+            f"objective/bound=dreg is for one layer of latents, and this model has {len(terms.latents)}: "
+            "choose objective/bound=importance_weighted"
+        )
     log_weights = terms.log_px - beta * terms.log_ratio
     shares = log_weights.detach().softmax(0)  # (S, B)
-    for z in terms.latents:
-        if z.requires_grad:
-            z.register_hook(functools.partial(_scaled, shares))
+    [z] = terms.latents
+    if z.requires_grad:
+        z.register_hook(functools.partial(_scaled, 1 - beta + beta * shares))
     weighted = (shares * log_weights).sum(0)
-    return weighted + (importance_weighted_bound(terms, beta) - weighted).detach()
+    return importance_weighted_bound(terms, beta).detach() + (weighted - weighted.detach())
 
 
 def _scaled(shares: Tensor, gradient: Tensor) -> Tensor:

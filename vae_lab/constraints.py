@@ -62,7 +62,6 @@ class DistortionConstraint(nn.Module):
     def _move(self, excess: Tensor) -> None:
         first = self.seen == 0
         average = torch.where(first, excess, torch.lerp(excess, self.average, self.decay))
-        # New tensors rather than changed ones: the multiplier was just used in a graph.
         self.log_multiplier.copy_((self.log_multiplier + self.rate * average).clamp(-MOST, MOST))
         self.average.copy_(average)
         self.seen.add_(1)

@@ -21,6 +21,7 @@ from vae_lab.data.images import Split
 from vae_lab.data.module import data_of, validates
 from vae_lab.data.preprocess import Preprocess
 from vae_lab.epoch_end import EpochEnd, forget_the_absent
+from vae_lab.metrics.diagnostics import Diagnostics
 from vae_lab.metrics.split_sums import SplitSums
 from vae_lab.models import Batches, Model
 from vae_lab.nonfinite import OnNonFinite
@@ -30,6 +31,7 @@ from vae_lab.step_log import StepLog
 from vae_lab.steps import Execution, OptimizerSettings, TrainingStep, WeightAverage, term_names
 
 log = logging.getLogger("vae_lab")
+OF_TRAINING_OR_TEST = ("train/", "test/", "learning_rate", "beta", "capacity", "multiplier", "gradient_norm", "skipped")
 
 
 class Experiment(LightningModule):
@@ -58,7 +60,8 @@ class Experiment(LightningModule):
         self.batch_size, self.seed, self.config = batch_size, seed, config
         self.execution = execution or Execution()
         self.sums = SplitSums.of(model.latents)  # here, so that it goes where the model goes
-        self.evaluation = SplitEvaluation(self.sums, objective, preprocess, seed)
+        self.diagnostics = Diagnostics(model)
+        self.evaluation = SplitEvaluation(self.sums, self.diagnostics, objective, preprocess, seed)
         self.epoch_end = EpochEnd()
         self.metrics: dict[str, float] = {}  # the last of each, by its name
         self.on_nonfinite = on_nonfinite
@@ -206,7 +209,7 @@ class Experiment(LightningModule):
 
     def table_row(self) -> dict[str, float]:
         """What is known at the end of an epoch: functions of the weights and the step, whatever was logged when."""
-        found = {name: value for name, value in self.metrics.items() if name.startswith(("val/", "kl/", "active"))}
+        found = {name: value for name, value in self.metrics.items() if not name.startswith(OF_TRAINING_OR_TEST)}
         return {**self.epoch_means(), **self._rates(), **found}
 
     # Evaluation
@@ -259,7 +262,7 @@ class Experiment(LightningModule):
 
     def _log_split(self, split: Split) -> None:
         means = self.evaluation.means(self.evaluation_model, split)
-        if split == "val" or self.kl_per_dim is None:
+        if split == "val" or "val/elbo" not in self.metrics:
             # Which dimensions are the most active changes: none of the last time's may stay.
             self.metrics = {name: value for name, value in self.metrics.items() if not name.startswith("kl/dim_")}
             means |= self.evaluation.latent_metrics()

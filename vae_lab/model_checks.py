@@ -1,4 +1,4 @@
-"""Whether a likelihood and the images go together, found out before anything is trained."""
+"""Whether a model and the images go together, found out before anything is trained."""
 
 from __future__ import annotations
 
@@ -7,31 +7,34 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from vae_lab.codes import too_many_codes
 from vae_lab.data.module import ImageData
 from vae_lab.errors import UsageError
 from vae_lab.models import Model
+from vae_lab.objectives import Objective, Weights
 
 NUM_LOOKED_AT = 64  # training images
 NUM_SCORED = 8
 DARKEST = 3  # of 255: a brightest pixel below it is that of a mask, not of a picture
 
 
-def check_likelihood(model: Model, data: ImageData) -> list[str]:
-    """What a reader of the numbers has to know of a likelihood and these images.
+def check_model(model: Model, objective: Objective, data: ImageData) -> list[str]:
+    """What a reader of the numbers has to know of a model and these images.
 
-    UsageError: the likelihood gives a training image no finite log p(x|z).
+    UsageError: the likelihood gives a training image no finite log p(x|z), or the objective cannot score the model.
     """
     data.setup()
     x, y = next(iter(data.some_training_images(NUM_LOOKED_AT)))
-    _require_finite(model, x[:NUM_SCORED], y[:NUM_SCORED] if y is not None and model.conditional else None)
-    return [*_of_the_images(x), *_of_the_likelihood(model, x)]
+    _require_scored(model, objective, x[:NUM_SCORED], y[:NUM_SCORED] if y is not None and model.conditional else None)
+    return [*_of_the_images(x), *_of_the_likelihood(model, x), *_of_the_latents(model, data.size("train"))]
 
 
-def _require_finite(model: Model, x: Tensor, y: Tensor | None) -> None:
-    training = model.training
+def _require_scored(model: Model, objective: Objective, x: Tensor, y: Tensor | None) -> None:
+    modes = model.training, objective.training
+    model.eval(), objective.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        log_px = model.eval()(x, 1, y).likelihood.log_prob(x)
-    model.train(training)
+        log_px = _scored(model, objective, x, y)
+    model.train(modes[0]), objective.train(modes[1])
     bad = (~log_px.isfinite()).sum().item()
     if bad:
         raise UsageError(
@@ -39,6 +42,17 @@ def _require_finite(model: Model, x: Tensor, y: Tensor | None) -> None:
             f"no finite log p(x|z) (found {log_px.flatten()[~log_px.flatten().isfinite()][0].item()}).\n"
             f"Their pixels lie in [{x.min():.3g}, {x.max():.3g}]; choose a model/likelihood of such values"
         )
+
+
+def _scored(model: Model, objective: Objective, x: Tensor, y: Tensor | None) -> Tensor:
+    """log p(x|z), (S, B). UsageError: what a part of the objective finds wrong with the model at first sight."""
+    trace = model(x, objective.num_samples, y)
+    try:
+        terms = objective.terms(trace, x)
+        objective(model.observed(trace, x, y), terms, Weights())
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return terms.log_px
 
 
 def _of_the_images(x: Tensor) -> Iterator[str]:
@@ -63,6 +77,18 @@ def _of_the_likelihood(model: Model, x: Tensor) -> Iterator[str]:
         )
     elif levels is not None and levels > 2 and binary:
         yield f"a likelihood of {levels} levels scores pixels that are only 0 or 1: choose model/likelihood=bernoulli"
+
+
+def _of_the_latents(model: Model, num_images: int) -> Iterator[str]:
+    parts = (getattr(model, name, None) for name in ("posterior", "prior"))
+    points = [type(part).__name__ for part in parts if not getattr(part, "is_density", True)]
+    if points:
+        yield (
+            f"elbo is no bound on log p(x), for {' and '.join(points)} has no density: compare log_px, or choose "
+            "model/posterior=diagonal_gaussian and model/prior=standard_normal"
+        )
+    if (sentence := too_many_codes(model.latents, num_images)) is not None:
+        yield sentence
 
 
 def _is_bounded(model: Model) -> bool:

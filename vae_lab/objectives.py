@@ -80,6 +80,11 @@ class Objective(nn.Module):
         self.constraint = constraint(setting) if constraint and setting else None
         built = {name: make(setting) for name, make in (regularizers or {}).items() if setting and make is not None}
         self.regularizers = nn.ModuleDict(built)  # type: ignore[arg-type]  # each of them is a module
+        _require(
+            bound is not doubly_reparameterized_bound or not built,
+            "objective/bound=dreg scales every gradient that reaches z, a regularizer's too: choose "
+            "objective/bound=importance_weighted, or leave the regularizers out",
+        )
 
     def terms(self, trace: Trace, x: Tensor) -> BoundTerms:
         """The terms of the bound, in nats per image, with this objective's estimate of the KL."""

@@ -7,6 +7,7 @@ from torch import Tensor
 from vae_lab.data.batches import Batch
 from vae_lab.data.images import Split
 from vae_lab.data.preprocess import Preprocess
+from vae_lab.metrics.diagnostics import Diagnostics
 from vae_lab.metrics.split_sums import SplitSums, bits_per_dim
 from vae_lab.models import Batches, Model, fit_likelihood
 from vae_lab.objectives import Objective, Weights
@@ -16,16 +17,21 @@ from vae_lab.random_streams import EVALUATE, FIT, seed_noise
 class SplitEvaluation:
     """What a validation and a test do: `start`, `add` of each batch, then `means`.
 
-    sums: on the device of the images. kl_per_dim: KL of each latent dimension at the last `latent_metrics`, (D,).
+    sums, diagnostics: on the device of the images. kl_per_dim: KL of each latent dimension at the last
+    `latent_metrics`, (D,).
     """
 
-    def __init__(self, sums: SplitSums, objective: Objective, preprocess: Preprocess, seed: int) -> None:
-        self.sums, self.objective, self.preprocess, self.seed = sums, objective, preprocess, seed
+    def __init__(
+        self, sums: SplitSums, diagnostics: Diagnostics, objective: Objective, preprocess: Preprocess, seed: int
+    ) -> None:
+        self.sums, self.diagnostics = sums, diagnostics
+        self.objective, self.preprocess, self.seed = objective, preprocess, seed
         self.kl_per_dim: Tensor | None = None
 
     def start(self, model: Model, training_batches: Batches) -> None:
         """Nothing is summed yet, and the likelihood is ready."""
         self.sums.reset()
+        self.diagnostics.reset()
         self.fit_likelihood(model, training_batches)
 
     def fit_likelihood(self, model: Model, training_batches: Batches) -> None:
@@ -43,6 +49,7 @@ class SplitEvaluation:
         terms = self.objective.terms(trace, x)
         loss, _ = self.objective(model.observed(trace, x, y), terms, weights)
         self.sums.update(trace, terms, loss)
+        self.diagnostics.update(model, trace, x, y)
 
     def means(self, model: Model, split: Split) -> dict[str, float]:
         """`<split>/elbo` and so on, in nats per image, over all processes."""
@@ -52,7 +59,7 @@ class SplitEvaluation:
         return means
 
     def latent_metrics(self) -> dict[str, float]:
-        """`active_units` and `kl/dim_<d>`; call after `means`."""
+        """`active_units`, `kl/dim_<d>` or `kl/layer_<l>`, and the diagnostics; call after `means`."""
         with self.sums.sync_context():
             self.kl_per_dim = self.sums.kl_means()
-            return self.sums.latent_metrics()
+            return self.sums.latent_metrics() | self.diagnostics.compute()

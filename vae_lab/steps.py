@@ -118,6 +118,7 @@ class Rates(NamedTuple):
     beta: float | Tensor
     capacity: float | Tensor
     average: float | Tensor  # weight of the new weights in their moving average
+    factor: float | Tensor = 1.0  # of the learning rates
 
     @property
     def weights(self) -> Weights:
@@ -178,7 +179,6 @@ class TrainingStep:
         self.device = self.parameters[0].device
         critics = [critic.critic.parameters() for critic in self.objective.critics]
         self.trained = [*self.parameters, *(p for parameters in critics for p in parameters)]
-        self._rates_of_critics = [critic.critic_lr / self.settings.lr for critic in self.objective.critics]
         adopt_state(self.optimizer, self.execution.cuda_graphs)
         # A function is compiled, not the model: its names, and those in a checkpoint, stay.
         compiled = self.execution.compile
@@ -215,15 +215,13 @@ class TrainingStep:
     def rates(self, step: int) -> Rates:
         """What the schedules give step number `step`."""
         average = 0.0 if self.average is None else self.average.weight(step)
-        return Rates(self.learning_rate(step), *self.objective.weights_at(step, self.total_steps), average)
-
-    def learning_rate(self, step: int) -> float:
-        """The learning rate of step `step`."""
-        return self.settings.lr * self.settings.schedule(step, self.total_steps)
+        factor = self.settings.schedule(step, self.total_steps)
+        beta, capacity = self.objective.weights_at(step, self.total_steps)
+        return Rates(self.settings.lr * factor, beta, capacity, average, factor)
 
     def _update(self, images: Tensor, y: Tensor | None, rates: Rates, measure: bool = True) -> Outputs:
         """One step; the terms' means, whether it was left out, (), and the norm of the gradient if asked."""
-        self._set_learning_rates(rates.lr)
+        self._set_learning_rates(rates)
         self._buffers.remember()
         terms = self._accumulate_gradients(images, y, rates.weights)
         gradients = [p.grad for p in self.trained if p.grad is not None]
@@ -240,11 +238,11 @@ class TrainingStep:
     def _update_by(self, images: Tensor, y: Tensor | None, rates: Sequence[Tensor]) -> Outputs:
         return self._update(images, y, Rates(*rates))
 
-    def _set_learning_rates(self, lr: float | Tensor) -> None:
-        model, *critics = self.optimizer.param_groups
-        model["lr"] = lr
-        for group, share in zip(critics, self._rates_of_critics, strict=True):
-            group["lr"] = lr * share
+    def _set_learning_rates(self, rates: Rates) -> None:
+        model, *groups = self.optimizer.param_groups
+        model["lr"] = rates.lr
+        for group, critic in zip(groups, self.objective.critics, strict=True):
+            group["lr"] = critic.critic_lr * rates.factor
 
     def _move(self, bad: Tensor, rates: Rates) -> None:
         """Change the weights and their average, or nothing at all where `bad` is 1."""

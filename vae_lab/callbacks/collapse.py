@@ -1,4 +1,4 @@
-"""Warns of what a curve shows too late: latents that say nothing of the images, images learned by heart."""
+"""Warns of what a curve shows too late: latents, codes or labels that nothing is made of, images learned by heart."""
 
 from __future__ import annotations
 
@@ -35,6 +35,9 @@ TRY = (
     "a smaller objective.beta or a smaller model.decoder"
 )
 
+LEAST_CODES_USED = 0.1  # of a codebook
+LEAST_LABEL_GAIN = 0.1  # nats per image
+
 RULES = (
     Rule(
         "inactive",
@@ -51,6 +54,18 @@ RULES = (
         lambda m, watch: watch.max_gap < m["gap"] < math.inf and m["fall"] > watch.max_gap / 5,
         "val/elbo falls and is {gap:.0%} below train/elbo, training images are learned by heart: "
         "try callbacks=early_stopping, optimizer=adamw, a smaller model.latent_dim or a smaller model.decoder",
+    ),
+    Rule(
+        "dead_codes",
+        lambda m, watch: m["codes_used"] < LEAST_CODES_USED,
+        "only {codes_used:.1%} of the codes are used: try a smaller model.posterior.num_codes, a larger "
+        "objective.regularizers.commitment.weight or a larger model.posterior.restart_below",
+    ),
+    Rule(
+        "ignored_labels",
+        lambda m, watch: m["label_gain"] < LEAST_LABEL_GAIN,
+        "the decoder ignores its labels (another class costs {label_gain:.2g} nats): try a smaller model.latent_dim, "
+        "a larger objective.beta, or model.conditional=false",
     ),
 )
 
