@@ -16,12 +16,15 @@ from torch.testing import assert_close
 from vae_lab.bounds import closed_form_kl, monte_carlo_kl
 from vae_lab.code_posteriors import NearestCode, RelaxedCategorical
 from vae_lab.code_priors import AutoregressiveCodes, UniformCodes
-from vae_lab.codes import Codebook, too_many_codes
+from vae_lab.codebook import Codebook
+from vae_lab.codes import too_many_codes
 from vae_lab.data.images import ImageSpec
+from vae_lab.ladder_layers import folded
 from vae_lab.latents import Given, LatentSpec
 from vae_lab.metrics.code_usage import CodeUsage
 from vae_lab.models import latent_spec
 from vae_lab.posteriors import DiagonalGaussian, centre
+from vae_lab.priors import tempered
 from vae_lab.regularizers.commitment import Commitment
 from vae_lab.regularizers.parts import Observation, Setting
 from vae_lab.trace import Latent, Trace
@@ -181,7 +184,7 @@ def averaged_by(rank, folder, count):
     book, batches = for_processes()
     torch.manual_seed(rank)  # the processes draw different noise
     numbers = [book(rows.chunk(count)[rank]) for rows in batches]
-    restarted = Codebook(1, 3, num_codes=10)
+    restarted = Codebook(1, 3, num_codes=50)  # more than there are outputs: some stay as they were drawn
     restarted(batches[0].chunk(count)[rank])
     torch.save((book.state_dict(), numbers, restarted.state_dict()), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -281,6 +284,17 @@ def test_commitment_is_the_squared_distance_to_constant_codes():
     two = commitment(seen._replace(trace=trace._replace(latents=2 * trace.latents)))
     assert_close(two, 2 * penalty)
     assert commitment.weight == 0.25
+
+
+def test_commitment_averages_over_the_samples_that_a_layer_of_a_ladder_is_given():
+    torch.manual_seed(0)
+    family, params = trained(NearestCode(4, num_codes=3), torch.randn(50, 4)), torch.randn(10, 4)  # S = 2 of B = 5
+    posterior = family(params)
+    commitment = Commitment(Setting(IMAGE, (latent_spec(family, (), IMAGE),), 100))
+    trace = Trace(posterior, (Latent(posterior.mode.unflatten(0, (2, 5)), folded(posterior, 2), posterior),))
+    seen = Observation(trace, torch.rand(5, 1, 4, 4), lambda z: z, ())
+    expected = (params - posterior.mode).square().sum(1)
+    assert_close(commitment(seen), (expected[:5] + expected[5:]) / 2)
 
 
 def test_commitment_asks_for_quantised_latents():
@@ -409,6 +423,26 @@ def test_samples_of_priors_follow_their_mass_function(make):
     assert chi_square(frequencies(book, samples), expected, len(samples)) < 37.7  # one in a thousand of 15 degrees
     assert density.sample((2, 3)).shape == (2, 3, *density.event_shape)
     assert density.sample().shape == density.event_shape
+
+
+@pytest.mark.parametrize("make", [uniform, decided])
+def test_a_temperature_sharpens_each_code_given_those_before(make):
+    book, prior = make(code_shape=(2,))
+    density = prior(Given(codes=book))
+    masses = every_mass(density, every_latent(book, (2,))).reshape(3, 3)
+    first, second = masses.sum(1), masses / masses.sum(1, keepdim=True)
+    for temperature in (0.5, 2.0):
+        sharp_first, sharp_second = first ** (1 / temperature), second ** (1 / temperature)
+        expected = (sharp_first / sharp_first.sum())[:, None] * sharp_second / sharp_second.sum(1, keepdim=True)
+        cooler = every_mass(tempered(density, temperature), every_latent(book, (2,)))
+        assert_close(cooler.reshape(3, 3), expected)
+
+
+def test_at_temperature_0_a_decided_prior_draws_its_most_probable_codes():
+    book, prior = decided(code_shape=(1,))
+    density, latents = prior(Given(codes=book)), every_latent(book, (1,))
+    likeliest = latents[density.log_prob(latents).argmax()]
+    assert_close(tempered(density, 0.0).sample((5,)), likeliest.expand(5, 2))
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -143,11 +144,70 @@ def test_the_legend_of_a_scatter_is_not_cut(classes):
     drawn(figures.latent_scatter(points, labels, names))
 
 
+def test_three_rows_of_denoising_and_names_that_are_cut_to_their_image():
+    x = [images(9) for _ in range(3)]
+    figure = figures.denoising(*x)
+    pixels = drawn(figure)
+    for row in range(3):
+        assert (tile_at(figure, pixels, row, 7, (6, (8, 8))) == to_pixels(x[row])[7]).all()
+    captioned = figures.reconstructions(x[0], x[1], torch.zeros(9), ["a name that is much longer than its image"] * 9)
+    drawn(captioned)
+    texts = captioned.axes[0].texts
+    renderer = captioned.canvas.get_renderer()
+    boxes = [text.get_window_extent(renderer) for text in texts[:8]]
+    assert texts[3].get_text().endswith("\N{HORIZONTAL ELLIPSIS}")
+    assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
+
+
+def test_rows_of_samples_are_named():
+    x = images(3, 5)
+    figure = figures.sample_rows(x, ["a", "b", "c"], ylabel="class")
+    assert (tile_at(figure, drawn(figure), 1, 4, (3, (5, 8))) == to_pixels(x[1])[4]).all()
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "b", "c"]
+
+
+def test_a_grid_names_the_values_of_each_axis():
+    values = torch.tensor([[-1.0, 1.0], [10.0, 20.0]])
+    axes = figures.latent_grid(images(2, 2), values, quantiles=torch.tensor([0.1, 0.9]), of="q(z)").axes[0]
+    assert axes.get_xticklabels()[1].get_text() == "1.00\n90%" and "share of q(z)" in axes.get_xlabel()
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["20.00", "10.00"]
+
+
+def test_code_usage_tells_how_many_codes_are_used_and_how_evenly():
+    shared, own = torch.tensor([[10, 0, 10, 0]]), torch.tensor([[6, 0, 0], [2, 2, 2]])
+    figure = figures.code_usage([shared, own], ["layer 0", "layer 1"])
+    drawn(figure)
+    above, below, colours = figure.axes
+    assert ", layer 0: 2 of 4 used, perplexity 2.0" in above.get_title(loc="left")
+    assert "layer 1: 2 of 3 used, perplexity 2.0, each variable" in below.get_title(loc="left")
+    assert above.bbox.y0 > below.bbox.y1 and (colours.bbox.y0, colours.bbox.y1) == (below.bbox.y0, below.bbox.y1)
+
+
+def test_the_bars_of_layers_are_coloured_by_shape():
+    figure = figures.kl_per_layer(torch.tensor([2.0, 3.0, 1.0]), ["8x1x1", "4x7x7", "4x7x7"])
+    drawn(figure)
+    axes = figure.axes[0]
+    assert "6.0 nats in all" in axes.get_title(loc="left")
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["8x1x1", "4x7x7"]
+    assert len({bar.get_facecolor() for bar in axes.patches}) == 2
+
+
+@pytest.mark.parametrize(("prior", "shown"), [(torch.rand(99, 2), "the prior"), (None, None)])
+def test_an_aggregate_posterior_is_framed_by_what_is_drawn(prior, shown):
+    samples = 10 + torch.rand(50, 2)
+    figure = figures.aggregate_posterior(samples, samples, prior)
+    drawn(figure)
+    low, high = figure.axes[0].get_xlim()
+    assert (low < 0.1) == (prior is not None) and 11 < high < 12
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()][2:] == ([shown] if shown else [])
+
+
 def test_values_that_are_not_numbers_are_drawn_black():
     assert (to_pixels(torch.full((1, 1, 2, 2), torch.nan)) == 0).all()
 
 
-def conv_autoencoder():
+def conv_layers():
+    """Those of a deep autoencoder of 128x128 colour images."""
     encoder, decoder, channels = [], [nn.Linear(16, 512 * 16), nn.Unflatten(1, (512, 4, 4))], 3
     for out in (32, 64, 128, 256, 512):
         encoder += [nn.Conv2d(channels, out, 4, 2, 1), nn.BatchNorm2d(out), nn.ReLU()]
@@ -155,13 +215,17 @@ def conv_autoencoder():
     for out in (256, 128, 64, 32, 3):
         decoder += [nn.ConvTranspose2d(channels, out, 4, 2, 1), nn.ReLU()]
         channels = out
-    return figures.autoencoder(
-        nn.Sequential(*encoder, nn.Flatten(), nn.Linear(512 * 16, 32)), nn.Sequential(*decoder), 16
-    ).eval()
+    model = SimpleNamespace(
+        encoder=nn.Sequential(*encoder, nn.Flatten(), nn.Linear(512 * 16, 32)).eval(),
+        decoder=nn.Sequential(*decoder).eval(),
+        latent_shape=(16,),
+        reconstruct=lambda x, y: model.decoder(model.encoder(x)[:, :16]),
+    )
+    return figures.trace_layers(model, torch.rand(1, 3, 128, 128))
 
 
 def test_a_traced_network_names_each_change_of_shape():
-    layers = figures.trace_layers(conv_autoencoder(), torch.rand(1, 3, 128, 128))
+    layers = conv_layers()
     shapes = [layer.shape for layer in layers if layer.part == "encoder"]
     assert shapes == [(32, 64, 64), (64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4), (8192,), (32,)]
     assert [(layer.name, layer.shape) for layer in layers if layer.part == "z"] == [("z", (16,))]
@@ -169,7 +233,7 @@ def test_a_traced_network_names_each_change_of_shape():
 
 
 def test_the_names_below_a_drawn_network_do_not_overlap():
-    figure = figures.network_drawing(figures.trace_layers(conv_autoencoder(), torch.rand(1, 3, 128, 128)))
+    figure = figures.network_drawing(conv_layers())
     drawn(figure)
     renderer = figure.canvas.get_renderer()
     names = [text for text in figure.axes[0].texts if "\n" in text.get_text()]
@@ -189,6 +253,21 @@ def test_planes_lines_and_arcs():
     assert_close(way[1, 1], torch.zeros(2))  # opposite ends: straight through the middle
     assert_close(way[:, 0], start)
     assert_close(way[:, -1], end)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 2, 4)])
+def test_arcs_on_a_sphere_stay_on_it_at_every_place(shape):
+    start, end = (nn.functional.normalize(torch.randn(2, *shape), dim=1) for _ in range(2))
+    way = latents.arc_on_sphere(start.flatten(1), end.flatten(1), 5, shape).reshape(2, 5, *shape)
+    assert_close(way.norm(dim=2), torch.ones(2, 5, *shape[1:]))
+    assert_close(way[:, 0], start)
+    assert_close(way[:, -1], end)
+    assert_close((way[:, 0] * way[:, 2]).sum(1), (way[:, 2] * way[:, 4]).sum(1))  # in the middle after half the way
+
+
+def test_traversals_move_each_dimension_through_values_of_its_own():
+    z = latents.axes_through(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([[5.0, 6.0], [7.0, 8.0]]), (2, 0))
+    assert z.tolist() == [[[1, 2, 5], [1, 2, 6]], [[7, 2, 3], [8, 2, 3]]]
 
 
 def test_principal_components_find_the_long_axis_and_keep_its_sign():

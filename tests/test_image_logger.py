@@ -1,6 +1,8 @@
 """The picture callbacks under a real Trainer: what is in the event files and the images folder afterwards."""
 
 import io
+import math
+from functools import partial
 from types import SimpleNamespace
 
 import lightning
@@ -11,38 +13,43 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
-from torch.distributions import ContinuousBernoulli, Independent, Normal
 from torch.utils.data import DataLoader, TensorDataset
 
 from vae_lab.callbacks.images import ImageLogger
 from vae_lab.callbacks.tensorboard import TensorBoardSummary, flatten
-from vae_lab.figures.pictures import PICTURES
+from vae_lab.code_posteriors import NearestCode
+from vae_lab.code_priors import UniformCodes
+from vae_lab.data.images import ImageSpec
+from vae_lab.data.preprocess import Preprocess
+from vae_lab.errors import UsageError
+from vae_lab.likelihoods import ContinuousBernoulli
+from vae_lab.models import VAE
+from vae_lab.posteriors import DiagonalGaussian
+from vae_lab.priors import StandardNormal
 
 SMALL = {"num_images": 4, "num_samples": 4, "grid_size": 3, "num_steps": 3, "num_pairs": 2, "num_scatter": 20}
+OF_VECTORS = (
+    *("aggregate_posterior", "interpolations", "kl_per_dimension", "latent_grid", "latent_scatter"),
+    *("reconstructions", "samples", "traversals"),
+)
 
 
-class Model(nn.Module):
+class Model(VAE):
     """A linear VAE with dropout, so that eval mode shows."""
 
-    def __init__(self, latent_dim, shape=(1, 8, 8)):
-        super().__init__()
-        pixels = shape[0] * shape[1] * shape[2]
-        self.latent_shape = (latent_dim,)
-        self.encoder = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(pixels, 2 * latent_dim))
-        self.decoder = nn.Sequential(nn.Linear(latent_dim, pixels), nn.Unflatten(1, shape))
+    def __init__(self, latent_dim, shape=(1, 8, 8), **options):
+        super().__init__(
+            ImageSpec(*shape, num_classes=3),
+            latent_dim,
+            lambda shape, size: nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(math.prod(shape), size)),
+            lambda size, shape: nn.Sequential(nn.Linear(size, math.prod(shape)), nn.Unflatten(1, shape)),
+            **{"posterior": DiagonalGaussian, "prior": StandardNormal, "likelihood": ContinuousBernoulli, **options},
+        )
         self.largest_batch = 0
 
-    def prior(self):
-        return Independent(Normal(torch.zeros(self.latent_shape), 1.0), 1)
-
-    def encode(self, x):
-        mean, log_scale = self.encoder(x).chunk(2, -1)
-        return Independent(Normal(mean, log_scale.exp()), 1)
-
-    def decode(self, z):
-        batch = z.shape[:-1]
-        self.largest_batch = max(self.largest_batch, batch.numel())
-        return Independent(ContinuousBernoulli(logits=self.decoder(z.flatten(0, -2)).unflatten(0, batch)), 3)
+    def decode(self, z, y=None):
+        self.largest_batch = max(self.largest_batch, z.shape[:-1].numel())
+        return super().decode(z, y)
 
 
 class Experiment(lightning.LightningModule):
@@ -96,7 +103,7 @@ class Data(lightning.LightningDataModule):
     val_dataloader = test_dataloader = train_dataloader
 
 
-def train(run, *callbacks, model=None, data=None, epochs=2, test=False, **options):
+def train(run, *callbacks, model=None, data=None, epochs=2, test=False, preprocess=None, **options):
     torch.manual_seed(0)
     trainer = lightning.Trainer(
         default_root_dir=run,
@@ -111,6 +118,7 @@ def train(run, *callbacks, model=None, data=None, epochs=2, test=False, **option
         **options,
     )
     experiment = Experiment(model or Model(3))
+    experiment.preprocess = preprocess or Preprocess()
     data = data or Data()
     trainer.fit(experiment, datamodule=data)
     if test:
@@ -141,9 +149,9 @@ def finished(tmp_path_factory):
 
 
 def test_every_picture_is_a_png_and_a_summary_of_every_epoch(finished):
-    expected = [f"{what}_epoch={epoch:04d}.png" for what in PICTURES for epoch in (1, 2)]
+    expected = [f"{what}_epoch={epoch:04d}.png" for what in OF_VECTORS for epoch in (1, 2)]
     assert names(finished.run) == sorted([*expected, "network.png", "samples.gif"])
-    for what in PICTURES:
+    for what in OF_VECTORS:
         shown = finished.events.Images(f"images/{what}")
         assert [event.step for event in shown] == [4, 8]
         for event, epoch in zip(shown, (1, 2), strict=True):
@@ -153,7 +161,7 @@ def test_every_picture_is_a_png_and_a_summary_of_every_epoch(finished):
 
 
 def test_no_picture_is_blank(finished):
-    for what in PICTURES:
+    for what in OF_VECTORS:
         pixels = np.asarray(decoded(finished.events.Images(f"images/{what}")[-1]), dtype=float)
         height, width = pixels.shape[:2]
         assert pixels[height // 4 : -height // 4, width // 4 : -width // 4].std() > 5, what
@@ -270,20 +278,35 @@ def test_the_animation_takes_up_the_frames_of_an_earlier_session(tmp_path):
 @pytest.mark.parametrize(("latent_dim", "shape"), [(1, (1, 8, 8)), (2, (3, 8, 8)), (40, (1, 8, 8))])
 def test_other_latent_dimensions_and_colour(tmp_path, latent_dim, shape):
     train(tmp_path, ImageLogger(**SMALL), model=Model(latent_dim, shape), data=Data(shape), epochs=1)
-    assert {f"{what}_epoch=0001.png" for what in PICTURES} <= set(names(tmp_path))
+    assert {f"{what}_epoch=0001.png" for what in OF_VECTORS} <= set(names(tmp_path))
     assert ("latent_grid.gif" in names(tmp_path)) == (latent_dim <= 2)
 
 
 def test_without_labels_validation_or_test_images(tmp_path):
     data = Data(labels=False, splits=("train",))
     train(tmp_path, ImageLogger(**SMALL), data=data, epochs=1, limit_val_batches=0)
-    assert len(list((tmp_path / "images").glob("*_epoch=0001.png"))) == len(PICTURES)
+    assert len(list((tmp_path / "images").glob("*_epoch=0001.png"))) == len(OF_VECTORS)
 
 
 def test_without_any_images_what_needs_none_is_drawn(tmp_path):
     train(tmp_path, ImageLogger(**SMALL), data=Data(splits=()), epochs=1)
     assert "samples_epoch=0001.png" in names(tmp_path)
     assert "reconstructions_epoch=0001.png" not in names(tmp_path)
+
+
+def test_a_model_of_codes_has_the_pictures_of_codes(tmp_path):
+    model = Model(4, posterior=partial(NearestCode, num_codes=5), prior=UniformCodes)
+    train(tmp_path, ImageLogger(**SMALL), model=model, epochs=1, preprocess=Preprocess(corruption=torch.zeros_like))
+    drawn = [f"{what}_epoch=0001.png" for what in ("code_usage", "denoising", "reconstructions", "samples")]
+    assert names(tmp_path) == sorted([*drawn, "network.png", "samples.gif"])
+    tags = events(tmp_path).Tags()
+    assert tags["graph"] and not tags["histograms"]
+    assert not list((tmp_path / "tensorboard").rglob("posterior_means"))
+
+
+def test_a_picture_that_the_model_cannot_have_is_refused_before_training(tmp_path):
+    with pytest.raises(UsageError, match=r"pictures has 'kl_per_layer', which needs several layers of latents"):
+        train(tmp_path, ImageLogger(pictures=["samples", "kl_per_layer"], **SMALL))
 
 
 def test_no_more_than_256_images_are_decoded_at_once(tmp_path):
@@ -309,8 +332,8 @@ def test_an_interruption_is_noticed_between_pictures(tmp_path):
     [
         ({"pictures": ["smaples"]}, "smaples.*samples"),
         ({"every_n_epochs": 0}, "every_n_epochs is 0"),
-        ({"grid_size": 0}, "grid_size is 0"),
-        ({"interpolation": "cubic"}, "interpolation is 'cubic'"),
+        ({"grid_size": 0}, "callbacks.images.grid_size is 0"),
+        ({"interpolation": "cubic"}, "callbacks.images.interpolation is 'cubic'"),
     ],
 )
 def test_a_wrong_option_is_refused_at_once(options, message):

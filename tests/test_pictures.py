@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributions import ExpTransform, Independent, Normal, TransformedDistribution
 from torch.testing import assert_close
 
+from vae_lab import figures
 from vae_lab.code_posteriors import NearestCode, RelaxedCategorical
 from vae_lab.code_priors import UniformCodes
 from vae_lab.data.images import ImageSpec
@@ -73,6 +74,13 @@ class ShiftedNormal(StandardNormal):
 
     def forward(self, given=None):
         return Independent(Normal(self.mean + 7, self.scale), 1)
+
+
+class ClassNormal(StandardNormal):
+    """N(1, I) for the first class, N(2, I) for the second, and so on."""
+
+    def forward(self, given=None):
+        return Independent(Normal(self.mean + 1 + given.y[:, None], self.scale), 1)
 
 
 class Classes(VAE):
@@ -145,6 +153,10 @@ KINDS = {
     "a codebook": (lambda: vae(partial(NearestCode, num_codes=5), UniformCodes, places=6), CODES),
     "categories": (lambda: vae(partial(RelaxedCategorical, num_categories=5), UniformCodes), CODES),
     "labels": (lambda: vae(conditional=True), {"kl_per_dimension", "samples_per_class", *OF_VECTORS}),
+    "a prior of labels": (
+        lambda: vae(prior=ClassNormal, conditional=True),
+        {"kl_per_dimension", "samples_per_class", *OF_VECTORS},
+    ),
     "layers": (Ladder, {"samples_by_temperature", "kl_per_layer", *OF_ALL}),
 }
 
@@ -178,6 +190,16 @@ def test_the_network_of_a_map_and_of_a_conditional_model_is_drawn():
         assert f"from 1x8x8 to {latent} latent dimensions" in title.replace(TIMES, "x")
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("kind", ["a flow", "a map of spheres", "categories", "labels"])
+def test_the_networks_of_each_kind_are_one_module_that_a_tracer_follows(kind):
+    with looked_at(KINDS[kind][0]()) as scene:
+        module, seen = figures.autoencoder(scene.space.model, scene.examples.x[:1], scene.labels(1))
+        traced = torch.jit.trace(module, seen)
+    assert module(seen).shape == (1, *IMAGE.shape)
+    assert {"encoder", "z", "decoder"} == {name for name, _ in traced.named_children()}
+
+
 def test_a_picture_that_a_model_cannot_have_is_refused_with_those_that_it_can():
     with looked_at(Ladder(), count=0) as scene, pytest.raises(UsageError) as refused:
         require_drawable(scene, ["samples", "traversals"])
@@ -191,6 +213,8 @@ def test_without_images_only_a_standard_normal_says_where_to_look():
         assert "from the origin" in PICTURES["traversals"](scene).axes[0].get_title(loc="left")
     with looked_at(vae(prior=ShiftedNormal), count=0) as scene:
         assert set(drawable(scene)) == {"samples"}
+    with looked_at(vae(prior=ClassNormal, conditional=True), count=0) as scene:
+        assert set(drawable(scene)) == {"samples", "samples_per_class"}
 
 
 def test_what_is_shown_does_not_depend_on_what_was_drawn_before(monkeypatch):
@@ -276,7 +300,7 @@ def test_what_is_restored_is_the_corrupted_image(monkeypatch):
 
 def test_code_usage_counts_every_place(monkeypatch):
     model, counts = vae(partial(NearestCode, num_codes=5), UniformCodes, places=6), []
-    monkeypatch.setattr("vae_lab.figures.charts.code_usage", lambda seen, **_: counts.append(seen))
+    monkeypatch.setattr("vae_lab.figures.charts.code_usage", lambda seen, *_, **options: counts.extend(seen))
     with looked_at(model) as scene:
         PICTURES["code_usage"](scene)
         numbers = model.posterior.codes.indices(model.encode(scene.examples.x).mode)

@@ -199,7 +199,7 @@ def test_von_mises_fisher_parameters_are_a_direction_and_a_concentration():
     q = VonMisesFisher(4)(params)
     assert_close(q.mode, torch.nn.functional.normalize(params[:, :4], dim=1), atol=5e-3, rtol=0)
     assert_close(q.mode.norm(dim=1), torch.ones(6))
-    assert_close(q.concentration, torch.nn.functional.softplus(params[:, 4]) + 1e-3)
+    assert_close(q.concentration, 4 * torch.nn.functional.softplus(params[:, 4]) + 1e-3)
     prior = UniformSphere(LatentSpec("sphere", (4,), IMAGE))()
     z = q.sample((20_000,))
     estimate = (q.log_prob(z) - prior.log_prob(z)).mean(0)

@@ -76,6 +76,7 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: Any = None
     callbacks: Any = None
+    second_stage: Any = None  # a prior fitted to the latents once training is over
 
 
 @dataclass
@@ -87,10 +88,23 @@ class ReplayConfig:
     trusted: bool = False
 
 
+@dataclass
+class FitPriorConfig:
+    """What vae_lab.fit_prior takes."""
+
+    run: str = MISSING
+    second_stage: Any = MISSING
+    seed: int | None = None
+    device: str = "auto"
+    overwrite: bool = False
+    trusted: bool = False
+
+
 def register() -> None:
     """Put the schemas where `defaults: [schema, ...]` of a primary config finds them."""
     ConfigStore.instance().store(name="schema", node=Config)
     ConfigStore.instance().store(name="replay_schema", node=ReplayConfig)
+    ConfigStore.instance().store(name="fit_prior_schema", node=FitPriorConfig)
 
 
 def conf_dir() -> str:

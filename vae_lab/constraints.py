@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_lab.bounds import BoundTerms, Weight, total_kl
+from vae_lab.processes import mean_over_processes
 from vae_lab.regularizers.parts import Setting
 
 MOST = 10.0  # of the multiplier's logarithm, in both directions
@@ -50,7 +51,7 @@ class DistortionConstraint(nn.Module):
         excess = -terms.log_px.mean(0) - self.limit
         loss = beta * total_kl(terms).mean(0) + self.log_multiplier.exp() * excess
         if self.training:
-            self._move(excess.detach().mean() / self.num_dims)
+            self._move(mean_over_processes(excess.detach().mean() / self.num_dims))
         return -loss
 
     @property

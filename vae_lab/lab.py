@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from omegaconf import DictConfig
@@ -15,22 +15,27 @@ from vae_lab.checkpoints import load_checkpoint
 from vae_lab.data.images import ImageSpec
 from vae_lab.errors import UsageError
 from vae_lab.experiment import Experiment
+from vae_lab.fitted_prior import FOLDER, FittedTo, read
 from vae_lab.metrics.likelihood import importance_bound
 from vae_lab.models import Model
+from vae_lab.priors import Prior
 from vae_lab.runs import load_config
+from vae_lab.second_stage import one_layer
 from vae_lab.signatures import check_targets
 
 
 class Lab:
     """A trained VAE, in evaluation mode, on the CPU unless moved with `to`.
 
-    config: the run's config. image: shape and kind of the images it knows. labels, everywhere: int64 (B,), which a
+    config: the run's config. image: shape and kind of the images it knows. fitted_prior: the name of the prior that was
+    fitted to its latents, if the model has one in the place of its own. labels, everywhere: int64 (B,), which a
     conditional model needs and another does not see. A model with several stochastic layers has no one q(z|x) and no
     one z: ValueError at `encode` and `decode`.
     """
 
-    def __init__(self, model: Model, config: DictConfig) -> None:
+    def __init__(self, model: Model, config: DictConfig, fitted_prior: str | None = None) -> None:
         self.model, self.config, self.image = model.eval().requires_grad_(False), config, model.image
+        self.fitted_prior = fitted_prior
 
     def to(self, device: str | torch.device) -> Lab:
         """The same on another device."""
@@ -83,18 +88,48 @@ class Lab:
             raise ValueError(f"{expected}; found values in [{images.min():.3g}, {images.max():.3g}]")
 
 
-def load(run: str | Path, checkpoint: str = "best", trusted: bool = False) -> Lab:
+def load(
+    run: str | Path,
+    checkpoint: str = "best",
+    trusted: bool = False,
+    prior: Literal["fitted", "trained"] | None = None,
+) -> Lab:
     """The model of a run directory with the weights of checkpoints/<checkpoint>.ckpt: averaged ones if they are on.
 
-    Builds parts of vae_lab and of torch only, unless the run is trusted to name other code. Never runs code that a
-    checkpoint holds. UsageError: no run, no such checkpoint, or a config that names what it may not.
+    prior: the one fitted to the run's latents (`vae_lab.fit_prior`) or the one the model was trained with; default: the
+    fitted one where there is one. Builds parts of vae_lab and of torch only, unless the run is trusted to name other
+    code. Never runs code that a checkpoint holds.
+
+    UsageError: no run, no such checkpoint, a config that names what it may not; no fitted prior though it is asked for,
+    or one fitted to other weights than these.
     """
+    if prior not in (None, "fitted", "trained"):
+        raise UsageError(f"prior is 'fitted' or 'trained'; found {prior!r}")
     config = load_config(run, trusted)
     check_targets(config)
-    saved = load_checkpoint(Path(run) / "checkpoints" / f"{checkpoint}.ckpt", needed=("state_dict", "image"))
+    name = f"{checkpoint}.ckpt"
+    saved = load_checkpoint(Path(run) / "checkpoints" / name, needed=("state_dict", "image", "global_step"))
+    lab, is_fitted = restored(saved, config), (Path(run) / FOLDER).exists()
+    if prior == "fitted" and not is_fitted:
+        raise UsageError(f"{run}: no prior was fitted to it\npython -m vae_lab.fit_prior run={run}")
+    if prior == "trained" or not is_fitted:
+        return lab
+    found = FittedTo.of(name, saved["global_step"], model_weights(saved))
+    return with_fitted(lab, *read(Path(run), lab.model, found, trusted))
+
+
+def restored(saved: dict[str, Any], config: DictConfig) -> Lab:
+    """The model of a checked config with the weights of a checkpoint, and the prior it was trained with."""
     model = build_model(config, ImageSpec(**saved["image"]))
     model.load_state_dict(model_weights(saved))
     return Lab(model, config)
+
+
+def with_fitted(lab: Lab, name: str, prior: torch.nn.Module) -> Lab:
+    """The same lab, with a prior fitted to its latents."""
+    model = one_layer(lab.model)
+    model.prior = cast("Prior", prior)
+    return Lab(model, lab.config, name)
 
 
 def model_weights(saved: dict[str, Any]) -> dict[str, Tensor]:

@@ -20,11 +20,11 @@ class Codes(Protocol):
     num_codes: int  # K
 
     def indices(self, z: Tensor) -> Tensor:
-        """The numbers of codes that latents consist of, int64. z: (*batch, F, *map) to (*batch, G, *map)."""
+        """The numbers of codes that latents consist of, int64. z: (N, F, *map) to (N, G, *map)."""
         ...
 
     def embed(self, indices: Tensor) -> Tensor:
-        """The latents of code numbers, (*batch, G, *map) to (*batch, F, *map); no gradient."""
+        """The latents of code numbers, (N, G, *map) to (N, F, *map); no gradient."""
         ...
 
 

@@ -49,7 +49,9 @@ def _scored(model: Model, objective: Objective, x: Tensor, y: Tensor | None) -> 
     trace = model(x, objective.num_samples, y)
     try:
         terms = objective.terms(trace, x)
-        objective(model.observed(trace, x, y), terms, Weights())
+        seen = model.observed(trace, x, y)
+        objective(seen, terms, Weights())
+        objective.critic_loss(seen)
     except ValueError as error:
         raise UsageError(str(error)) from error
     return terms.log_px

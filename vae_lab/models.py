@@ -13,6 +13,7 @@ from vae_lab.data.images import ImageSpec
 from vae_lab.labels import LabelFeatures, LabelPlane, require_labels
 from vae_lab.latents import Given, LatentSpec
 from vae_lab.likelihoods import Likelihood
+from vae_lab.maps import require_same_map
 from vae_lab.posteriors import Posterior, centre
 from vae_lab.priors import Prior, tempered
 from vae_lab.regularizers.parts import Observation
@@ -111,6 +112,7 @@ class VAE(Model):
         self.latent = latent_spec(self.posterior, getattr(self.encoder, "map_shape", ()), image)
         features = self.posterior.num_features + (self.shown.num_features if self.shown else 0)
         self.decoder = decoder(features, (self.likelihood.num_channels, image.height, image.width))
+        require_same_map(self.encoder, self.decoder)
         self.prior = prior(self.latent)
         require_same_space(self.posterior, self.prior)
 
@@ -179,7 +181,7 @@ KIND_NAMES = {"vector": "vectors", "sphere": "points of a sphere", "codes": "cod
 PRIORS_OF = {
     "vector": "standard_normal, gaussian_mixture, vamp or flow",
     "sphere": "uniform_sphere",
-    "codes": "uniform_codes",
+    "codes": "uniform_codes or autoregressive_codes",
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -121,7 +121,8 @@ class Objective(nn.Module):
     @property
     def critics(self) -> list[Critic]:
         """The regularizers that have networks of their own."""
-        return [part for part in self.regularizers.values() if isinstance(part, Critic)]
+        parts = cast("list[Critic]", list(self.regularizers.values()))
+        return [part for part in parts if hasattr(part, "critic_loss")]
 
     @property
     def names(self) -> tuple[str, ...]:

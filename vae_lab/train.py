@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from vae_lab.cli import run_command
+from vae_lab.errors import UsageError
 from vae_lab.interruption import Interruption
 from vae_lab.resuming import AUTO, checkpoint_of, sole_use
 from vae_lab.runs import concerns_run, resumed_config
@@ -69,6 +70,9 @@ def _train(config: DictConfig, folder: Path, interruption: Interruption) -> floa
     trainer = assembled_trainer(config, folder, interruption)
     experiment.interrupted = lambda: interruption.requested is not None
     require_monitored(trainer, experiment.model, data, config.optimized_metric)
+    fits_prior = config.second_stage is not None and not config.trainer.fast_dev_run  # which keeps no weights
+    if fits_prior:
+        require_second_stage(config, trainer, experiment)
     noticed = warnings_about(trainer, data, experiment)
     interruption.wait_for_asking()
     interruption.raise_if_requested()
@@ -80,6 +84,8 @@ def _train(config: DictConfig, folder: Path, interruption: Interruption) -> floa
         trainer.fit(experiment, data, ckpt_path=resumed_checkpoint(config))
         interruption.raise_if_requested()
         test(trainer, experiment, data)
+        if fits_prior and trainer.is_global_zero:
+            fit_second_stage(config, folder, trainer, interruption)
     return optimized(config, experiment, data)
 
 
@@ -119,6 +125,27 @@ def test(trainer: Trainer, experiment: Experiment, data: ImageData) -> None:
         trainer.test(experiment, data, ckpt_path=None if best is None else str(best), verbose=False)
 
 
+def require_second_stage(config: DictConfig, trainer: Trainer, experiment: Experiment) -> None:
+    """UsageError where the second stage does not fit the model, or where no best weights will be there for it."""
+    from vae_lab.build import instantiated
+    from vae_lab.callbacks import BestCheckpoint
+    from vae_lab.second_stage import new_prior, one_layer
+
+    if not any(isinstance(it, BestCheckpoint) and it.save_top_k != 0 for it in trainer.checkpoint_callbacks):
+        raise UsageError(
+            "second_stage is fitted to checkpoints/best.ckpt, which callbacks.best does not keep here\n"
+            "leave it as it is by default, or say second_stage=none"
+        )
+    new_prior(instantiated(config.second_stage), one_layer(experiment.model), config.seed)
+
+
+def fit_second_stage(config: DictConfig, folder: Path, trainer: Trainer, interruption: Interruption) -> None:
+    """Fit the prior that the config asks for to the best weights; one of before a resume makes way."""
+    from vae_lab.fit_prior import fit_to_run
+
+    fit_to_run(folder, config, config.second_stage, trainer.strategy.root_device, interruption.raise_if_requested)
+
+
 def optimized(config: DictConfig, experiment: Experiment, data: ImageData) -> float | None:
     """The metric a sweep optimises; the test's where nothing was validated."""
     name = config.optimized_metric
@@ -130,7 +157,7 @@ def optimized(config: DictConfig, experiment: Experiment, data: ImageData) -> fl
 def warnings_about(trainer: Trainer, data: ImageData, experiment: Experiment) -> list[str]:
     """What a reader of the numbers has to know. UsageError: the images and the likelihood do not go together."""
     from vae_lab.callbacks import LastCheckpoint
-    from vae_lab.likelihood_checks import check_likelihood
+    from vae_lab.model_checks import check_model
 
     found = []
     images = data.load()
@@ -140,7 +167,7 @@ def warnings_about(trainer: Trainer, data: ImageData, experiment: Experiment) ->
         found.append("nothing is saved that a run could go on from (callbacks.last is not there)")
     if not data.size("val"):
         found.append("no validation images: the last weights count as the best")
-    return found + check_likelihood(experiment.model, data)
+    return found + check_model(experiment.model, experiment.objective, data)
 
 
 def quiet_libraries() -> None:

@@ -11,10 +11,11 @@ from lightning.pytorch import Trainer
 from numpy.typing import NDArray
 
 from vae_lab.callbacks.tensorboard import add_encoded_image, add_model_graph, add_projector, writers
+from vae_lab.figures.abilities import Need, abilities, drawable
 from vae_lab.figures.canvas import render
 from vae_lab.figures.files import encode_gif, encode_png, frames_of
 from vae_lab.figures.network import autoencoder
-from vae_lab.figures.pictures import PICTURES, drawable, network_drawing
+from vae_lab.figures.pictures import PICTURES, network_drawing
 from vae_lab.figures.scene import Scene
 from vae_lab.files import write_whole
 
@@ -72,14 +73,14 @@ def draw(scene: Scene, names: Sequence[str], moment: Moment) -> Iterator[Picture
 
 
 def see(scene: Scene) -> None:
-    """Draw the posterior's sample before any picture draws random numbers: it is the same beside all of them."""
-    if len(scene.examples.x):
-        _ = scene.posterior
+    """Look before the processes part that draw, so that each need not look again."""
+    drawable(scene)
 
 
 def network(scene: Scene, step: int) -> Iterator[Picture]:
-    """What does not change."""
-    yield _picture("network", "network.png", network_drawing(scene), step)
+    """What does not change, of a model that is one encoder and one decoder."""
+    if Need.ONE_LAYER in abilities(scene):
+        yield _picture("network", "network.png", network_drawing(scene), step)
 
 
 def animation(folder: Path, what: str, step: int) -> Iterator[Picture]:
@@ -97,11 +98,13 @@ def _picture(what: str, name: str, figure: Figure, step: int) -> Picture:
 
 
 def _histograms(scene: Scene, step: int) -> Iterator[Values]:
-    shown = {"latents/kl_per_dimension": scene.kl}
-    if len(scene.examples.x):
-        shown["latents/aggregate_posterior"] = scene.posterior[2]
+    able, shown = abilities(scene), {}
+    if Need.KL in able:
+        shown["latents/kl_per_dimension"] = scene.space.kl
+    if {Need.IMAGE, Need.POINTS} <= able:
+        shown["latents/aggregate_posterior"] = scene.space.latents.sample
     for tag, values in shown.items():
-        if values.isfinite().all():  # a diverging run's are not, and TensorBoard would end it
+        if values is not None and values.isfinite().all():  # a diverging run's are not, and TensorBoard would end it
             yield Values(tag, values.numpy(), step)
 
 
@@ -122,17 +125,20 @@ def publish(trainer: Trainer, drawn: Picture | Values) -> None:
 
 
 def log_graph(trainer: Trainer, scene: Scene) -> None:
-    """The network, as TensorBoard draws it."""
-    module = autoencoder(scene.model.encoder, scene.model.decoder, scene.latent_dim)
+    """The networks, as TensorBoard draws them, of a model that is one encoder and one decoder."""
+    if Need.ONE_LAYER not in abilities(scene):
+        return
+    first = scene.examples.x[:1].to(scene.device)
+    module, seen = autoencoder(scene.space.model, first, scene.on_device(scene.labels(1)))
     for writer in writers(trainer):
-        add_model_graph(writer, module, scene.examples.x[:1].to(scene.device))
+        add_model_graph(writer, module, seen)
 
 
 def log_projector(trainer: Trainer, scene: Scene) -> None:
-    """The posterior means of the examples."""
-    labels, names = scene.examples.labels, scene.examples.class_names
-    words = None
-    if labels is not None:
-        words = [names[label] if label < len(names) else str(label) for label in labels.tolist()]
+    """The centres of the examples' posteriors, where they are vectors."""
+    if Need.VECTOR not in abilities(scene):
+        return
+    labels = scene.examples.labels
+    words = None if labels is None else [scene.examples.class_of(label) for label in labels.tolist()]
     for writer in writers(trainer):
-        add_projector(writer, scene.posterior[0], scene.examples.x, words, trainer.global_step)
+        add_projector(writer, scene.space.latents.centre, scene.examples.x, words, trainer.global_step)

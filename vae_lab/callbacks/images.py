@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -28,11 +29,11 @@ from vae_lab.callbacks.drawings import (
     publish,
     see,
 )
-from vae_lab.callbacks.scenes import Shown, scene_of
+from vae_lab.callbacks.scenes import Shown, require_pictures, scene_of
 from vae_lab.data.module import data_of
 from vae_lab.errors import UsageError
 from vae_lab.figures.pictures import PICTURES
-from vae_lab.figures.scene import SizeOptions, Sizes
+from vae_lab.figures.sizes import SizeOptions, Sizes
 from vae_lab.interruption import Interrupted
 
 SECONDS_AT_SIGINT = 20.0  # for the pictures that are due when somebody stops training, who may press Ctrl-C again
@@ -47,7 +48,7 @@ class ImageLogger(Callback):
     Args:
         every_n_epochs: finished epochs between pictures; None for none.
         every_n_steps: optimiser steps between pictures; None for none.
-        pictures: the names of those to draw; None for all.
+        pictures: the names of those to draw; None for all that the model has.
         animations: join the PNGs of samples (and the grid of two latents) into a GIF at the end.
         projector: write the posterior means for TensorBoard's projector at the end.
         background: draw in a forked copy of the process, one processor at a low priority, while training goes
@@ -56,8 +57,8 @@ class ImageLogger(Callback):
         sizes: how much each picture shows, as in `Sizes`.
 
     Raises:
-        ValueError: an unknown picture or interpolation, or a number below 1; at the start of the fit, a background
-            that cannot be.
+        ValueError: an unknown picture or interpolation, or a number below 1; at the start of the fit, a picture that
+            this model cannot have, or a background that cannot be.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class ImageLogger(Callback):
         self.sizes = Sizes(**sizes)
         self.every_n_epochs = _interval("every_n_epochs", every_n_epochs)
         self.every_n_steps = _interval("every_n_steps", every_n_steps)
-        self.pictures = _known_pictures(pictures)
+        self.pictures, self._asked_for = _known_pictures(pictures), pictures is not None
         self.animations, self.projector = animations, projector
         self.background = background
         self.seconds = 0.0  # that training waited for pictures, so that its speed can be told without them
@@ -86,7 +87,9 @@ class ImageLogger(Callback):
         self._workers: Workers[Picture | Values] = InProcess(lambda _: None)  # until it is known who can draw
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Choose who draws. Raises UsageError where the background was asked for and cannot be."""
+        """Choose who draws. Raises UsageError where the background or a picture was asked for and cannot be."""
+        if self._asked_for and stage == "fit":
+            require_pictures(pl_module, self.sizes, self.pictures)
         unfit = unfit_for_copies(trainer.strategy.root_device, trainer.world_size)
         if self.background is True and unfit:
             raise UsageError(f"callbacks.images.background=true: {unfit}. Use auto or false")
@@ -128,8 +131,8 @@ class ImageLogger(Callback):
         """Animations of all PNGs there are, once the last is; after a fit with nothing left to train, the last too."""
         if not self._ended:
             self.on_train_end(trainer, pl_module)
-        latent_dim = cast(Shown, pl_module).evaluation_model.latent_shape[0]
-        animated = ("samples", "latent_grid") if latent_dim <= 2 else ("samples",)
+        num_latents = sum(math.prod(latent.shape) for latent in cast(Shown, pl_module).evaluation_model.latents)
+        animated = ("samples", "latent_grid") if num_latents <= 2 else ("samples",)
         with self._timed(at_end=True):
             self._workers.drain()
             wanted = trainer.is_global_zero and self.animations and not self.interrupted()

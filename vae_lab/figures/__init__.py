@@ -4,20 +4,32 @@ Pure functions of CPU tensors; `render` turns a figure into pixels.
 """
 
 from vae_lab.figures.canvas import render
-from vae_lab.figures.charts import aggregate_posterior, kl_per_dimension, latent_scatter
+from vae_lab.figures.charts import aggregate_posterior, code_usage, kl_per_dimension, kl_per_layer, latent_scatter
 from vae_lab.figures.network import autoencoder, network_drawing, trace_layers
-from vae_lab.figures.tiles import interpolations, latent_grid, reconstructions, samples, traversals
+from vae_lab.figures.tiles import (
+    denoising,
+    interpolations,
+    latent_grid,
+    reconstructions,
+    sample_rows,
+    samples,
+    traversals,
+)
 
 __all__ = [
     "aggregate_posterior",
     "autoencoder",
+    "code_usage",
+    "denoising",
     "interpolations",
     "kl_per_dimension",
+    "kl_per_layer",
     "latent_grid",
     "latent_scatter",
     "network_drawing",
     "reconstructions",
     "render",
+    "sample_rows",
     "samples",
     "trace_layers",
     "traversals",

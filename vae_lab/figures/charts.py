@@ -1,10 +1,10 @@
-"""Figures made of numbers: the latent scatter, KL per dimension, the aggregate posterior."""
+"""Figures made of numbers: the latent scatter, KL per dimension or layer, code usage, the aggregate posterior."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ LEGEND_ROWS = 20
 MOST_CLASSES = 60  # beyond, a legend is longer than the plot
 MOST_BARS = 64  # beyond, bars are too thin to compare and a histogram says more
 PANELS, PANEL_COLUMNS = 12, 4
+Beside = Tensor | Literal["N(0, 1)"] | None  # what a posterior is drawn beside: samples (M, D) of any other prior
 
 
 @styled
@@ -108,16 +109,85 @@ def _histogram_of_dimensions(figure: Figure, values: Tensor) -> None:
 
 
 @styled
+def kl_per_layer(kl: Tensor, names: Sequence[str], *, title: str = "KL of each layer") -> Figure:
+    """kl (L,) in nats as bars from the top of the hierarchy down; layers of one name, a shape, have one colour."""
+    axes = add_axes(blank_figure(), 0, 0, 820, 380)
+    shapes = list(dict.fromkeys(names))
+    colours = _class_colours(len(shapes))
+    for index, shape in enumerate(shapes):
+        layers = [layer for layer, name in enumerate(names) if name == shape]
+        axes.bar(layers, kl.nan_to_num(0.0)[layers].numpy(), width=0.8, color=colours[index], label=shape)
+    axes.set(xlabel="layer, the top of the hierarchy first", ylabel="KL in nats per image")
+    axes.set_title(f"{title}: {float(kl.nan_to_num(0.0).sum()):.1f} nats in all", loc="left")
+    axes.set_xlim(-0.7, len(kl) - 0.3)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), title="latents")
+    _label_bars(axes, range(len(kl)))
+    return fit_axes(axes)
+
+
+@styled
+def code_usage(counts: Sequence[Tensor], names: Sequence[str] = (), *, title: str = "Code usage") -> Figure:
+    """counts, (G, K) for each layer (of several, each named): how often each of its G variables took each of K codes.
+
+    The perplexity, exp of the entropy, is how many codes would be as hard to tell apart if they were used alike.
+    """
+    figure = blank_figure()
+    for layer, taken in enumerate(counts):
+        axes = add_axes(figure, 0, -layer * 480, 820, 380)
+        shares = taken / taken.sum(1, keepdim=True).clamp(min=1)
+        draw = _usage_bars if len(taken) == 1 else _usage_map
+        draw(axes, shares)
+        perplexity = float(torch.special.entr(shares).sum(1).exp().mean())
+        used = f"{float((taken > 0).sum(1).float().mean()):.4g} of {taken.shape[1]} used"
+        each = "" if len(taken) == 1 else ", each variable on average"
+        name = f", {names[layer]}" if names else ""
+        axes.set_title(f"{title}{name}: {used}, perplexity {perplexity:.1f}{each}", loc="left")
+    return fit(figure)
+
+
+def _usage_bars(axes: Axes, shares: Tensor) -> None:
+    """One variable: the codes by how much they are used, beside an even use of all."""
+    ranked = shares[0].sort(descending=True).values.numpy()
+    axes.stairs(ranked, np.arange(len(ranked) + 1), fill=True, color=BLUE)
+    axes.axhline(1 / len(ranked), color=ORANGE, linewidth=1, linestyle="--", label="if all were used alike")
+    axes.set(xlabel="codes, the most used first", ylabel="share of all places", xlim=(0, len(ranked)))
+    axes.legend(loc="upper right")
+
+
+def _usage_map(axes: Axes, shares: Tensor) -> None:
+    """Several variables: a row for each, whose colours are shares of the images."""
+    variables, codes = shares.shape
+    box = (0.0, float(codes), float(variables), 0.0)
+    shown = axes.imshow(shares.numpy(), "magma", vmin=0, aspect="auto", extent=box, interpolation="nearest")
+    axes.set(xlabel="number of the code", ylabel="latent variable")
+    for axis, count in ((axes.xaxis, codes), (axes.yaxis, variables)):
+        each = range(0, count, math.ceil(count / 16))
+        axis.set_ticks([index + 0.5 for index in each], [str(index) for index in each])
+    figure = cast("Figure", axes.figure)
+    bottom = round(axes.bbox.y0)
+    figure.colorbar(shown, cax=add_axes(figure, 850, bottom, 20, 380), label="share of the images")
+
+
+@styled
 def aggregate_posterior(
-    means: Tensor, samples: Tensor, *, title: str = "Aggregate posterior beside the standard normal"
+    means: Tensor,
+    samples: Tensor,
+    prior: Beside = "N(0, 1)",
+    *,
+    centres: str = "means",
+    title: str = "Aggregate posterior beside the standard normal",
 ) -> Figure:
-    """Means and samples of q(z|x), (N, D) each: a panel for each of the dimensions whose means vary most."""
+    """Means and samples of q(z|x), (N, D) each: a panel for each of the dimensions whose means vary most.
+
+    prior: what they are drawn beside. centres: what the means are called.
+    """
     dims = means.var(0, correction=0).argsort(descending=True)[:PANELS].tolist()
     figure = blank_figure()
     for index, dim in enumerate(dims):
         row, column = divmod(index, PANEL_COLUMNS)
         axes = add_axes(figure, column * 280, -row * 250, 230, 180)
-        _density_panel(axes, means[:, dim], samples[:, dim])
+        drawn = prior[:, dim] if isinstance(prior, Tensor) else prior
+        _density_panel(axes, means[:, dim], samples[:, dim], drawn, centres)
         axes.set_xlabel(f"$z_{{{dim}}}$", labelpad=2)
         axes.set_ylabel("density" if column == 0 else "")
     shown = f": the {len(dims)} of {means.shape[1]} dimensions that vary most" if len(dims) < means.shape[1] else ""
@@ -127,16 +197,34 @@ def aggregate_posterior(
     return fit(figure)
 
 
-def _density_panel(axes: Axes, means: Tensor, samples: Tensor) -> None:
-    reach = max(4.0, float(samples.abs().max()))
+def _density_panel(axes: Axes, means: Tensor, samples: Tensor, prior: Beside, centres: str) -> None:
+    low, high = _reach(samples, prior)
     count = min(max(16, 2 * math.isqrt(len(samples))), 48)  # few samples in narrow bins are a comb
-    bins = np.linspace(-reach, reach, count + 1).tolist()
-    grid = torch.linspace(-reach, reach, 193)
-    normal: Distribution = Normal(0.0, 1.0)
+    bins = np.linspace(low, high, count + 1).tolist()
     filled: dict[str, Any] = {"density": True, "histtype": "stepfilled", "color": BLUE, "alpha": 0.4}
+    outlined: dict[str, Any] = {"density": True, "histtype": "step"}
     density, *_ = axes.hist(samples.numpy(), bins, label="samples of q(z|x)", **filled)
-    axes.hist(means.numpy(), bins, density=True, histtype="step", color=BLUE, label="means of q(z|x)")
-    axes.plot(grid.numpy(), normal.log_prob(grid).exp().numpy(), color=ORANGE, linewidth=1.4, label="N(0, 1)")
+    axes.hist(means.numpy(), bins, color=BLUE, label=f"{centres} of q(z|x)", **outlined)
+    highest = float(np.max(density))
+    if isinstance(prior, Tensor):
+        beside, *_ = axes.hist(prior.numpy(), bins, color=ORANGE, linewidth=1.4, label="the prior", **outlined)
+        highest = max(highest, float(np.max(beside)))
+    elif prior is not None:
+        grid = torch.linspace(low, high, 193)
+        normal: Distribution = Normal(0.0, 1.0)
+        axes.plot(grid.numpy(), normal.log_prob(grid).exp().numpy(), color=ORANGE, linewidth=1.4, label=prior)
+        highest = max(highest, 0.4)
     # the means of an unused dimension are a spike at 0: cut it rather than flatten everything else
-    axes.set(xlim=(-reach, reach), ylim=(0, 1.15 * max(0.4, float(np.max(density)))))
+    axes.set(xlim=(low, high), ylim=(0, 1.15 * highest))
     axes.locator_params(axis="y", nbins=3)
+
+
+def _reach(samples: Tensor, prior: Beside) -> tuple[float, float]:
+    """The ends of a panel: beside N(0, 1), 0 is in the middle."""
+    if isinstance(prior, str):
+        reach = max(4.0, float(samples.abs().max()))
+        return -reach, reach
+    points = samples if prior is None else torch.cat([samples, prior])
+    low, high = float(points.min()), float(points.max())
+    margin = max(0.04 * (high - low), 1e-3)
+    return low - margin, high + margin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,10 +22,10 @@ def plane(values: Tensor, dims: Sequence[int], latent_dim: int) -> Tensor:
 
 
 def axes_through(centre: Tensor, values: Tensor, dims: Sequence[int]) -> Tensor:
-    """(len(dims), n, D): row k is `centre` (D,) with z_dims[k] moved through `values` (n,)."""
-    z = centre.repeat(len(dims), len(values), 1)
-    for row, dim in enumerate(dims):
-        z[row, :, dim] = values
+    """(K, n, D): row k is `centre` (D,) with z_dims[k] moved through `values` (n,), or values[k] of (K, n)."""
+    z = centre.repeat(len(dims), values.shape[-1], 1)
+    for row, (dim, along) in enumerate(zip(dims, values.expand(len(dims), -1), strict=True)):
+        z[row, :, dim] = along
     return z
 
 
@@ -44,6 +45,14 @@ def arc(start: Tensor, end: Tensor, steps: int) -> Tensor:
     return torch.where(bent, curved / angle.sin().clamp(min=PARALLEL), straight_line(start, end, steps))
 
 
+def arc_on_sphere(start: Tensor, end: Tensor, steps: int, shape: tuple[int, ...]) -> Tensor:
+    """(P, steps, D) between (P, D), flat latents of a shape (F, *map) that are of length 1 at each place."""
+    places = math.prod(shape[1:])
+    starts, ends = (z.reshape(-1, shape[0], places).mT.reshape(-1, shape[0]) for z in (start, end))
+    way = torch.nn.functional.normalize(arc(starts, ends, steps), dim=-1)
+    return way.reshape(len(start), places, steps, shape[0]).permute(0, 2, 3, 1).flatten(2)
+
+
 class Projection(NamedTuple):
     """Points in two dimensions, and what the two axes are."""
 
@@ -52,9 +61,9 @@ class Projection(NamedTuple):
     ylabel: str
 
 
-def to_plane(means: Tensor, scale: Tensor) -> Projection:
-    """Posterior means (N, D): as they are if D = 2, beside their scale if D = 1, else by components."""
-    if means.shape[1] == 1:
+def to_plane(means: Tensor, scale: Tensor | None = None) -> Projection:
+    """Posterior means (N, D): as they are if D = 2, beside their scale (N, 1) if D = 1, else by components."""
+    if scale is not None:
         return Projection(torch.cat([means, scale], 1), "$z_{0}$", "standard deviation of $z_{0}$")
     if means.shape[1] == 2:
         return Projection(means, "$z_{0}$", "$z_{1}$")

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from vae_lab.figures.canvas import BLUE, GREEN, INK, MUTED, ORANGE, add_axes, blank_figure, fit_axes, styled
+from vae_lab.figures.looking import OneLayer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,49 +34,66 @@ class Layer(NamedTuple):
     part: str  # "input", "encoder", "z", "decoder"
 
 
-class PosteriorMean(nn.Module):
-    """The first D of the posterior's parameters, (B, num_params) to (B, D): z without a Distribution."""
+class Handover(nn.Module):
+    """What an encoder leaves, cut or filled up to the shape that a decoder takes: z without a Distribution."""
 
-    def __init__(self, latent_dim: int) -> None:
+    def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.latent_dim = latent_dim
+        self.shape = shape  # with a batch of 1
 
     def forward(self, parameters: Tensor) -> Tensor:
-        """The mean, as long as the family puts it first; only shapes matter here."""
-        return parameters[..., : self.latent_dim]
+        """(1, num_params, *map) to the shape; only shapes matter here."""
+        flat = parameters.flatten()
+        missing = max(0, math.prod(self.shape) - flat.numel())
+        return nn.functional.pad(flat, (0, missing))[: math.prod(self.shape)].reshape(self.shape)
 
 
-def autoencoder(encoder: nn.Module, decoder: nn.Module, latent_dim: int) -> nn.Sequential:
-    """Encoder, z, decoder as one module from tensor to tensor, which hooks and tracers can follow."""
-    parts = {"encoder": encoder, "z": PosteriorMean(latent_dim), "decoder": decoder}
-    # a compiled module runs none of its children's hooks and cannot be traced: take what it wraps
-    return nn.Sequential(OrderedDict((name, getattr(part, "_orig_mod", part)) for name, part in parts.items()))
+def autoencoder(model: OneLayer, example: Tensor, y: Tensor | None = None) -> tuple[nn.Module, Tensor]:
+    """Encoder, z and decoder as one module from tensor to tensor, which a tracer can follow, and its input.
+
+    A family's own computations are left out, and labels are constants. example: (1, C, H, W); y: its class (1,).
+    """
+    inputs: list[Tensor] = []
+    networks = model.encoder, model.decoder
+    hooks = [network.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for network in networks]
+    run(model, example, y, hooks)
+    seen, taken = inputs
+    parts = {"encoder": model.encoder, "z": Handover(tuple(taken.shape)), "decoder": model.decoder}
+    return nn.Sequential(OrderedDict(parts)), seen
 
 
-def trace_layers(module: nn.Module, example: Tensor) -> list[Layer]:
-    """The layers of `autoencoder(...)` in the order in which `example` (B, C, H, W) passes them.
+def trace_layers(model: OneLayer, example: Tensor, y: Tensor | None = None) -> list[Layer]:
+    """The layers of encoder, z and decoder in the order in which `example` (1, C, H, W), of class y (1,), passes them.
 
     A layer that keeps the shape of the one before it (an activation, a normalisation) is left out.
     """
     layers = [Layer("input", tuple(example.shape[1:]), "input")]
 
-    def note(name: str, layer: nn.Module, output: Tensor) -> None:
-        part, shape = name.partition(".")[0], tuple(output.shape[1:])
+    def note(part: str, layer: nn.Module, output: Tensor) -> None:
+        shape = tuple(output.shape[1:])
         if shape != layers[-1].shape or part != layers[-1].part:
-            layers.append(Layer("z" if part == "z" else type(layer).__name__, shape, part))
+            layers.append(Layer(type(layer).__name__, shape, part))
 
-    leaves = [(name, layer) for name, layer in module.named_modules() if not any(layer.children())]
     hooks = [
-        layer.register_forward_hook(lambda layer, _, output, name=name: note(name, layer, output))
-        for name, layer in leaves
+        layer.register_forward_hook(lambda layer, _, output, part=part: note(part, layer, output))
+        for part, network in (("encoder", model.encoder), ("decoder", model.decoder))
+        for layer in network.modules()
+        if not any(layer.children())
     ]
+    z = Layer("z", model.latent_shape, "z")
+    hooks.append(model.decoder.register_forward_pre_hook(lambda *_: layers.append(z)))
+    run(model, example, y, hooks)
+    return layers
+
+
+def run(model: OneLayer, example: Tensor, y: Tensor | None, hooks: Sequence[RemovableHandle]) -> None:
+    """Reconstruct an image for the sake of the hooks, which are removed."""
     try:
         with torch.no_grad():
-            module(example)
+            model.reconstruct(example, y)
     finally:
         for hook in hooks:
             hook.remove()
-    return layers
 
 
 class Block(NamedTuple):

@@ -1,18 +1,21 @@
 """Every picture of a trained model: which latents to decode, and the figure that shows them.
 
-Needs no Lightning: a report draws from a loaded model what the callback draws during training.
+Needs no Lightning: a report draws from a loaded model what the callback draws during training. `abilities.py` says what
+each picture needs of the scene.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from vae_lab.figures import charts, latents, tiles
-from vae_lab.figures.network import autoencoder, trace_layers
 from vae_lab.figures.network import network_drawing as draw_network
+from vae_lab.figures.network import trace_layers
 from vae_lab.figures.scene import Scene
 
 if TYPE_CHECKING:
@@ -20,109 +23,204 @@ if TYPE_CHECKING:
 
 GRID_PIXELS = 1400  # a latent grid of large images has fewer of them
 QUANTILES = 0.05, 0.95
-REACH = 3.0  # traversals go from -REACH to REACH
+REACH = 3.0  # standard deviations to both sides that traversals go
+ROW = 8  # samples in a row that is one of several
+MOST_CLASSES = 20  # rows of samples
+TEMPERATURES = 0.6, 0.7, 0.8, 0.9, 1.0
+TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def reconstructions(scene: Scene) -> Figure:
-    """Test images above the decoded posterior means, with log p(x|z)."""
+    """Test images above what their posteriors' centres decode to, with log p(x|z)."""
     x = scene.examples.x[: scene.sizes.num_images]
-    means = scene.posterior[0][: len(x)]
-    likelihood = scene.model.decode(means.to(scene.device))
+    likelihood = scene.reconstructed(len(x))
     log_px = likelihood.log_prob(x.to(scene.device)).float().cpu()
-    decoded = likelihood.mean.float().cpu()
+    names = [scene.examples.class_of(label) for label in labels_of(scene, len(x))]
     title = scene.title(f"Images of the {scene.examples.split} split and their reconstructions")
-    return tiles.reconstructions(x, decoded, log_px, title=title)
+    return tiles.reconstructions(x, likelihood.mean.float().cpu(), log_px, names, title=title)
+
+
+def labels_of(scene: Scene, count: int) -> list[int]:
+    """Of the first images, where the model is given them."""
+    labels = scene.labels(count)
+    return [] if labels is None else [int(label) for label in labels]
+
+
+def denoising(scene: Scene) -> Figure:
+    """Test images, the same as the encoder sees them in training, and what is decoded of that."""
+    x = scene.examples.x[: scene.sizes.num_images]
+    corrupted = scene.corrupt(x)
+    restored = scene.restored(corrupted).mean.float().cpu()
+    title = scene.title(f"Images of the {scene.examples.split} split, corrupted and restored")
+    return tiles.denoising(x, corrupted, restored, title=title)
 
 
 def samples(scene: Scene) -> Figure:
     """The same draws from the prior every time: the seed fixes them, and a prior that learns moves them."""
-    torch.manual_seed(scene.sizes.seed)
-    z = scene.model.prior().sample((scene.sizes.num_samples,))
-    return tiles.samples(scene.decode(z), title=scene.title("Samples from the prior"), numbered=True)
+    count = scene.sizes.num_samples
+    classes = scene.model.image.num_classes
+    y = torch.arange(count) % classes if scene.model.conditional else None
+    title = "Samples from the prior" + ("" if y is None else f", of the {classes} classes in turn")
+    return tiles.samples(scene.sample(count, y), title=scene.title(title), numbered=True)
+
+
+def samples_per_class(scene: Scene) -> Figure:
+    """A row for each class; in a column the same z, unless the prior depends on the class too."""
+    names = scene.class_names[:MOST_CLASSES]
+    images = torch.stack([scene.sample(ROW, torch.full((ROW,), label)) for label in range(len(names))])
+    of = f" of the first {len(names)} of {len(scene.class_names)}" if len(names) < len(scene.class_names) else ""
+    title = scene.title(f"Samples of each class{of}, the same random numbers in a column")
+    return tiles.sample_rows(images, names, ylabel="class", title=title)
+
+
+def samples_by_temperature(scene: Scene) -> Figure:
+    """A row for each temperature of the priors of all layers: below 1, they are narrower."""
+    y = torch.arange(ROW) % scene.model.image.num_classes if scene.model.conditional else None
+    images = torch.stack([scene.sample(ROW, y, temperature) for temperature in TEMPERATURES])
+    title = scene.title("Samples at lower temperatures, the same random numbers in a column")
+    names = [f"{temperature:.1f}" for temperature in TEMPERATURES]
+    return tiles.sample_rows(images, names, ylabel="temperature", title=title)
 
 
 def latent_grid(scene: Scene) -> Figure:
-    """The plane of the two most active dimensions at normal quantiles, the others at 0."""
-    dims = sorted(scene.by_activity[:2]) if scene.latent_dim == 2 else scene.by_activity[:2]
-    side = max(scene.decode(torch.zeros(1, scene.latent_dim)).shape[-2:])
+    """The plane of the two most active dimensions at normal quantiles, the others in the middle."""
+    space = scene.space
+    dims = sorted(space.by_activity[:2]) if space.size == 2 else space.by_activity[:2]
+    side = max(scene.model.image.shape[1:])
     size = min(scene.sizes.grid_size, max(8, GRID_PIXELS // side))
     quantiles = torch.linspace(*QUANTILES, size)
     values = torch.special.ndtri(quantiles)
-    images = scene.decode(latents.plane(values, dims, scene.latent_dim))
-    what = "Latent space" if scene.latent_dim <= 2 else "The two most active latent dimensions, the others 0"
-    return tiles.latent_grid(images, values, dims, quantiles=quantiles, title=scene.title(what))
+    z = space.spread.mean + space.spread.scale * latents.plane(values, dims, space.size)
+    images = space.decode(z, scene.first_label)
+    standard = space.prior_is_standard_normal
+    normal, middle = ("N(0, 1)", "0") if standard else ("a normal with q(z)'s mean and spread", "at their means")
+    what = (
+        "Latent space" if space.size <= 2 else f"The two most {space.activity} latent dimensions, the others {middle}"
+    )
+    along = space.spread.mean[dims, None] + space.spread.scale[dims, None] * values
+    title = scene.title(what + in_class(scene))
+    return tiles.latent_grid(images, along, dims, quantiles=quantiles, of=normal, title=title)
 
 
 def traversals(scene: Scene) -> Figure:
     """The first image's latent with one dimension moved at a time, the most active above."""
-    dims = scene.by_activity[: scene.sizes.num_traversed]
+    space, count = scene.space, len(scene.examples)
+    dims = space.by_activity[: scene.sizes.num_traversed]
     values = torch.linspace(-REACH, REACH, scene.sizes.num_steps)
-    mean = scene.posterior[0]
-    centre = mean[0] if len(mean) else mean.new_zeros(scene.latent_dim)
-    images = scene.decode(latents.axes_through(centre, values, dims))
-    where = f"image 0 of the {scene.examples.split} split" if len(mean) else "the origin"
-    title = scene.title(f"Traversals from {where}, one dimension at a time")
-    return tiles.traversals(images, values, dims, scene.kl[dims], title=title)
+    along = space.spread.mean[dims, None] + space.spread.scale[dims, None] * values
+    centre = space.latents.centre[0] if count else space.spread.mean
+    images = space.decode(latents.axes_through(centre, along, dims), scene.first_label)
+    where = f"image 0 of the {scene.examples.split} split" if count else "the origin"
+    title = scene.title(f"Traversals from {where}{in_class(scene)}, one dimension at a time")
+    units = "" if space.prior_is_standard_normal else ", in standard deviations of q(z) from its mean"
+    kl = None if space.kl is None else space.kl[dims]
+    labels = {"xlabel": f"value of the dimension{units}", "ylabel": f"dimension, most {space.activity} above"}
+    return tiles.traversals(images, values, dims, kl, **labels, title=title)
+
+
+def in_class(scene: Scene) -> str:
+    """Which class a conditional model was told, for a title."""
+    label = scene.first_label
+    return "" if label is None else f" (class {scene.examples.class_of(int(label))})"
 
 
 def interpolations(scene: Scene) -> Figure:
-    """From the posterior mean of one image to the next one's."""
-    pairs = min(scene.sizes.num_pairs, len(scene.examples.x) // 2)
-    x, means = scene.examples.x[: 2 * pairs], scene.posterior[0][: 2 * pairs]
-    way = latents.arc if scene.sizes.interpolation == "spherical" else latents.straight_line
-    images = scene.decode(way(means[::2], means[1::2], scene.sizes.num_steps))
+    """From the centre of one image's posterior to the next one's."""
+    pairs = min(scene.sizes.num_pairs, len(scene.examples) // 2)
+    x, centres = scene.examples.x[: 2 * pairs], scene.space.latents.centre[: 2 * pairs]
+    kind, way = _way(scene)
+    z = way(centres[::2], centres[1::2], scene.sizes.num_steps)
+    y = scene.labels(2 * pairs)
+    images = scene.space.decode(z, y if y is None else y[::2, None])
     originals = torch.stack([x[::2], x[1::2]], dim=1)
-    title = scene.title(f"From one image to another, {scene.sizes.interpolation} interpolation")
-    return tiles.interpolations(images, originals, title=title)
+    keeping = "" if y is None else ", all of the left one's class"
+    title = scene.title(f"From one image to another, {kind} interpolation{keeping}")
+    return tiles.interpolations(images, originals, centre=f"posterior {_centre(scene)}", title=title)
+
+
+def _way(scene: Scene) -> tuple[str, Callable[[Tensor, Tensor, int], Tensor]]:
+    """From one latent to another, and its name."""
+    latent = scene.model.latents[0]
+    if latent.kind == "sphere":
+        return "spherical", partial(latents.arc_on_sphere, shape=latent.shape)
+    ways = {"spherical": latents.arc, "linear": latents.straight_line}
+    return scene.sizes.interpolation, ways[scene.sizes.interpolation]
+
+
+def _centre(scene: Scene) -> str:
+    """What stands for a posterior."""
+    return "mean direction" if scene.model.latents[0].kind == "sphere" else "mean"
 
 
 def latent_scatter(scene: Scene) -> Figure:
-    """Posterior means of the examples, coloured by label."""
-    mean, scale, _ = scene.posterior
-    points, xlabel, ylabel = latents.to_plane(mean, scale)
-    title = scene.title(f"Posterior means of {len(mean)} images of the {scene.examples.split} split")
+    """The centres of the examples' posteriors, coloured by label."""
+    space, count = scene.space, len(scene.examples)
+    single = space.size == 1  # drawn beside its scale
+    points, xlabel, ylabel = latents.to_plane(space.latents.centre, space.scale if single else None)
+    title = scene.title(f"Posterior {_centre(scene)}s of {count} images of the {scene.examples.split} split")
     labels, names = scene.examples.labels, scene.examples.class_names
-    equal = scene.latent_dim > 1  # a single one is drawn beside its scale
     axes = {"xlabel": xlabel, "ylabel": ylabel}
-    return charts.latent_scatter(points, labels, names, **axes, equal=equal, title=title)
+    return charts.latent_scatter(points, labels, names, **axes, equal=not single, title=title)
 
 
 def kl_per_dimension(scene: Scene) -> Figure:
     """As bars."""
-    return charts.kl_per_dimension(scene.kl, title=scene.title("KL of each latent dimension"))
+    space = scene.space
+    what = "dimension" if len(space.shape) == 1 else "feature, over all its places"
+    kl = torch.zeros(0) if space.kl is None else space.kl
+    return charts.kl_per_dimension(kl, title=scene.title(f"KL of each latent {what}"))
+
+
+def kl_per_layer(scene: Scene) -> Figure:
+    """As bars."""
+    shapes = [TIMES.join(map(str, latent.shape)) for latent in scene.model.latents]
+    return charts.kl_per_layer(scene.layer_kl, shapes, title=scene.title("KL of each layer"))
 
 
 def aggregate_posterior(scene: Scene) -> Figure:
     """Histograms of q(z), the posterior averaged over the examples."""
-    mean, _, sample = scene.posterior
-    return charts.aggregate_posterior(mean, sample, title=scene.title("Aggregate posterior beside N(0, 1)"))
+    space = scene.space
+    prior: charts.Beside
+    if space.prior_is_standard_normal:
+        prior, beside = "N(0, 1)", " beside N(0, 1)"
+    elif scene.can_sample:
+        prior, beside = space.prior_sample(), " beside the prior"
+    else:
+        prior, beside = None, ""
+    title = scene.title(f"Aggregate posterior{beside}")
+    return charts.aggregate_posterior(
+        space.latents.centre, space.latents.sample, prior, centres=f"{_centre(scene)}s", title=title
+    )
+
+
+def code_usage(scene: Scene) -> Figure:
+    """How often the examples take each code, of each layer that consists of codes."""
+    counts = scene.code_counts()
+    names = [f"layer {layer}" for layer in counts] if len(counts) > 1 else []
+    title = scene.title(f"Codes of {len(scene.examples)} images of the {scene.examples.split} split")
+    return charts.code_usage(list(counts.values()), names, title=title)
 
 
 def network_drawing(scene: Scene) -> Figure:
     """The layers from the image through z and back."""
-    module = autoencoder(scene.model.encoder, scene.model.decoder, scene.latent_dim)
-    layers = trace_layers(module, scene.examples.x[:1].to(scene.device))
-    shape = "\N{MULTIPLICATION SIGN}".join(str(size) for size in layers[0].shape)
-    return draw_network(layers, title=f"The network: from {shape} to {scene.latent_dim} latent dimensions and back")
+    x = scene.examples.x[:1].to(scene.device)
+    layers = trace_layers(scene.space.model, x, scene.on_device(scene.labels(1)))
+    image, latent = (TIMES.join(map(str, shape)) for shape in (scene.model.image.shape, scene.space.shape))
+    return draw_network(layers, title=f"The network: from {image} to {latent} latent dimensions and back")
 
 
-FROM_LATENTS: Mapping[str, Callable[[Scene], Figure]] = {
-    "samples": samples,
-    "latent_grid": latent_grid,
-    "traversals": traversals,
-    "kl_per_dimension": kl_per_dimension,
-}
-FROM_IMAGES: Mapping[str, Callable[[Scene], Figure]] = {
+PICTURES: Mapping[str, Callable[[Scene], Figure]] = {
     "reconstructions": reconstructions,
+    "denoising": denoising,
     "interpolations": interpolations,
     "latent_scatter": latent_scatter,
     "aggregate_posterior": aggregate_posterior,
+    "code_usage": code_usage,
+    "samples": samples,
+    "samples_per_class": samples_per_class,
+    "samples_by_temperature": samples_by_temperature,
+    "latent_grid": latent_grid,
+    "traversals": traversals,
+    "kl_per_dimension": kl_per_dimension,
+    "kl_per_layer": kl_per_layer,
 }
-PICTURES = {**FROM_IMAGES, **FROM_LATENTS}
-
-
-def drawable(scene: Scene) -> list[str]:
-    """The pictures that the examples suffice for."""
-    enough = {"interpolations": 2}
-    have = len(scene.examples.x)
-    return [what for what in PICTURES if what in FROM_LATENTS or have >= enough.get(what, 1)]

@@ -1,105 +1,27 @@
-"""What pictures are drawn from: a model at one moment, and a few images to look at it with."""
+"""What pictures are drawn from: a model at one moment, and a few images to look at it with.
+
+What draws random numbers seeds them first, so that a picture is the same whichever others are drawn, and by whom.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, Protocol, TypedDict
+from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 
-CHUNK = 256  # images encoded or decoded at once: activations of 128x128 maps are large
+from vae_lab.bounds import closed_form_kl
+from vae_lab.figures.looking import Examples, OneLayer, has_one_layer
+from vae_lab.figures.sizes import Sizes
+from vae_lab.figures.space import CHUNK, LatentSpace
+from vae_lab.models import Model
+from vae_lab.trace import Trace
 
-
-class Model(Protocol):
-    """What a picture asks of a VAE with one vector of latents."""
-
-    encoder: nn.Module  # (B, C, H, W) to (B, num_params)
-    decoder: nn.Module  # (B, D) to parameters of the likelihood
-    latent_shape: tuple[int, ...]
-
-    @property
-    def prior(self) -> Callable[[], Distribution]:
-        """p(z), event (D,)."""
-        ...
-
-    def encode(self, x: Tensor) -> Distribution:
-        """q(z|x), batch (B,), event (D,)."""
-        ...
-
-    def decode(self, z: Tensor) -> Distribution:
-        """p(x|z), batch z.shape[:-1], event (C, H, W)."""
-        ...
-
-    def modules(self) -> Iterator[nn.Module]:
-        """As nn.Module."""
-        ...
-
-
-class SizeOptions(TypedDict, total=False):
-    """Those of `Sizes`, by which a config names them."""
-
-    num_images: int
-    num_samples: int
-    grid_size: int
-    num_traversed: int
-    num_steps: int
-    num_pairs: int
-    num_scatter: int
-    interpolation: Literal["spherical", "linear"]
-    seed: int
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How much each picture shows. ValueError: an unknown interpolation, or a number below 1."""
-
-    num_images: int = 16  # pairs of original and reconstruction
-    num_samples: int = 64  # from the prior, the same latents every time
-    grid_size: int = 20  # images along each side of the latent grid; fewer where they would exceed 1,400 pixels
-    num_traversed: int = 32  # dimensions traversed, the most active first
-    num_steps: int = 11  # images along a traversal or an interpolation
-    num_pairs: int = 8  # interpolations
-    num_scatter: int = 2000  # images in the latent scatter, the aggregate posterior and the projector
-    interpolation: Literal["spherical", "linear"] = "spherical"
-    seed: int = 0  # of the latents of the samples
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if isinstance(value, int) and name != "seed" and value < 1:
-                raise ValueError(f"{name} is {value}; pictures need at least 1")
-        if self.interpolation not in ("spherical", "linear"):
-            raise ValueError(f"interpolation is {self.interpolation!r}; it is 'spherical' or 'linear'")
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Images to look at, with what is known of them; there may be none."""
-
-    x: Tensor  # (N, C, H, W) in [0, 1]
-    labels: Tensor | None = None  # int64 (N,)
-    class_names: tuple[str, ...] = ()
-    split: str = "test"
-
-
-@contextmanager
-def looking_at(model: Model, device: torch.device, seed: int) -> Iterator[None]:
-    """Eval mode, no gradients, a random state of our own; everything is as it was afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    devices = [device] if device.type == "cuda" else []
-    try:
-        for module, _ in modes:
-            module.training = False
-        with torch.no_grad(), torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+FEW = 64  # images that the KL of layers is averaged over
 
 
 @dataclass(frozen=True)
@@ -112,42 +34,113 @@ class Scene:
     sizes: Sizes = field(default_factory=Sizes)
     when: str = ""  # "epoch 7", for the titles
     known_kl: Tensor | None = None  # (D,), of the last validation
-
-    @property
-    def latent_dim(self) -> int:
-        """D."""
-        return self.model.latent_shape[0]
+    corrupted: Callable[[Tensor], Tensor] | None = None  # what training does to the images that the encoder sees
 
     def title(self, what: str) -> str:
         """With the moment."""
         return f"{what}, {self.when}" if self.when else what
 
-    @cached_property
-    def posterior(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean, scale and one sample of q(z|x) for every example, (N, D) each, on the CPU."""
-        parts = []
-        for x in torch.split(self.examples.x, CHUNK):
-            q = self.model.encode(x.to(self.device))
-            parts.append(torch.stack([q.mean, q.stddev, q.sample()]).float().cpu())
-        mean, scale, sample = torch.cat(parts, dim=1).nan_to_num()
-        return mean, scale, sample
+    @property
+    def class_names(self) -> list[str]:
+        """Of all classes."""
+        return [self.examples.class_of(label) for label in range(self.model.image.num_classes)]
 
-    @cached_property
-    def kl(self) -> Tensor:
-        """KL of each dimension in nats, (D,): of the last validation, else of the examples to N(0, 1)."""
-        if self.known_kl is not None:
-            return self.known_kl.detach().float().cpu().nan_to_num()
-        mean, scale, _ = self.posterior
-        variance = scale.square().clamp(min=1e-12)
-        return (0.5 * (mean.square() + variance - 1 - variance.log())).mean(0).nan_to_num()
+    def labels(self, count: int) -> Tensor | None:
+        """Of the first images, (count,); None for a model that is not given any."""
+        if not self.model.conditional:
+            return None
+        known = self.examples.labels
+        return torch.zeros(0, dtype=torch.int64) if known is None else known[:count]
 
     @property
-    def by_activity(self) -> list[int]:
-        """The dimensions, the largest KL first."""
-        return [int(dim) for dim in self.kl.argsort(descending=True, stable=True)]
+    def first_label(self) -> Tensor | None:
+        """What a conditional model is told where one image stands for all, ()."""
+        labels = self.labels(1)
+        return labels if labels is None else torch.cat([labels, torch.zeros(1, dtype=torch.int64)])[0]
 
-    def decode(self, z: Tensor) -> Tensor:
-        """(..., D) to the mean of p(x|z), float (..., C, H, W) on the CPU."""
-        chunks = torch.split(z.flatten(0, -2), CHUNK)
-        images = torch.cat([self.model.decode(part.to(self.device)).mean.float().cpu() for part in chunks])
-        return images.reshape(*z.shape[:-1], *images.shape[1:])
+    def on_device(self, values: Tensor | None) -> Tensor | None:
+        """Where the model is."""
+        return values if values is None else values.to(self.device)
+
+    @cached_property
+    def space(self) -> LatentSpace:
+        """The latents of a model with one layer of them."""
+        model, x = cast(OneLayer, self.model), self.examples.x
+        return LatentSpace(model, self.device, x, self.labels(len(x)), self.sizes.seed, self.known_kl)
+
+    @property
+    def has_points(self) -> bool:
+        """Whether the model has one layer of latents, and these are points of a space: anything but codes."""
+        return has_one_layer(self.model) and self.model.latents[0].kind != "codes"
+
+    def reconstructed(self, count: int) -> Distribution:
+        """p(x|z) at the centre of q(z|x) of the first images, batch (count,)."""
+        if self.has_points:  # the very centres of the other pictures: some families estimate theirs from samples
+            return self.space.likelihood(self.space.latents.centre[:count], self.labels(count))
+        return self.restored(self.examples.x[:count])
+
+    def restored(self, x: Tensor) -> Distribution:
+        """The same where the encoder sees x (count, C, H, W) in place of the first images."""
+        torch.manual_seed(self.sizes.seed)
+        return self.model.reconstruct(x.to(self.device), self.on_device(self.labels(len(x))))
+
+    def corrupt(self, x: Tensor) -> Tensor:
+        """Images x (count, C, H, W) as the encoder sees them in training, on the CPU; by the same chance every time."""
+        torch.manual_seed(self.sizes.seed)
+        return self.corrupted(x.to(self.device)).cpu() if self.corrupted is not None else x
+
+    def sample(self, count: int, y: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+        """The means of p(x|z) at latents from the prior, (count, C, H, W) on the CPU. y: labels (count,).
+
+        Of the same random numbers every time: the model, the labels and the temperature alone move the images.
+        """
+        torch.manual_seed(self.sizes.seed)
+        images = []
+        for first in range(0, count, CHUNK):
+            labels = self.on_device(y if y is None else y[first : first + CHUNK])
+            images.append(self.model.sample(min(CHUNK, count - first), labels, temperature).mean.float().cpu())
+        return torch.cat(images)
+
+    @cached_property
+    def can_sample(self) -> bool:
+        """Whether the prior has samples."""
+        return self._can_sample_at(1.0, NotImplementedError)
+
+    @cached_property
+    def can_temper(self) -> bool:
+        """Whether it has some at other temperatures."""
+        return self._can_sample_at(0.5, NotImplementedError, ValueError)
+
+    def _can_sample_at(self, temperature: float, *refusals: type[Exception]) -> bool:
+        try:
+            self.sample(1, torch.zeros(1, dtype=torch.int64) if self.model.conditional else None, temperature)
+        except refusals:
+            return False
+        return True
+
+    def traces(self, count: int) -> Iterator[Trace]:
+        """The first images through the whole model, some at a time."""
+        torch.manual_seed(self.sizes.seed)
+        y = self.labels(count)
+        for first in range(0, min(count, len(self.examples)), CHUNK):
+            last = min(first + CHUNK, count)
+            x = self.examples.x[first:last].to(self.device)
+            yield self.model(x, 1, self.on_device(y if y is None else y[first:last]))
+
+    @cached_property
+    def layer_kl(self) -> Tensor:
+        """KL of each layer in nats, (L,), mean over the first images."""
+        (trace,) = self.traces(FEW)
+        return torch.stack([closed_form_kl(latent).mean() for latent in trace.latents]).float().cpu()
+
+    def code_counts(self) -> dict[int, Tensor]:
+        """Of each layer of codes, by its number, how often each of its G variables took each of K codes, (G, K)."""
+        from vae_lab.metrics.diagnostics import numbers_of  # with torchmetrics, which imports matplotlib
+
+        sizes = {layer: latent.num_codes for layer, latent in enumerate(self.model.latents) if latent.num_codes}
+        counts = {layer: torch.zeros(self.model.latents[layer].code_shape[0], size) for layer, size in sizes.items()}
+        for trace in self.traces(len(self.examples)):
+            for layer, size in sizes.items():
+                for row, numbers in enumerate(numbers_of(trace.latents[layer], size).cpu().unbind(1)):
+                    counts[layer][row] += numbers.flatten().bincount(minlength=size)
+        return counts

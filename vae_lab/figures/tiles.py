@@ -1,4 +1,4 @@
-"""Figures made of images: reconstructions, samples, the latent grid, traversals, interpolations.
+"""Figures made of images: reconstructions, samples, the latent grid, traversals, interpolations, denoising.
 
 Images are float in [0, 1], `(..., C, H, W)` with C 1 (grey) or 3 (colour), on the CPU.
 """
@@ -6,7 +6,7 @@ Images are float in [0, 1], `(..., C, H, W)` with C 1 (grey) or 3 (colour), on t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,9 +16,12 @@ from vae_lab.figures.canvas import DPI, fit_axes, styled
 from vae_lab.figures.mosaic import arrange, draw
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-CAPTION = 24  # pixels for a line of text below a pair
+CAPTION = 24  # pixels for a line of text below an image
+NEXT_LINE = 15  # for another
+LETTER = 8  # pixels that a letter of it takes, at most
 
 
 @styled
@@ -26,25 +29,67 @@ def reconstructions(
     originals: Tensor,
     reconstructed: Tensor,
     log_px: Tensor | None = None,
+    names: Sequence[str] = (),
     *,
     title: str = "Originals above their reconstructions",
     columns: int = 8,
 ) -> Figure:
-    """Two tensors (N, C, H, W) as pairs, each with its number and, where given, its log_px (N,) in nats."""
-    count, columns = len(originals), min(columns, len(originals))
-    above = [2 * columns * (k // columns) + k % columns for k in range(count)]
-    cells = above + [cell + columns for cell in above]
-    rows = 2 * math.ceil(count / columns)
-    images = torch.cat([originals, reconstructed])
-    tiles = arrange(images, columns, cells, gaps_below=range(1, rows - 1, 2), gap=CAPTION)
-    xlabel = "number of the image" + ("" if log_px is None else ", and its log p(x|z) in nats")
-    axes = draw(tiles, title, xlabel=xlabel, row_labels=["original", "reconstruction"] * (rows // 2))
-    axes.xaxis.labelpad = 6 + CAPTION * 72 / DPI
-    for k, cell in enumerate(above):
-        text = f"{k}" if log_px is None else f"{k}:  {_number(float(log_px[k]), 1)}"
-        x, y = tiles.column_centres[cell % columns], tiles.rows[cell // columns + 1] + tiles.tile[0] + 4
+    """Two tensors (N, C, H, W) as pairs, each with its number and, where given, its log_px (N,) in nats and a name."""
+    captions = _numbers(range(len(originals)))
+    xlabel = "number of the image"
+    if log_px is not None:
+        captions = [
+            f"{caption}:  {_number(value, 1)}" for caption, value in zip(captions, log_px.tolist(), strict=True)
+        ]
+        xlabel += ", and its log p(x|z) in nats"
+    if names:
+        xlabel += "; below, the class that is told"
+    stacks = {"original": originals, "reconstruction": reconstructed}
+    return fit_axes(_stacked(stacks, captions, names, title=title, xlabel=xlabel, columns=columns))
+
+
+@styled
+def denoising(
+    clean: Tensor, corrupted: Tensor, restored: Tensor, *, title: str = "Corrupted images restored", columns: int = 8
+) -> Figure:
+    """Three tensors (N, C, H, W): images, what the encoder sees in their place, and what is decoded of that."""
+    stacks = {"clean": clean, "corrupted": corrupted, "restored": restored}
+    captions = _numbers(range(len(clean)))
+    return fit_axes(_stacked(stacks, captions, title=title, xlabel="number of the image", columns=columns))
+
+
+def _stacked(
+    stacks: Mapping[str, Tensor],
+    captions: Sequence[str],
+    names: Sequence[str] = (),
+    *,
+    title: str,
+    xlabel: str,
+    columns: int,
+) -> Axes:
+    """Several (N, C, H, W): the k-th image of each below the one before it, a caption and perhaps a name below all."""
+    count, height = len(captions), len(stacks)
+    columns = min(columns, count)
+    top = [height * columns * (k // columns) + k % columns for k in range(count)]
+    cells = [cell + layer * columns for layer in range(height) for cell in top]
+    rows = height * math.ceil(count / columns)
+    room = CAPTION + (NEXT_LINE if names else 0)
+    tiles = arrange(
+        torch.cat(list(stacks.values())), columns, cells, gaps_below=range(height - 1, rows - 1, height), gap=room
+    )
+    axes = draw(tiles, title, xlabel=xlabel, row_labels=list(stacks) * (rows // height))
+    axes.xaxis.labelpad = 6 + room * 72 / DPI
+    for k, cell in enumerate(top):
+        text = captions[k] + (f"\n{_shortened(names[k], tiles.tile[1])}" if names else "")
+        x, y = tiles.column_centres[cell % columns], tiles.rows[cell // columns + height - 1] + tiles.tile[0] + 4
         axes.text(x, y, text, ha="center", va="top", fontsize=7.5)
-    return fit_axes(axes)
+    return axes
+
+
+def _shortened(name: str, pixels: int) -> str:
+    """A name no wider than so many pixels."""
+    most = max(2, pixels // LETTER)
+    return name if len(name) <= most else f"{name[: most - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 @styled
@@ -67,30 +112,45 @@ def samples(
 
 
 @styled
+def sample_rows(
+    images: Tensor,
+    rows: Sequence[str],
+    *,
+    ylabel: str,
+    title: str = "Samples from the prior, of the same random numbers",
+) -> Figure:
+    """(R, n, C, H, W): each row, named in `rows`, shows what the same n draws become."""
+    tiles = arrange(images.flatten(0, 1), images.shape[1])
+    labels = {"column_labels": _numbers(range(images.shape[1])), "row_labels": rows}
+    return fit_axes(draw(tiles, title, xlabel="number of the draw", ylabel=ylabel, **labels))
+
+
+@styled
 def latent_grid(
     images: Tensor,
     values: Tensor,
     dims: Sequence[int] = (0, 1),
     *,
     quantiles: Tensor | None = None,
+    of: str = "N(0, 1)",
     title: str = "Latent space, decoded",
 ) -> Figure:
     """(n, n, C, H, W): row j from the bottom decodes z_dims[1] = values[j], column i z_dims[0] = values[i].
 
-    With one dimension, (1, n, C, H, W). `values` (n,) are named on both axes, with the probability below
-    each of them where `quantiles` (n,) gives it.
+    With one dimension, (1, n, C, H, W). `values` (n,), or (2, n) where the axes differ, are named on both axes, with
+    the share of a distribution `of` that lies below each of them where `quantiles` (n,) gives it.
     """
     rows, columns = images.shape[:2]
     tiles = arrange(images.flip(0).flatten(0, 1), columns)
-    values_text = [_number(value, 2) for value in values.tolist()]
-    xlabel, below, beside = _latent(dims[0]), values_text, values_text[::-1]
+    across, up = ([_number(value, 2) for value in axis.tolist()] for axis in values.expand(2, -1))
+    xlabel, below = _latent(dims[0]), across
     if quantiles is not None:
-        xlabel += ", and the share of N(0, 1) below it"
-        below = [f"{text}\n{q:.0%}" for text, q in zip(values_text, quantiles.tolist(), strict=True)]
+        xlabel += f", and the share of {of} below it"
+        below = [f"{text}\n{q:.0%}" for text, q in zip(across, quantiles.tolist(), strict=True)]
     if rows == 1:
         return fit_axes(draw(tiles, title, xlabel=xlabel, column_labels=below))
     ylabel = _latent(dims[1])
-    return fit_axes(draw(tiles, title, xlabel=xlabel, ylabel=ylabel, column_labels=below, row_labels=beside))
+    return fit_axes(draw(tiles, title, xlabel=xlabel, ylabel=ylabel, column_labels=below, row_labels=up[::-1]))
 
 
 @styled
@@ -100,6 +160,8 @@ def traversals(
     dims: Sequence[int],
     kl: Tensor | None = None,
     *,
+    xlabel: str = "value of the dimension",
+    ylabel: str = "dimension",
     title: str = "Traversals: one latent dimension moved at a time",
 ) -> Figure:
     """(D, n, C, H, W): row d decodes z_dims[d] = values (n,), the rest held; kl (D,) in nats, as sorted."""
@@ -108,16 +170,22 @@ def traversals(
     if kl is not None:
         rows = [f"{row}   KL {value:.1f}" for row, value in zip(rows, kl.tolist(), strict=True)]
     columns = [_number(value, 1) for value in values.tolist()]
-    ylabel = "dimension" + ("" if kl is None else ", and its KL in nats")
-    xlabel = "value of the dimension"
+    ylabel = ylabel if kl is None else "dimension, and its KL in nats"
     return fit_axes(draw(tiles, title, xlabel=xlabel, ylabel=ylabel, column_labels=columns, row_labels=rows))
 
 
 @styled
 def interpolations(
-    images: Tensor, originals: Tensor | None = None, *, title: str = "From one image to another"
+    images: Tensor,
+    originals: Tensor | None = None,
+    *,
+    centre: str = "posterior mean",
+    title: str = "From one image to another",
 ) -> Figure:
-    """(P, n, C, H, W): each row decodes the way between two latents; originals (P, 2, C, H, W) flank it."""
+    """(P, n, C, H, W): each row decodes the way between two latents; originals (P, 2, C, H, W) flank it.
+
+    `centre`: what the latents are of their images.
+    """
     pairs, steps = images.shape[:2]
     columns = [_number(step / max(steps - 1, 1), 1) for step in range(steps)]
     gaps: tuple[int, ...] = ()
@@ -126,7 +194,7 @@ def interpolations(
         columns = ["original", *columns, "original"]
         gaps = (0, steps)
     tiles = arrange(images.flatten(0, 1), len(columns), gaps_right=gaps)
-    xlabel = "share of the way from the left image's posterior mean to the right one's"
+    xlabel = f"share of the way from the left image's {centre} to the right one's"
     ylabel, rows = "number of the pair", _numbers(range(pairs))
     return fit_axes(draw(tiles, title, xlabel=xlabel, ylabel=ylabel, column_labels=columns, row_labels=rows))
 

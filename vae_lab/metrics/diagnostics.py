@@ -7,6 +7,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from vae_lab.codes import OneHotCodes, Quantized
+from vae_lab.ladder_layers import Folded
 from vae_lab.metrics.code_usage import CodeUsage
 from vae_lab.metrics.label_gain import LabelGain
 from vae_lab.models import Model
@@ -56,6 +57,7 @@ class Diagnostics(nn.Module):
 
 def numbers_of(latent: Latent, num_codes: int) -> Tensor:
     """The code numbers that a latent's samples are made of, int64."""
-    if isinstance(latent.posterior, Quantized):
-        return latent.posterior.codes
+    posterior = latent.posterior.flat if isinstance(latent.posterior, Folded) else latent.posterior
+    if isinstance(posterior, Quantized):
+        return posterior.codes
     return OneHotCodes(num_codes).indices(latent.z.flatten(0, 1))

@@ -38,13 +38,12 @@ class AdversarialPosterior(nn.Module):
         weight: float,
         critic_lr: float = 2e-4,
         hidden: Sequence[int] = (256, 256),
-        spectral_norm: bool = False,
     ) -> None:
         super().__init__()
         latent = the_latent(setting, "adversarial_posterior", ("vector", "sphere"))
         require_critic("adversarial_posterior", weight, critic_lr, hidden)
         self.weight, self.critic_lr = weight, critic_lr
-        self.critic = LatentCritic(latent.shape, hidden, spectral_norm)
+        self.critic = LatentCritic(latent.shape, hidden)
 
     def forward(self, seen: Observation) -> Tensor:
         """-log of the chance that the critic gives to the prior, (B,), averaged over the samples; ln 2 at a match."""
@@ -64,8 +63,8 @@ class AdversarialImages(nn.Module):
 
     Decoded are the reconstructions and, with `prior_samples`, draws from the prior, both counting half; of a model of
     several layers, whose prior is no one distribution, the reconstructions alone. feature_weight: of half the squared
-    distance between an image and its reconstruction in the critic's middle map, the paper's likelihood (eq. 7), here
-    beside the pixels' own.
+    distance between an image and its reconstruction in the critic's middle map, the paper's likelihood (eq. 7) in the
+    place of the pixels', here beside it.
 
     The critic is shown means; of binary images, which it would know from grey means at a glance, pixels drawn with the
     means as chances, with the gradient of the means (straight through: Bengio et al. 2013, arXiv:1308.3432).
@@ -79,7 +78,7 @@ class AdversarialImages(nn.Module):
         setting: Setting,
         weight: float,
         critic_lr: float = 2e-4,
-        feature_weight: float = 0.0,
+        feature_weight: float = 0.1,
         prior_samples: bool = True,
         width: int = 32,
         max_width: int = 256,

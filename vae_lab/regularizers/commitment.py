@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from vae_lab.codes import Quantized
+from vae_lab.ladder_layers import Folded
 from vae_lab.regularizers.parts import Observation, Setting
 
 CHOOSE = "choose model/posterior=nearest_code, or leave commitment out of objective/regularizers"
@@ -27,14 +29,19 @@ class Commitment(nn.Module):
         self.weight = weight
 
     def forward(self, seen: Observation) -> Tensor:
-        """(B,)."""
-        posteriors = [latent.posterior for latent in seen.trace.latents]
-        distances = [distance(posterior) for posterior in posteriors if isinstance(posterior, Quantized)]
-        if not distances:
+        """(B,), averaged over samples where a layer has codes of its own for each sample of those above."""
+        distances = [distance(latent.posterior) for latent in seen.trace.latents]
+        quantized = [each for each in distances if each is not None]
+        if not quantized:
             raise ValueError(f"objective.regularizers.commitment: these latents are not quantised; {CHOOSE}")
-        return torch.stack(distances).sum(0)
+        return torch.stack(quantized).sum(0)
 
 
-def distance(posterior: Quantized) -> Tensor:
-    """|inputs - codes|^2, (B,); the gradient reaches the inputs."""
-    return (posterior.inputs - posterior.mode.detach()).square().flatten(1).sum(1)
+def distance(posterior: Distribution) -> Tensor | None:
+    """|inputs - codes|^2, (B,), with a gradient for the inputs; None of a posterior that does not quantise."""
+    if isinstance(posterior, Folded):
+        folded = distance(posterior.flat)
+        return None if folded is None else folded.unflatten(0, posterior.batch_shape).mean(0)
+    if isinstance(posterior, Quantized):
+        return (posterior.inputs - posterior.mode.detach()).square().flatten(1).sum(1)
+    return None

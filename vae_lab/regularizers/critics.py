@@ -31,12 +31,10 @@ def leaky() -> nn.Module:
 class LatentCritic(nn.Module):
     """Hidden layers and one logit for each latent."""
 
-    def __init__(self, shape: Sequence[int], hidden: Sequence[int], spectral_norm: bool = False) -> None:
+    def __init__(self, shape: Sequence[int], hidden: Sequence[int]) -> None:
         super().__init__()
         sizes = [math.prod(shape), *hidden]
         self.layers = nn.Sequential(nn.Flatten(), *dense(sizes, leaky), Linear(sizes[-1], 1))
-        if spectral_norm:
-            bound_slopes(self)
 
     def forward(self, z: Tensor) -> Tensor:
         """z (S, B, *shape) to logits (S, B), float32."""
@@ -52,9 +50,10 @@ class Judgement(NamedTuple):
 
 
 class ImageCritic(nn.Module):
-    """Convolutions of stride 2, `width` channels and then twice as many each time, and K logits of the last map.
+    """Convolutions of stride 2, and K = num_logits logits of the last map.
 
-    The map is halved, rounding down, while its shorter side is at least 4: any size of image will do.
+    The map is halved, rounding down, while its shorter side is at least 4, so any image of 2x2 or more will do.
+    Channels: `width`, then twice as many each time, up to max_width.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class ImageCritic(nn.Module):
             layer = nn.Conv2d(channels, wider, KERNEL, 2, pad)
             self.stages.append(nn.Sequential(layer, leaky()))
             channels, sides = wider, [convolved_size(side, KERNEL, 2, pad) for side in sides]
-        self.head = nn.Sequential(nn.Flatten(), Linear(channels * math.prod(sides), num_logits))
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(channels * math.prod(sides), num_logits))
         if spectral_norm:
             bound_slopes(self)
 

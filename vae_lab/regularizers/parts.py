@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 from torch.distributions import Distribution
@@ -40,7 +40,6 @@ class Regularizer(Protocol):
         ...
 
 
-@runtime_checkable
 class Critic(Protocol):
     """A regularizer with networks of its own, trained inside the step beside the model."""
 

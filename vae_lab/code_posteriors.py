@@ -1,0 +1,76 @@
+"""Posterior families over codes: an encoder's output to q(z|x) on finitely many latents, as `posteriors.py` says."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from vae_lab.codebook import Codebook
+from vae_lab.codes import OneHotCodes, OneHots, Quantized
+from vae_lab.latents import Kind
+
+
+class NearestCode(nn.Module):
+    """A point mass at the codes nearest to the encoder's output: VQ-VAE. van den Oord et al. 2017, arXiv:1711.00937.
+
+    latent_dim: features of each place. code_dim: features of one code; default all of them, so that each place is one
+    code, and a divisor of latent_dim makes several. num_codes, decay, restart_below: the `Codebook`'s.
+    Train it with the regularizer `commitment`, which keeps the encoder's output near its codes.
+
+    ValueError: a code_dim that does not divide latent_dim, and what the codebook refuses.
+    """
+
+    kind: Kind = "codes"
+
+    def __init__(
+        self,
+        latent_dim: int,
+        num_codes: int = 512,
+        code_dim: int | None = None,
+        decay: float = 0.99,
+        restart_below: float = 0.05,
+    ) -> None:
+        super().__init__()
+        size = latent_dim if code_dim is None else code_dim
+        if size < 1 or latent_dim % size:
+            raise ValueError(
+                f"model.posterior.code_dim={size}: model.latent_dim={latent_dim} features cannot be cut into codes of "
+                f"that many; choose a divisor of {latent_dim}, or null for one code of all"
+            )
+        self.num_params = self.num_features = latent_dim
+        self.codes = Codebook(latent_dim // size, size, num_codes, decay, restart_below)
+
+    def forward(self, params: Tensor) -> Distribution:
+        """params: (B, D, *map), what is quantised. While training, the codebook follows it."""
+        inputs = params.float()
+        numbers = self.codes(inputs)
+        return Quantized(inputs, numbers, self.codes.embed(numbers))
+
+
+class RelaxedCategorical(nn.Module):
+    """latent_dim categorical variables (of each place) as one-hot vectors: Gumbel-softmax, or Concrete.
+
+    Jang et al. 2017, arXiv:1611.01144; Maddison et al. 2017, arXiv:1611.00712. num_categories: of each variable.
+    temperature: of the relaxation. While training, the samples are relaxed, which gives them a gradient, and what is
+    minimised is no bound: the KL is that of the categorical variables, the decoder sees what they never give. While
+    evaluating, samples are one-hot, and what is reported is the bound of that discrete model.
+
+    ValueError: fewer than two categories, a temperature that is not above 0.
+    """
+
+    kind: Kind = "codes"
+
+    def __init__(self, latent_dim: int, num_categories: int = 10, temperature: float = 2 / 3) -> None:
+        super().__init__()
+        if num_categories < 2:
+            raise ValueError(f"model.posterior.num_categories is at least 2; found {num_categories}")
+        if temperature <= 0:
+            raise ValueError(f"model.posterior.temperature is above 0; found {temperature}")
+        self.num_params = self.num_features = latent_dim * num_categories
+        self.temperature = temperature
+        self.codes = OneHotCodes(num_categories)
+
+    def forward(self, params: Tensor) -> Distribution:
+        """params: (B, D K, *map), K logits of each variable."""
+        logits = params.float().unflatten(1, (-1, self.codes.num_codes))
+        return OneHots(logits, self.temperature if self.training else None)

@@ -1,0 +1,195 @@
+"""python -m vae_lab.fit_prior RUN: a prior fitted to the latents of a run, for sampling and evaluation from then on."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from vae_lab.cli import run_command
+from vae_lab.errors import UsageError
+from vae_lab.files import write_whole
+from vae_lab.interruption import Interruption
+from vae_lab.resuming import sole_use
+
+if TYPE_CHECKING:
+    import torch
+
+    from vae_lab.prior_fitting import Results, Work
+
+COLUMNS, MOST_CLASSES = 8, 20  # of the picture
+
+
+def main() -> None:
+    """The command; its first word may be the run itself."""
+    if len(sys.argv) > 1 and "=" not in sys.argv[1] and not sys.argv[1].startswith("-"):
+        sys.argv[1] = f"run={sys.argv[1]}"
+    run_command(fit_prior, config_name="fit_prior")
+
+
+def fit_prior(config: DictConfig) -> None:
+    """Fit a prior to one run."""
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        raise UsageError("a run has one fitted prior\nleave out --multirun")
+    if config.second_stage is None:
+        raise UsageError("second_stage=none: nothing to fit\nchoose gaussian, mixture, flow or autoregressive_codes")
+    from vae_lab.fitted_prior import require_none
+    from vae_lab.runs import load_config
+    from vae_lab.signatures import check_targets
+
+    run = Path(config.run)
+    experiment = load_config(run, config.trusted)
+    check_targets(experiment)
+    check_targets(config)
+    if not config.overwrite:
+        require_none(run)
+    with Interruption() as interruption, sole_use(run):
+        device = prepared(config.device, experiment)
+        interruption.wait_for_asking()
+        fit_to_run(run, experiment, config.second_stage, device, interruption.raise_if_requested, config.seed)
+
+
+def prepared(name: str, experiment: DictConfig) -> torch.device:
+    """A device, set up as the run's trainer did. UsageError: it is not there."""
+    import torch
+
+    from vae_lab import machine
+
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    except RuntimeError as error:
+        raise UsageError(f"device={name}: no such device\nexpected auto, cpu, cuda or cuda:1") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device={name}: there are {torch.cuda.device_count()} CUDA devices\nleave it at auto")
+    torch.set_num_threads(experiment.trainer.num_threads or machine.num_threads())
+    if device.type == "cpu" and experiment.trainer.keep_freed_memory:
+        machine.keep_freed_memory()
+    return device
+
+
+def fit_to_run(
+    run: Path,
+    experiment: DictConfig,
+    node: DictConfig,
+    device: torch.device,
+    pause: Callable[[], None],
+    seed: int | None = None,
+) -> None:
+    """Fit what a node of a config describes to a run's best weights; RUN/prior/, a picture and a table tell of it.
+
+    experiment: the run's checked config. pause: called after each piece of work; what it raises ends the work, and the
+    run is as it was. seed: default the run's. UsageError: no best weights; what `work_on` refuses.
+    """
+    from vae_lab.checkpoints import BEST, load_checkpoint
+    from vae_lab.fitted_prior import FittedTo, new_folder
+    from vae_lab.fitted_prior import write as write_prior
+    from vae_lab.lab import model_weights
+    from vae_lab.prior_fitting import estimate_of, work_on
+    from vae_lab.summary import write_json
+
+    saved = load_checkpoint(run / "checkpoints" / BEST, needed=("state_dict", "image", "global_step"))
+    with Bar(pause) as bar:
+        work = work_on(saved, experiment, node, device, experiment.seed if seed is None else seed, bar)
+        results = work.done(estimate_of(experiment))
+    fitted_to = FittedTo.of(BEST, saved["global_step"], model_weights(saved))
+    picture = drawn(work, fitted_to.step)
+    pause()
+    with new_folder(run) as folder:
+        write_prior(folder, node, work.prior, fitted_to)
+        write_json(folder / "scores.json", scores(work.stage.name, fitted_to._asdict(), results))
+    write_whole(run / "images" / f"prior_samples={work.stage.name}.png", picture)
+    show(run, work.stage.name, results)
+
+
+# --- what is told of it -----------------------------------------------------------------------------------
+
+
+def scores(name: str, fitted_to: dict[str, Any], results: Results) -> dict[str, Any]:
+    """What RUN/prior/scores.json says."""
+    from vae_lab.provenance import git_state, versions
+
+    return {"name": name, "fitted_to": fitted_to, **results._asdict(), "versions": versions(), "git": git_state()}
+
+
+def drawn(work: Work, step: int) -> bytes:
+    """Samples as a PNG; of a conditional model, the same latents as images of each class."""
+    from vae_lab.figures import tiles
+    from vae_lab.figures.canvas import render
+    from vae_lab.figures.files import encode_png
+
+    title = f"Samples of the prior '{work.stage.name}', fitted to the latents of step {step:,}"
+    if work.model.conditional:
+        classes = work.data.class_names[:MOST_CLASSES]
+        figure = tiles.sample_rows(work.samples(COLUMNS, len(classes)), classes, ylabel="class", title=title)
+    else:
+        figure = tiles.samples(work.samples(COLUMNS**2), title=title)
+    return encode_png(render(figure), step)
+
+
+def show(run: Path, name: str, results: Results) -> None:
+    """Print the metrics, in nats per image, under the two priors."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("nats per image", style="bold")
+    for column in ("trained", name):
+        table.add_column(column, justify="right")
+    for metric, value in results.metrics["trained"].items():
+        images = results.protocol.get(metric, {}).get("images")
+        label = metric if images is None else f"{metric}, first {images:,} images"
+        table.add_row(label, _number(value), _number(results.metrics["fitted"][metric]))
+    for which, words in (("fitted", "log p(z), latents fitted to"), ("held_out", "log p(z), latents held out")):
+        table.add_row(words, "", _number(results.log_pz[which]))
+    console = Console()
+    console.print(f"{run}: the prior '{name}' was fitted to it", highlight=False, soft_wrap=True)
+    console.print(table)
+
+
+def _number(value: float | None) -> str:
+    return "no bound" if value is None else f"{value:.2f}"
+
+
+class Bar:
+    """A progress bar on a terminal; `pause` is called at each piece of work."""
+
+    def __init__(self, pause: Callable[[], None], refresh_seconds: float = 0.5) -> None:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        from vae_lab.callbacks.progress import COLUMNS
+
+        console = Console(stderr=True)
+        self.pause, self.refresh_seconds = pause, refresh_seconds
+        # Drawn by us: a thread that redraws it takes time from the work.
+        self._bar = Progress(*COLUMNS, console=console, transient=True, auto_refresh=False)
+        self._bar.disable = not console.is_terminal
+        self._task, self._what, self._moved_at = self._bar.add_task("", shown=""), "", 0.0
+
+    def __enter__(self) -> Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, what: str, done: int, total: int, shown: str = "") -> None:
+        """Move it, at most every `refresh_seconds`."""
+        self.pause()
+        if what != self._what:
+            self._bar.reset(self._task, description=what)
+        elif done < total and time.monotonic() - self._moved_at < self.refresh_seconds:
+            return
+        self._what, self._moved_at = what, time.monotonic()
+        self._bar.update(self._task, completed=done, total=total, shown=shown)
+        self._bar.refresh()
+
+
+if __name__ == "__main__":
+    main()

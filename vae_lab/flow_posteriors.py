@@ -1,0 +1,160 @@
+"""Posterior families made by flows: a diagonal Gaussian from the encoder, transformed.
+
+On a map each place is transformed by itself, with weights that the places share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal, TransformedDistribution
+from torch.distributions.kl import register_kl
+from torch.distributions.transforms import Transform
+
+from vae_lab.flows import FeaturesFirst, Householder, InverseAutoregressive, Planar, full_precision
+from vae_lab.gaussians import bounded_scale
+from vae_lab.latents import Kind
+from vae_lab.made import MADE
+from vae_lab.places import Placewise
+
+
+class InverseAutoregressiveFlow(nn.Module):
+    """Steps of inverse autoregressive flow, every second in reversed order. Kingma et al. 2016, arXiv:1606.04934.
+
+    context_features: what the encoder tells every step beside the Gaussian. hidden: widths of each step's network.
+    The density of a sample is cheap, that of any other z takes latent_dim passes.
+    """
+
+    kind: Kind = "vector"
+
+    def __init__(
+        self, latent_dim: int, num_flows: int = 4, hidden: Sequence[int] = (320,), context_features: int = 64
+    ) -> None:
+        super().__init__()
+        require_steps(num_flows)
+        if context_features < 1:
+            raise ValueError(f"model.posterior.context_features is at least 1; found {context_features}")
+        if not hidden or min(hidden) < 1:
+            raise ValueError(f"model.posterior.hidden are widths of at least one layer; found {list(hidden)}")
+        self.num_params, self.num_features = 2 * latent_dim + context_features, latent_dim
+        start = InverseAutoregressive.GATE_START
+        self.networks = nn.ModuleList(
+            MADE(latent_dim, context_features, hidden, backwards=step % 2 == 1, shift=start)
+            for step in range(num_flows)
+        )
+
+    def forward(self, params: Tensor) -> Distribution:
+        """params: (B, 2 D + context_features, *map): means, log variances, context."""
+        base, context = base_and_rest(params, self.num_features)
+        return transformed(base, [InverseAutoregressive(made, context) for made in self.networks])  # type: ignore[arg-type]
+
+
+class PlanarFlow(nn.Module):
+    """Planar steps, whose parameters the encoder gives. Rezende & Mohamed 2015, arXiv:1505.05770."""
+
+    kind: Kind = "vector"
+
+    def __init__(self, latent_dim: int, num_flows: int = 8) -> None:
+        super().__init__()
+        require_steps(num_flows)
+        self.num_params, self.num_features = 2 * latent_dim + num_flows * (2 * latent_dim + 1), latent_dim
+
+    def forward(self, params: Tensor) -> Distribution:
+        """params: (B, 2 D + num_flows (2 D + 1), *map): means, log variances, then u, w, b of each step."""
+        dims = self.num_features
+        base, rest = base_and_rest(params, dims)
+        return transformed(base, [Planar(*step.split((dims, dims, 1), -1)) for step in rest.split(2 * dims + 1, -1)])
+
+
+class HouseholderFlow(nn.Module):
+    """A Gaussian turned by reflections: of full covariance where they are many. Tomczak & Welling 2016.
+
+    arXiv:1611.09630; there each step's vector is a linear function of the one before, here the encoder gives them all.
+    """
+
+    kind: Kind = "vector"
+
+    def __init__(self, latent_dim: int, num_flows: int = 4) -> None:
+        super().__init__()
+        require_steps(num_flows)
+        if latent_dim < 2:
+            raise ValueError(
+                "model/posterior=householder turns vectors of at least 2 dimensions; "
+                f"found model.latent_dim={latent_dim}: choose model/posterior=diagonal_gaussian"
+            )
+        self.num_params, self.num_features = (2 + num_flows) * latent_dim, latent_dim
+
+    def forward(self, params: Tensor) -> Distribution:
+        """params: (B, (2 + num_flows) D, *map): means, log variances, a vector of each step."""
+        base, rest = base_and_rest(params, self.num_features)
+        reflections: list[Transform] = [Householder(vector) for vector in rest.split(self.num_features, -1)]
+        vectors = ReflectedGaussian(base, reflections, validate_args=False)
+        return Placewise(vectors) if params.dim() > 2 else vectors
+
+
+class ReflectedGaussian(TransformedDistribution):
+    """A diagonal Gaussian over vectors, and then reflections: a Gaussian still, of known mean and variance."""
+
+    @property
+    def mean(self) -> Tensor:
+        """(*batch, D)."""
+        mean = self.base_dist.mean
+        for reflection in self.transforms:
+            mean = reflection(mean)
+        return mean
+
+    @property
+    def mode(self) -> Tensor:
+        """The mean."""
+        return self.mean
+
+    @property
+    def variance(self) -> Tensor:
+        """Of each dimension, (*batch, D): the diagonal of R diag(v) R^T.
+
+        The reflections multiply to R = I - A U^T, a column for each. Bischof & Van Loan 1987, SIAM J. Sci. Stat. Comp.
+        """
+        units = [reflection.unit for reflection in self.transforms if isinstance(reflection, Householder)]
+        columns: list[Tensor] = []
+        for unit in units:
+            columns = [*(Householder(unit)(column) for column in columns), 2 * unit]
+        a, u, v = torch.stack(columns, -1), torch.stack(units, -1), self.base_dist.variance
+        with full_precision(v):
+            turned: Tensor = v - 2 * v * (a * u).sum(-1) + (a @ (u.mT @ (v.unsqueeze(-1) * u)) * a).sum(-1)
+        return turned.clamp(min=0)  # where a small variance was left of large ones, rounding may have taken it
+
+
+@register_kl(ReflectedGaussian, Independent)  # type: ignore[untyped-decorator]
+def _to_diagonal(q: ReflectedGaussian, p: Independent[Distribution]) -> Tensor:
+    """KL(q || p), the batch shape. NotImplementedError: p is no diagonal Gaussian."""
+    if not isinstance(p.base_dist, Normal):
+        raise NotImplementedError
+    squares = (q.variance + (q.mean - p.mean).square()) / p.variance
+    # Reflections leave the determinant of a covariance as it is.
+    kl: Tensor = (squares - 1 + p.variance.log() - q.base_dist.variance.log()).sum(-1)
+    return kl / 2
+
+
+def require_steps(num_flows: int) -> None:
+    """ValueError unless there are any."""
+    if num_flows < 1:
+        raise ValueError(
+            f"model.posterior.num_flows is at least 1; found {num_flows}: "
+            "without any choose model/posterior=diagonal_gaussian"
+        )
+
+
+def base_and_rest(params: Tensor, dims: int) -> tuple[Distribution, Tensor]:
+    """Of (B, 2 D + R, *map): the Gaussian, batch (B, *map) and event (D,); and the rest, (B, *map, R)."""
+    mean, logvar, rest = params.float().movedim(1, -1).tensor_split((dims, 2 * dims), -1)
+    normal = Normal(mean, bounded_scale(logvar), validate_args=False)
+    return Independent(normal, 1, validate_args=False), rest
+
+
+def transformed(base: Distribution, flows: Sequence[Transform]) -> Distribution:
+    """The Gaussians of the vectors, or of those of a map, through the flows; batch (B,)."""
+    # Not a Placewise: its samples would be views that no flow remembers.
+    to_map = [FeaturesFirst()] if len(base.batch_shape) > 1 else []
+    return TransformedDistribution(base, [*flows, *to_map], validate_args=False)

@@ -1,0 +1,74 @@
+"""MADE: an autoregressive network of masked layers. Germain et al. 2015, arXiv:1502.03509."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import elu, linear
+from torch.nn.utils.parametrizations import weight_norm
+
+CONTEXT = -1  # the degree of what every unit may see
+
+
+class MaskedLinear(nn.Linear):
+    """A linear layer some of whose weights are zero, weight-normalised. mask: (out, in), each row with a True.
+
+    Masked weights start at zero, and so get no gradient through the norm either: it is of the others alone.
+    Salimans & Kingma 2016, arXiv:1602.07868.
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__(mask.shape[1], mask.shape[0])
+        self.register_buffer("mask", mask, persistent=False)
+        with torch.no_grad():
+            self.weight.mul_(mask)
+        weight_norm(self)
+
+    def masked_weight(self) -> Tensor:
+        """(out, in)."""
+        return self.weight * self.mask
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(*, in) to (*, out)."""
+        return linear(input, self.masked_weight(), self.bias)
+
+
+class MADE(nn.Module):
+    """Two numbers for each of D features, which depend on the features before it and on a context of C features.
+
+    Each unit has a degree: a hidden one sees what has at most its own, an output what has a lower one than its feature.
+    hidden: widths of the layers, best at least D: then every degree is there. backwards: from the last feature to the
+    first. shift: what the second number starts around.
+    """
+
+    degrees: Tensor  # of the features: 0 is the first in order, (D,)
+
+    def __init__(
+        self, num_features: int, num_context: int, hidden: Sequence[int], backwards: bool = False, shift: float = 0.0
+    ) -> None:
+        super().__init__()
+        order = torch.arange(num_features)
+        self.register_buffer("degrees", order.flip(0) if backwards else order, persistent=False)
+        inputs = torch.cat((torch.full((num_context,), CONTEXT), self.degrees))
+        # Evenly from the context's degree to D - 2: nothing sees the last feature.
+        units = [torch.arange(width) * num_features // width + CONTEXT for width in hidden]
+        self.first = MaskedLinear(units[0][:, None] >= inputs)
+        self.rest = nn.ModuleList(MaskedLinear(b[:, None] >= a) for a, b in pairwise(units))
+        self.head = MaskedLinear(self.degrees.repeat(2)[:, None] > units[-1])
+        with torch.no_grad():
+            self.head.bias[num_features:] += shift
+
+    def forward(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """z: (*, D), context: (*, C), broadcast against each other; (*, D) twice."""
+        of_context, of_z = self.first.masked_weight().split((context.shape[-1], z.shape[-1]), 1)
+        # Once for the context, however many samples of z share it.
+        features = elu(linear(z, of_z) + linear(context, of_context, self.first.bias))
+        for layer in self.rest:
+            features = elu(layer(features))
+        one, other = self.head(features).chunk(2, -1)
+        return one, other

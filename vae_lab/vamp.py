@@ -1,0 +1,49 @@
+"""VampPrior: the aggregate posterior of a few learned images. Tomczak & Welling 2018, arXiv:1705.07120."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, MultivariateNormal
+
+from vae_lab.latents import NOTHING, Given, Kind, LatentSpec
+from vae_lab.mixtures import mixture
+from vae_lab.places import Placewise
+from vae_lab.sphere import VonMisesFisher
+
+GAIN = 10.0  # of logits over weights, or they would take ten times the networks' steps from black to white
+
+
+class VampPrior(nn.Module):
+    """p(z) = 1/K sum_k q(z | u_k): a mixture of posteriors of learned images u_k, the pseudo-inputs.
+
+    num_pseudo_inputs: K. They pass the encoder at each step, as K more images, and are kept in [0, 1] by a sigmoid:
+    on MNIST it gives a better bound than a clamp, which lets no pixel return that once left. They start as noise.
+    ValueError: K < 1; in a call, without an encoder, or with a posterior whose density is not known everywhere.
+    """
+
+    kinds: tuple[Kind, ...] = ("vector", "sphere")
+    encodes = True
+
+    def __init__(self, latent: LatentSpec, num_pseudo_inputs: int = 100) -> None:
+        super().__init__()
+        if num_pseudo_inputs < 1:
+            raise ValueError(f"model.prior.num_pseudo_inputs is at least 1; found {num_pseudo_inputs}")
+        self.weights = nn.Parameter(torch.randn(num_pseudo_inputs, *latent.image.shape) / GAIN)
+
+    @property
+    def pseudo_inputs(self) -> Tensor:
+        """The images u, (K, C, H, W) in [0, 1]."""
+        return torch.sigmoid(GAIN * self.weights)
+
+    def forward(self, given: Given = NOTHING) -> Distribution:
+        """p(z), batch ()."""
+        if given.encode is None:
+            raise ValueError("model/prior=vamp is made of posteriors: it needs an encoder, `Given(encode=...)`")
+        components = given.encode(self.pseudo_inputs)
+        if not isinstance(components, (Independent, MultivariateNormal, VonMisesFisher, Placewise)):
+            raise ValueError(
+                "model/prior=vamp asks for the posterior's density everywhere: choose model/posterior="
+                f"diagonal_gaussian, full_covariance or von_mises_fisher (found {type(components).__name__})"
+            )
+        return mixture(torch.zeros(len(self.weights), device=self.weights.device), components)
