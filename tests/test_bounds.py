@@ -21,7 +21,7 @@ from vae_lab.constraints import DistortionConstraint
 from vae_lab.data.images import ImageSpec
 from vae_lab.latents import LatentSpec
 from vae_lab.objectives import Objective, Weights, floored_kl
-from vae_lab.priors import StandardNormal
+from vae_lab.priors.fixed import StandardNormal
 from vae_lab.regularizers.parts import Observation, Setting
 from vae_lab.regularizers.spectral import Spectral
 from vae_lab.schedules import Constant, LinearWarmup

@@ -47,7 +47,8 @@ def test_a_batch_of_the_bound_is_that_of_its_images(model):
 
 
 def test_without_labels_it_says_what_is_missing(model):
-    for call in (lambda: model(torch.rand(4, 1, 8, 8)), lambda: model.sample(4), lambda: model.decode(torch.randn(4, 3))):
+    x, z = torch.rand(4, 1, 8, 8), torch.randn(4, 3)
+    for call in (lambda: model(x), lambda: model.sample(4), lambda: model.decode(z)):
         with pytest.raises(ValueError, match="conditional: give it the labels"):
             call()
 

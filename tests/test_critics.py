@@ -20,7 +20,7 @@ from vae_lab.bounds import elbo
 from vae_lab.data.images import ImageSpec
 from vae_lab.latents import LatentSpec
 from vae_lab.objectives import Objective
-from vae_lab.posteriors import DiagonalGaussian
+from vae_lab.posteriors.gaussian import DiagonalGaussian
 from vae_lab.regularizers.adversarial import AdversarialImages, AdversarialPosterior, drawn
 from vae_lab.regularizers.critics import ImageCritic, constant, surprise, telling_apart
 from vae_lab.regularizers.density_ratio import DensityRatio, permuted

@@ -16,16 +16,18 @@ from torch.testing import assert_close
 
 from vae_lab.bounds import bound_terms, closed_form_kl, elbo
 from vae_lab.data.images import ImageSpec
-from vae_lab.flow_posteriors import HouseholderFlow, InverseAutoregressiveFlow, PlanarFlow
-from vae_lab.flow_priors import FlowPrior
 from vae_lab.flows import AffineCoupling, Householder, InverseAutoregressive, Planar
 from vae_lab.latents import LatentSpec
 from vae_lab.likelihoods import Bernoulli
 from vae_lab.made import MADE
 from vae_lab.models import VAE
 from vae_lab.networks import MLPDecoder, MLPEncoder
-from vae_lab.posteriors import DiagonalGaussian, centre
-from vae_lab.priors import StandardNormal, tempered
+from vae_lab.posteriors.family import centre
+from vae_lab.posteriors.flow import HouseholderFlow, InverseAutoregressiveFlow, PlanarFlow
+from vae_lab.posteriors.gaussian import DiagonalGaussian
+from vae_lab.priors.family import tempered
+from vae_lab.priors.fixed import StandardNormal
+from vae_lab.priors.flow import FlowPrior
 from vae_lab.trace import Latent
 
 IMAGE = ImageSpec(1, 4, 4, levels=2)

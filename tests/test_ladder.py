@@ -14,21 +14,22 @@ from torch.testing import assert_close
 
 import vae_lab
 from vae_lab.bounds import bound_terms, elbo, importance_weighted_bound, kl_per_dimension
-from vae_lab.code_posteriors import NearestCode, RelaxedCategorical
-from vae_lab.code_priors import UniformCodes
 from vae_lab.data.images import ImageSpec
-from vae_lab.flow_posteriors import InverseAutoregressiveFlow
-from vae_lab.gaussian_priors import ClassGaussian, GaussianMixture
-from vae_lab.ladder import LadderVAE
-from vae_lab.ladder_layers import ConditionalGaussian, Folded, ResidualGaussian, folded
-from vae_lab.ladder_resolutions import nearest_size, resolutions, usual_strides
+from vae_lab.densities.folded import Folded, folded
+from vae_lab.ladder.layers import ConditionalGaussian, ResidualGaussian
+from vae_lab.ladder.model import LadderVAE
+from vae_lab.ladder.resolutions import nearest_size, resolutions, usual_strides
 from vae_lab.likelihoods import Bernoulli, LogisticMixture256
 from vae_lab.metrics.likelihood import importance_bound
 from vae_lab.models import VAE
 from vae_lab.objectives import floored_kl
-from vae_lab.posteriors import DiagonalGaussian, FullCovarianceGaussian
-from vae_lab.priors import Flat, StandardNormal
-from vae_lab.vamp import VampPrior
+from vae_lab.posteriors.codes import NearestCode, RelaxedCategorical
+from vae_lab.posteriors.flow import InverseAutoregressiveFlow
+from vae_lab.posteriors.gaussian import DiagonalGaussian, FullCovarianceGaussian
+from vae_lab.priors.codes import UniformCodes
+from vae_lab.priors.fixed import Flat, StandardNormal
+from vae_lab.priors.gaussian import ClassGaussian, GaussianMixture
+from vae_lab.priors.vamp import VampPrior
 
 BINARY = ImageSpec(1, 8, 8, levels=2, num_classes=3)
 FAMILIES = {

@@ -13,7 +13,7 @@ from vae_lab.data.images import ImageSpec
 from vae_lab.likelihoods import LocationScale
 from vae_lab.metrics.likelihood import importance_bound
 from vae_lab.models import VAE
-from vae_lab.priors import StandardNormal
+from vae_lab.priors.fixed import StandardNormal
 
 SIDE, LATENTS, SCALE = 3, 2, 0.4
 

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from vae_lab.bounds import bound_terms, elbo
-from vae_lab.code_posteriors import NearestCode, RelaxedCategorical
-from vae_lab.code_priors import AutoregressiveCodes, UniformCodes
 from vae_lab.data.images import ImageSpec
 from vae_lab.likelihoods import Bernoulli
 from vae_lab.maps import MapDecoder, MapEncoder, require_same_map
 from vae_lab.models import VAE
 from vae_lab.networks import ConvDecoder, ConvEncoder
-from vae_lab.posteriors import DiagonalGaussian
-from vae_lab.priors import StandardNormal
+from vae_lab.posteriors.codes import NearestCode, RelaxedCategorical
+from vae_lab.posteriors.gaussian import DiagonalGaussian
+from vae_lab.priors.codes import AutoregressiveCodes, UniformCodes
+from vae_lab.priors.fixed import StandardNormal
 from vae_lab.regularizers.commitment import Commitment
 from vae_lab.regularizers.parts import Observation, Setting
 

@@ -14,8 +14,8 @@ from torch.distributions import Beta, Independent
 from vae_lab.build import build_model, instantiated
 from vae_lab.data.images import Images
 from vae_lab.data.module import ImageData
-from vae_lab.likelihoods import Bernoulli
 from vae_lab.errors import UsageError
+from vae_lab.likelihoods import Bernoulli
 from vae_lab.model_checks import check_model
 from vae_lab.regularizers.parts import Setting
 from vae_lab.summary import RunSummary

@@ -75,7 +75,7 @@ def spoilt_step(looks: bool, on_nonfinite: str = "skip", gradient_only: bool = F
         step.parameters[0].register_hook(lambda g: g * NAN if step.spoilt else g)
     else:
         score = step._score
-        step._score = lambda x, beta: spoil(*score(x, beta)) if step.spoilt else score(x, beta)
+        step._score = lambda *given: spoil(*score(*given)) if step.spoilt else score(*given)
     return step
 
 

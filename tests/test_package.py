@@ -77,7 +77,7 @@ runpy.run_module("vae_lab.train", run_name="__main__", alter_sys=True)
     text, _, heavy = python("-c", code, cwd=tmp_path, path=ROOT).stdout.rpartition("HEAVY")
     assert json.loads(heavy) == []
     assert list(tmp_path.iterdir()) == []
-    for group in ("data: digits, fashion_mnist, folder, mnist, pokemon", "model: conv, mlp, resnet",
+    for group in ("data: digits, fashion_mnist, folder, mnist, pokemon", "model: conv, ladder, ladder_large, map, mlp, resnet",
                   "trainer: auto, cpu, ddp, gpu", "debug: fast, none", "model/likelihood: bernoulli,",
                   "optimizer/schedule: constant,", "objective/bound: elbo, importance_weighted"):  # fmt: skip
         assert group in text, group

@@ -11,8 +11,6 @@ from torch.distributions import ExpTransform, Independent, Normal, TransformedDi
 from torch.testing import assert_close
 
 from vae_lab import figures
-from vae_lab.code_posteriors import NearestCode, RelaxedCategorical
-from vae_lab.code_priors import UniformCodes
 from vae_lab.data.images import ImageSpec
 from vae_lab.errors import UsageError
 from vae_lab.figures.abilities import NEEDS, drawable, require_drawable
@@ -23,8 +21,12 @@ from vae_lab.figures.sizes import Sizes
 from vae_lab.latents import LatentSpec
 from vae_lab.likelihoods import ContinuousBernoulli
 from vae_lab.models import VAE, Model
-from vae_lab.posteriors import Deterministic, DiagonalGaussian, VonMisesFisher
-from vae_lab.priors import Flat, StandardNormal, UniformSphere
+from vae_lab.posteriors.codes import NearestCode, RelaxedCategorical
+from vae_lab.posteriors.gaussian import DiagonalGaussian
+from vae_lab.posteriors.point import Deterministic
+from vae_lab.posteriors.sphere import VonMisesFisher
+from vae_lab.priors.codes import UniformCodes
+from vae_lab.priors.fixed import Flat, StandardNormal, UniformSphere
 from vae_lab.trace import Latent, Trace
 
 IMAGE = ImageSpec(1, 8, 8, num_classes=3)

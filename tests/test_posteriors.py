@@ -10,10 +10,13 @@ from torch.testing import assert_close
 
 from vae_lab.bounds import bound_terms, closed_form_kl
 from vae_lab.data.images import ImageSpec
-from vae_lab.gaussians import FullNormal, bounded_scale, logvar_of
+from vae_lab.densities.gaussians import FullNormal, bounded_scale, logvar_of
 from vae_lab.latents import LatentSpec
-from vae_lab.posteriors import Deterministic, DiagonalGaussian, FullCovarianceGaussian, VonMisesFisher, centre
-from vae_lab.priors import Flat, StandardNormal, UniformSphere
+from vae_lab.posteriors.family import centre
+from vae_lab.posteriors.gaussian import DiagonalGaussian, FullCovarianceGaussian
+from vae_lab.posteriors.point import Deterministic
+from vae_lab.posteriors.sphere import VonMisesFisher
+from vae_lab.priors.fixed import Flat, StandardNormal, UniformSphere
 from vae_lab.trace import Latent, Trace
 
 FAMILIES = [DiagonalGaussian, FullCovarianceGaussian, VonMisesFisher, Deterministic]

@@ -18,12 +18,15 @@ from torch.distributions import (
 from torch.testing import assert_close
 
 from vae_lab.data.images import ImageSpec
-from vae_lab.gaussian_priors import ClassGaussian, FullGaussian, GaussianMixture
+from vae_lab.densities.mixtures import mixture
 from vae_lab.latents import Given, LatentSpec
-from vae_lab.mixtures import mixture
-from vae_lab.posteriors import Deterministic, DiagonalGaussian, FullCovarianceGaussian, VonMisesFisher
-from vae_lab.priors import Flat, StandardNormal, UniformSphere, tempered
-from vae_lab.vamp import VampPrior
+from vae_lab.posteriors.gaussian import DiagonalGaussian, FullCovarianceGaussian
+from vae_lab.posteriors.point import Deterministic
+from vae_lab.posteriors.sphere import VonMisesFisher
+from vae_lab.priors.family import tempered
+from vae_lab.priors.fixed import Flat, StandardNormal, UniformSphere
+from vae_lab.priors.gaussian import ClassGaussian, FullGaussian, GaussianMixture
+from vae_lab.priors.vamp import VampPrior
 
 IMAGE = ImageSpec(1, 4, 4, num_classes=3)
 SHAPES = [(4,), (4, 2, 3)]

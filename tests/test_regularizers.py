@@ -21,8 +21,8 @@ from vae_lab.bounds import elbo
 from vae_lab.data.images import ImageSpec
 from vae_lab.latents import LatentSpec
 from vae_lab.objectives import Objective, Weights
-from vae_lab.posteriors import DiagonalGaussian
-from vae_lab.priors import StandardNormal
+from vae_lab.posteriors.gaussian import DiagonalGaussian
+from vae_lab.priors.fixed import StandardNormal
 from vae_lab.regularizers.dip import DisentangledInferredPrior
 from vae_lab.regularizers.mmd import SCALES, MaximumMeanDiscrepancy, squared_mmd
 from vae_lab.regularizers.parts import Observation, Setting

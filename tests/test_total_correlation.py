@@ -13,8 +13,8 @@ from torch.testing import assert_close
 
 from vae_lab.data.images import ImageSpec
 from vae_lab.latents import LatentSpec
-from vae_lab.posteriors import DiagonalGaussian
-from vae_lab.priors import StandardNormal
+from vae_lab.posteriors.gaussian import DiagonalGaussian
+from vae_lab.priors.fixed import StandardNormal
 from vae_lab.regularizers.parts import Observation, Setting
 from vae_lab.regularizers.total_correlation import (
     TotalCorrelation,

@@ -238,12 +238,12 @@ def test_the_environment_and_other_keys_may_be_referred_to(monkeypatch):
 
 def test_what_was_checked_is_what_is_built(run):
     """An override of the command line, harmless by itself, must not turn a reference to something else."""
-    rewrite(run, "model.table", {"auto": "vae_lab.priors.StandardNormal", "cpu": "os.system"})
+    rewrite(run, "model.table", {"auto": "vae_lab.priors.fixed.StandardNormal", "cpu": "os.system"})
     rewrite(run, "model.prior", {"_target_": "${model.table.${trainer.accelerator}}", "_partial_": True})
     rewrite(run, "model.again", "${model.prior._target_}")
     config = resumed_config(run, ["trainer.accelerator=cpu"])
     assert config.trainer.accelerator == "cpu"
-    assert config.model.prior._target_ == config.model.again == "vae_lab.priors.StandardNormal"
+    assert config.model.prior._target_ == config.model.again == "vae_lab.priors.fixed.StandardNormal"
 
 
 def test_a_target_behind_a_reference_is_refused(marker):

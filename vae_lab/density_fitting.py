@@ -15,7 +15,7 @@ from torch.distributions import AffineTransform, Distribution, TransformedDistri
 from vae_lab.errors import UsageError
 from vae_lab.interruption import RunFailed
 from vae_lab.latents import NOTHING, Codes, Given, Kind, LatentSpec
-from vae_lab.priors import Prior
+from vae_lab.priors.family import Prior
 from vae_lab.random_streams import FIT, mix, permutation, seed_noise
 from vae_lab.schedules import Cosine
 

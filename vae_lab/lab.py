@@ -18,7 +18,7 @@ from vae_lab.experiment import Experiment
 from vae_lab.fitted_prior import FOLDER, FittedTo, read
 from vae_lab.metrics.likelihood import importance_bound
 from vae_lab.models import Model
-from vae_lab.priors import Prior
+from vae_lab.priors.family import Prior
 from vae_lab.runs import load_config
 from vae_lab.second_stage import one_layer
 from vae_lab.signatures import check_targets

@@ -17,9 +17,9 @@ from torch.distributions import Distribution, Independent, Normal
 
 from vae_lab.callables import plain
 from vae_lab.data.images import ImageSpec
-from vae_lab.densities import ContinuousBernoulli as ExactContinuousBernoulli
-from vae_lab.densities import DiscretizedLogisticMixture as LogisticMixture
-from vae_lab.densities import num_mixture_params
+from vae_lab.densities.pixels import ContinuousBernoulli as ExactContinuousBernoulli
+from vae_lab.densities.pixels import DiscretizedLogisticMixture as LogisticMixture
+from vae_lab.densities.pixels import num_mixture_params
 
 LOG_SCALE_LIMIT = 10.0  # scales of a likelihood between 0.000045 and 22,000
 SMALLEST_VARIANCE = 1e-6  # of pixels in [0, 1], whose steps are 1/255

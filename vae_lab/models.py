@@ -14,8 +14,8 @@ from vae_lab.labels import LabelFeatures, LabelPlane, require_labels
 from vae_lab.latents import Given, LatentSpec
 from vae_lab.likelihoods import Likelihood
 from vae_lab.maps import require_same_map
-from vae_lab.posteriors import Posterior, centre
-from vae_lab.priors import Prior, tempered
+from vae_lab.posteriors.family import Posterior, centre
+from vae_lab.priors.family import Prior, tempered
 from vae_lab.regularizers.parts import Observation
 from vae_lab.trace import Latent, Trace
 
@@ -115,6 +115,7 @@ class VAE(Model):
         require_same_map(self.encoder, self.decoder)
         self.prior = prior(self.latent)
         require_same_space(self.posterior, self.prior)
+        require_labels_understood(self.prior, conditional)
 
     @property
     def latents(self) -> tuple[LatentSpec, ...]:
@@ -193,6 +194,20 @@ def require_same_space(posterior: Posterior, prior: Prior) -> None:
             f"model.prior: {type(prior).__name__} is a distribution of {lives}, and the latents of "
             f"{type(posterior).__name__} are {KIND_NAMES[posterior.kind]}.\n"
             f"Choose model/prior={PRIORS_OF[posterior.kind]}"
+        )
+
+
+def require_labels_understood(prior: Prior, conditional: bool) -> None:
+    """ValueError for a prior of labels in a model without, or one that encodes images whose labels nobody knows."""
+    if getattr(prior, "needs_labels", False) and not conditional:
+        raise ValueError(
+            f"model.prior: {type(prior).__name__} depends on the labels, which this model does not see.\n"
+            "Choose model.conditional=true, or model/prior=gaussian_mixture"
+        )
+    if getattr(prior, "encodes", False) and conditional:
+        raise ValueError(
+            f"model.prior: {type(prior).__name__} encodes images that have no labels, and model.conditional=true.\n"
+            "Choose model/prior=class_gaussian or gaussian_mixture"
         )
 
 

@@ -14,7 +14,7 @@ from vae_lab.density_fitting import IMPORTANCE, Watch
 from vae_lab.metrics.likelihood import importance_bound
 from vae_lab.metrics.split_sums import SplitSums
 from vae_lab.models import VAE
-from vae_lab.priors import Prior
+from vae_lab.priors.family import Prior
 from vae_lab.random_streams import EVALUATE, FIT, seed_noise
 from vae_lab.second_stage import Images
 

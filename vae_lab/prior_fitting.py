@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
@@ -24,21 +25,21 @@ from vae_lab.random_streams import FIT, seed_noise
 from vae_lab.second_stage import SecondStage, draw_latents, new_prior, one_layer
 
 Metrics = dict[str, float | None]
+FEWEST_FITTED_TO = 512  # training images, if there are so many
 
 
 @dataclass(frozen=True)
 class SplitImages:
-    """The first `limit` images of a split, as `second_stage.Images`."""
+    """The first `size` images of a split, as `second_stage.Images`."""
 
     data: ImageData
     split: Split
+    size: int
     device: torch.device
     conditional: bool
-    limit: int | None = None
 
     def __len__(self) -> int:
-        size = self.data.size(self.split)
-        return size if self.limit is None else min(size, self.limit)
+        return self.size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         left = len(self)
@@ -70,6 +71,7 @@ class Work:
     model: VAE
     prior: nn.Module
     data: ImageData
+    sizes: Mapping[Split, int]  # how many images of each split to look at
     device: torch.device
     seed: int
     watch: Watch
@@ -89,7 +91,7 @@ class Work:
     def _latents(self) -> tuple[Latents, Latents]:
         """Of the training images, and of validation images; where there are none, of a part of the training images."""
         latents = self._drawn("train", 0)
-        if self.data.size("val"):
+        if self.sizes["val"]:
             return latents, self._drawn("val", 1)
         return latents.divided(self.stage.samples_per_image)
 
@@ -105,7 +107,7 @@ class Work:
     def _metrics(self, estimate: Estimate) -> Metrics:
         found: Metrics = {}
         splits: tuple[Split, ...] = ("val", "test")
-        for split in (split for split in splits if self.data.size(split)):
+        for split in (split for split in splits if self.sizes[split]):
             terms = elbo_terms(self.model, self._images(split), estimate, self.watch)
             found |= {f"{split}/{name}": value for name, value in terms.items()}
         if scored := self._scored:
@@ -114,8 +116,9 @@ class Work:
             found[f"test/iw_elbo_{count}"] = bound
         return found
 
-    def _images(self, split: Split, limit: int | None = None) -> SplitImages:
-        return SplitImages(self.data, split, self.device, self.model.conditional, limit)
+    def _images(self, split: Split, most: int | None = None) -> SplitImages:
+        size = self.sizes[split] if most is None else min(most, self.sizes[split])
+        return SplitImages(self.data, split, size, self.device, self.model.conditional)
 
     @property
     def _scored(self) -> SplitImages:
@@ -140,10 +143,11 @@ class Work:
         """What a reader has to know of the numbers."""
         return {
             "binarize": self.data.preprocess.binarize,
+            "images": dict(self.sizes),
             "elbo": {"samples_per_image": estimate.num_samples, "kl": estimate.kl},
             f"test/iw_elbo_{self.stage.num_samples}": {"images": len(self._scored)},
-            "latents": {"images": self.data.size("train"), "samples_per_image": self.stage.samples_per_image},
-            "held_out": "val" if self.data.size("val") else "every twentieth training image, not fitted to",
+            "latents": {"samples_per_image": self.stage.samples_per_image},
+            "held_out": "val" if self.sizes["val"] else "every twentieth training image, not fitted to",
             "seed": self.seed,
             "device": str(self.device),
         }
@@ -162,7 +166,26 @@ def work_on(
     data: ImageData = instantiated(experiment.data)
     require_same_images(data, model)
     data.setup()
-    return Work(stage, model, prior, data, device, seed, watch)
+    sizes = sizes_of(experiment, data, saved["global_step"])
+    return Work(stage, model, prior, data, sizes, device, seed, watch)
+
+
+def sizes_of(experiment: DictConfig, data: ImageData, steps: int) -> dict[Split, int]:
+    """How many images of each split a run looked at by some optimiser step: what was a quick look stays one here."""
+    trained = steps * data.batch_size * experiment.optimizer.accumulate
+    return {
+        "train": min(data.size("train"), max(trained, FEWEST_FITTED_TO)),
+        "val": evaluated(data, "val", experiment.trainer.limit_val_batches),
+        "test": evaluated(data, "test", experiment.trainer.limit_test_batches),
+    }
+
+
+def evaluated(data: ImageData, split: Split, limit: int | float | None) -> int:
+    """Images of a split, at most so many of its batches, or such a share of them (Lightning's limit_*_batches)."""
+    size, batch = data.size(split), data.eval_batch_size
+    if limit is None:
+        return size
+    return min(size, batch * (limit if isinstance(limit, int) else int(limit * math.ceil(size / batch))))
 
 
 def require_same_images(data: ImageData, model: Model) -> None:

@@ -19,7 +19,7 @@ from vae_lab.density_fitting import CPU, WEIGHTS, Fitting, Latents, Watch, about
 from vae_lab.errors import UsageError
 from vae_lab.latents import Codes, Kind, LatentSpec
 from vae_lab.models import KIND_NAMES, VAE, Model
-from vae_lab.priors import Prior
+from vae_lab.priors.family import Prior
 from vae_lab.random_streams import FIT, seed_noise
 
 STAGES_OF: dict[Kind, str] = {"vector": "gaussian, mixture or flow", "codes": "autoregressive_codes"}
@@ -110,8 +110,8 @@ def new_prior(stage: SecondStage, model: VAE, seed: int) -> nn.Module:
     require_kind(prior, model)
     if getattr(prior, "encodes", False) or getattr(prior, "needs_labels", False):
         raise UsageError(
-            f"second_stage: {type(prior).__name__} depends on the encoder or on labels, and a fitted prior sees latents "
-            f"alone.\n{_choice(model.latent.kind)}"
+            f"second_stage: {type(prior).__name__} depends on the encoder or on labels, a fitted prior on neither.\n"
+            f"{_choice(model.latent.kind)}"
         )
     return prior
 

@@ -42,11 +42,12 @@ def require_monitored(trainer: Trainer, model: Model, data: ImageData, optimized
 
 
 def _require_mass_function(metric: str, where: str, model: Model) -> None:
-    if metric.endswith("/bits_per_dim") and not model.is_mass_function:
+    split, _, name = metric.partition("/")
+    if name == "bits_per_dim" and not model.is_mass_function:
         levels = model.likelihood.levels
         what = "a density" if levels is None else f"of {levels} levels where the pixels have {model.image.levels}"
         raise UsageError(
             f"{where}={metric}: bits per dimension are of a probability of the pixels, and "
             f"{type(model.likelihood).__name__} is {what}\n"
-            f"choose model/likelihood=logistic_mixture (or bernoulli for binary pixels), or {metric.split('/')[0]}/elbo"
+            f"choose model/likelihood=logistic_mixture (or bernoulli for binary pixels), or {split}/elbo"
         )

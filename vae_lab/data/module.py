@@ -48,8 +48,9 @@ class ImageData(LightningDataModule):
     """Batches of a source's images.
 
     batch_size: training images of one batch on each device. eval_batch_size: of validation and test.
-    binarize, flip, shift, corruption: see `Preprocess`. binarize_seed: draws the pixels of `fixed`, and of validation and test
-    under `dynamic`. device_resident: keep the training images on the accelerator (`auto`: if they fit a quarter of it).
+    binarize, flip, shift, corruption: see `Preprocess`. binarize_seed: draws the pixels of `fixed`, and of validation
+    and test under `dynamic`. device_resident: keep the training images on the accelerator (`auto`: if they fit a
+    quarter of it).
     """
 
     def __init__(

@@ -18,7 +18,7 @@ from torch.distributions import Distribution, Independent, Normal
 
 from vae_lab.bounds import kl_per_dimension
 from vae_lab.figures.looking import OneLayer
-from vae_lab.posteriors import centre
+from vae_lab.posteriors.family import centre
 from vae_lab.trace import Latent
 
 CHUNK = 256  # images encoded or decoded at once: activations of 128x128 maps are large

@@ -7,7 +7,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from vae_lab.codes import OneHotCodes, Quantized
-from vae_lab.ladder_layers import Folded
+from vae_lab.densities.folded import Folded
 from vae_lab.metrics.code_usage import CodeUsage
 from vae_lab.metrics.label_gain import LabelGain
 from vae_lab.models import Model

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vae_lab.codes import Quantized
-from vae_lab.ladder_layers import Folded
+from vae_lab.densities.folded import Folded
 from vae_lab.regularizers.parts import Observation, Setting
 
 CHOOSE = "choose model/posterior=nearest_code, or leave commitment out of objective/regularizers"

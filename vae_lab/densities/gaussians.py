@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, kl_divergence
 from torch.distributions.kl import register_kl
 
-from vae_lab.densities import NO_SHAPE, Shape
+from vae_lab.densities.pixels import NO_SHAPE, Shape
 
 LOGVAR_LIMIT = 20.0  # standard deviations between 0.000045 and 22,000; near the identity down to 0.01
 

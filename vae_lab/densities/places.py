@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, kl_divergence
 from torch.distributions.kl import register_kl
 
-from vae_lab.densities import NO_SHAPE, Shape
+from vae_lab.densities.pixels import NO_SHAPE, Shape
 
 
 class Placewise(Distribution):
@@ -80,3 +80,8 @@ def _to_diagonal(q: Placewise, p: Independent[Distribution]) -> Tensor:
     mean, scale = features_last(p.base_dist.loc), features_last(p.base_dist.scale)
     vectors = Independent(Normal(mean, scale, validate_args=False), 1, validate_args=False)
     return kl_divergence(q.base_dist, vectors).sum((-2, -1))
+
+
+def over_places(vectors: Distribution) -> Distribution:
+    """Batch (B,) as it is; batch (B, h, w) as one latent of independent places."""
+    return Placewise(vectors) if len(vectors.batch_shape) == 3 else vectors

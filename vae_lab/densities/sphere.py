@@ -10,8 +10,8 @@ from torch.distributions import Distribution
 from torch.distributions.kl import register_kl
 from torch.nn.functional import normalize
 
-from vae_lab.bessel import log_bessel_and_ratio
-from vae_lab.densities import NO_SHAPE, Shape
+from vae_lab.densities.bessel import log_bessel_and_ratio
+from vae_lab.densities.pixels import NO_SHAPE, Shape
 
 NUM_PROPOSALS = 24  # each is accepted with probability 0.65 or more, so that all are refused once in 10^11 samples
 NUM_NODES = 48

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from vae_lab.labels import given
-from vae_lab.ladder_resolutions import Resolution, Sides
+from vae_lab.ladder.resolutions import Resolution, Sides
 from vae_lab.networks import group_normalized
 
 

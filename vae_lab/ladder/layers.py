@@ -10,14 +10,14 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal, kl_divergence
-from torch.distributions.kl import register_kl
+from torch.distributions import Distribution, Independent, Normal
 
-from vae_lab.densities import NO_SHAPE, Shape
+from vae_lab.densities.folded import normal_of
 from vae_lab.latents import NOTHING, Given, Kind, LatentSpec
 from vae_lab.likelihoods import bounded
-from vae_lab.posteriors import Posterior
-from vae_lab.priors import Prior, StandardNormal
+from vae_lab.posteriors.family import Posterior
+from vae_lab.priors.family import Prior
+from vae_lab.priors.fixed import StandardNormal
 
 MEAN_LIMIT = 10.0  # of how far a posterior's mean lies from the prior's
 LOG_SCALE_LIMIT = 5.0  # of a prior's log scale, and of a posterior's relative to it
@@ -55,7 +55,8 @@ class ConditionalGaussian(nn.Module):
 
     def forward(self, given: Given = NOTHING) -> Distribution:
         """N(0, I), batch ()."""
-        return self.at_top(given)
+        prior: Distribution = self.at_top(given)
+        return prior
 
     def below(self, params: Tensor) -> Distribution:
         """params: (N, 2 D, *map), means then log scales. Batch (N,)."""
@@ -103,12 +104,6 @@ def gaussian(mean: Tensor, scale: Tensor) -> Distribution:
     return Independent(Normal(mean, scale, validate_args=False), mean.dim() - 1, validate_args=False)
 
 
-def normal_of(distribution: Distribution) -> Normal | None:
-    """The numbers' distributions, where they are independent Gaussians."""
-    base = distribution.base_dist if isinstance(distribution, Independent) else None
-    return base if isinstance(base, Normal) else None
-
-
 class Layer(nn.Module):
     """The two families of one stochastic layer. is_top: whether nothing is above."""
 
@@ -143,67 +138,3 @@ class Layer(nn.Module):
         if isinstance(self.posterior, RelativePosterior):
             return self.posterior.around(prior, params)
         return self.posterior(params)
-
-
-def folded(distribution: Distribution, num_samples: int) -> Distribution:
-    """Batch (S B,) as (S, B), for S > 1; batch () as it is."""
-    if num_samples == 1 or not distribution.batch_shape:
-        return distribution
-    base = normal_of(distribution)
-    if base is None:
-        return Folded(distribution, num_samples)
-    mean, scale = (values.unflatten(0, (num_samples, -1)) for values in (base.loc, base.scale))
-    normal = Normal(mean, scale, validate_args=False)
-    return Independent(normal, len(distribution.event_shape), validate_args=False)
-
-
-class Folded(Distribution):
-    """A distribution of batch (S B,) that no one knows how to reshape, as batch (S, B)."""
-
-    arg_constraints = {}  # noqa: RUF012
-
-    def __init__(self, flat: Distribution, num_samples: int) -> None:
-        self.flat, self.has_rsample = flat, flat.has_rsample
-        self._drawn: tuple[Tensor, Tensor] | None = None
-        batch = torch.Size((num_samples, flat.batch_shape[0] // num_samples))
-        super().__init__(batch, flat.event_shape, validate_args=False)
-
-    def rsample(self, sample_shape: Shape = NO_SHAPE) -> Tensor:
-        """(*sample_shape, S, B, *event)."""
-        flat = self.flat.rsample(torch.Size(sample_shape))
-        z = flat.unflatten(len(sample_shape), self.batch_shape)
-        self._drawn = (z, flat)
-        return z
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """In nats, (*, S, B)."""
-        # A flow knows the density of the very tensor that it drew; to invert it for another may take long.
-        if self._drawn is not None and value is self._drawn[0]:
-            flat = self._drawn[1]
-        else:
-            flat = value.flatten(first := value.dim() - len(self.event_shape) - 2, first + 1)
-        return self.flat.log_prob(flat).unflatten(-1, self.batch_shape)
-
-    @property
-    def mean(self) -> Tensor:
-        """(S, B, *event)."""
-        return self.flat.mean.unflatten(0, self.batch_shape)
-
-    @property
-    def mode(self) -> Tensor:
-        """(S, B, *event)."""
-        return self.flat.mode.unflatten(0, self.batch_shape)
-
-
-@register_kl(Folded, Folded)  # type: ignore[untyped-decorator]
-def _both_folded(q: Folded, p: Folded) -> Tensor:
-    """KL(q || p), (S, B)."""
-    return kl_divergence(q.flat, p.flat).unflatten(0, q.batch_shape)
-
-
-@register_kl(Folded, Distribution)  # type: ignore[untyped-decorator]
-def _from_folded(q: Folded, p: Distribution) -> Tensor:
-    """KL(q || p), (S, B), of a p without a batch. NotImplementedError: p has one."""
-    if p.batch_shape:
-        raise NotImplementedError
-    return kl_divergence(q.flat, p).unflatten(0, q.batch_shape)

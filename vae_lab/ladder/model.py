@@ -14,15 +14,16 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vae_lab.data.images import ImageSpec
+from vae_lab.densities.folded import folded
 from vae_lab.labels import LabelPlane, require_labels
-from vae_lab.ladder_layers import Layer, folded
-from vae_lab.ladder_networks import BottomUp, Head, Plan, Rung, Start, descent, prepared
-from vae_lab.ladder_resolutions import resolutions
+from vae_lab.ladder.layers import Layer
+from vae_lab.ladder.networks import BottomUp, Head, Plan, Rung, Start, descent, prepared
+from vae_lab.ladder.resolutions import resolutions
 from vae_lab.latents import LatentSpec
 from vae_lab.likelihoods import Likelihood
 from vae_lab.models import Model, latent_spec, require_same_space
-from vae_lab.posteriors import Posterior, centre
-from vae_lab.priors import Prior, tempered
+from vae_lab.posteriors.family import Posterior, centre
+from vae_lab.priors.family import Prior, tempered
 from vae_lab.trace import Latent, Trace
 
 # A rung and its families, what is above (N, C, h, w) and the prior there, to z (M, F, h, w).

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, Independent, MixtureSameFamily, Normal
 
-from vae_lab.densities import NO_SHAPE, Shape
+from vae_lab.densities.pixels import NO_SHAPE, Shape
 
 
 def mixture(logits: Tensor, components: Distribution) -> MixtureSameFamily:

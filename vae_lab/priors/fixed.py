@@ -1,41 +1,19 @@
-"""Priors p(z): modules whose call gives a torch Distribution over one latent.
-
-A prior says on which kinds of latents it lives (`kinds`), and gets what it may depend on as `Given`. Here are those
-without parameters, and how any of them is tempered.
-"""
+"""Priors without parameters."""
 
 from __future__ import annotations
-
-import functools
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import (
     Distribution,
     Independent,
-    MixtureSameFamily,
-    MultivariateNormal,
     Normal,
-    TransformedDistribution,
 )
 
-from vae_lab.densities import NO_SHAPE, Shape
-from vae_lab.gaussians import FullNormal
+from vae_lab.densities.pixels import NO_SHAPE, Shape
+from vae_lab.densities.places import Placewise
+from vae_lab.densities.sphere import SphericalUniform
 from vae_lab.latents import NOTHING, Given, Kind, LatentSpec
-from vae_lab.mixtures import mixture
-from vae_lab.places import Placewise
-from vae_lab.sphere import SphericalUniform
-
-
-class Prior(Protocol):
-    """p(z), or p(z|y)."""
-
-    kinds: tuple[Kind, ...]
-
-    def __call__(self, given: Given = NOTHING) -> Distribution:
-        """Event the latent's shape; batch (), or (B,) where the prior depends on the labels."""
-        ...
 
 
 class StandardNormal(nn.Module):
@@ -108,50 +86,3 @@ class Improper(Distribution):
             "model/prior=flat has no samples. Fit a prior to the latents of the trained model:\n"
             "python -m vae_lab.fit_prior run=..."
         )
-
-
-def tempered(prior: Distribution, temperature: float) -> Distribution:
-    """The prior with its scale multiplied by `temperature`: of a mixture each component's, of a flow its base's.
-
-    ValueError: a family that has no scale.
-    """
-    return prior if temperature == 1.0 else _tempered(prior, temperature)
-
-
-@functools.singledispatch
-def _tempered(prior: Distribution, temperature: float) -> Distribution:
-    raise ValueError(f"temperature={temperature}: {type(prior).__name__} has no scale that it could multiply; use 1")
-
-
-@_tempered.register
-def _(prior: Normal, temperature: float) -> Distribution:
-    return Normal(prior.loc, temperature * prior.scale, validate_args=False)
-
-
-@_tempered.register
-def _(prior: MultivariateNormal, temperature: float) -> Distribution:
-    factor = temperature * prior._unbroadcasted_scale_tril
-    return FullNormal(prior.loc, scale_tril=factor, validate_args=False)
-
-
-@_tempered.register(Independent)  # a generic class, which singledispatch does not take from an annotation
-def _(prior: Independent[Distribution], temperature: float) -> Distribution:
-    base = _tempered(prior.base_dist, temperature)
-    return Independent(base, prior.reinterpreted_batch_ndims, validate_args=False)
-
-
-@_tempered.register
-def _(prior: Placewise, temperature: float) -> Distribution:
-    return Placewise(_tempered(prior.base_dist, temperature))
-
-
-@_tempered.register
-def _(prior: MixtureSameFamily, temperature: float) -> Distribution:
-    components = _tempered(prior.component_distribution, temperature)
-    return mixture(prior.mixture_distribution.logits, components)
-
-
-@_tempered.register
-def _(prior: TransformedDistribution, temperature: float) -> Distribution:
-    base = _tempered(prior.base_dist, temperature)
-    return TransformedDistribution(base, prior.transforms, validate_args=False)

@@ -14,7 +14,7 @@ from torch.distributions import Categorical, Distribution, Independent
 
 from vae_lab.codes import OverCodes
 from vae_lab.latents import NOTHING, Codes, Given, Kind, LatentSpec
-from vae_lab.priors import _tempered
+from vae_lab.priors.family import scaled
 
 COLDEST = 1e-6  # a temperature at which logits that differ at all decide
 
@@ -155,17 +155,17 @@ class CausalTransformer(nn.Module):
         return logits
 
 
-@_tempered.register
+@scaled.register
 def _(prior: OverCodes, temperature: float) -> Distribution:
-    return type(prior)(_tempered(prior.numbers, temperature), prior.codes, prior.event_shape)
+    return type(prior)(scaled(prior.numbers, temperature), prior.codes, prior.event_shape)
 
 
-@_tempered.register
+@scaled.register
 def _(prior: Categorical, temperature: float) -> Distribution:
     return Categorical(logits=cooled(prior.logits, temperature), validate_args=False)
 
 
-@_tempered.register
+@scaled.register
 def _(prior: Autoregressive, temperature: float) -> Distribution:
     network = prior.network
     return Autoregressive(lambda numbers: cooled(network(numbers), temperature), prior.event_shape)

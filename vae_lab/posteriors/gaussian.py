@@ -1,0 +1,50 @@
+"""Gaussian posteriors."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal
+
+from vae_lab.densities.gaussians import FullNormal, bounded_scale, num_below, scale_tril
+from vae_lab.densities.places import over_places
+from vae_lab.latents import Kind
+
+
+class DiagonalGaussian(nn.Module):
+    """N(mean, diag exp(logvar)), both from the encoder, logvar bounded. Kingma & Welling 2014, arXiv:1312.6114."""
+
+    kind: Kind = "vector"
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.num_params, self.num_features = 2 * latent_dim, latent_dim
+
+    def forward(self, params: Tensor) -> Distribution:
+        """params: (B, 2 D, *map), means then log variances."""
+        return diagonal_gaussian(*params.float().chunk(2, 1))
+
+
+def diagonal_gaussian(mean: Tensor, logvar: Tensor) -> Distribution:
+    """N(mean, diag exp(logvar)) with the log variance bounded; (B, D, *map) each, all but B the event."""
+    normal = Normal(mean, bounded_scale(logvar), validate_args=False)
+    return Independent(normal, mean.dim() - 1, validate_args=False)
+
+
+class FullCovarianceGaussian(nn.Module):
+    """N(mean, L L^T), L lower triangular, its diagonal bounded. Kingma & Welling 2019, arXiv:1906.02691, 2.5.1.
+
+    Over a map, the features of each place have a covariance of their own; one of all places would take an encoder
+    half of (D h w)^2 outputs.
+    """
+
+    kind: Kind = "vector"
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.num_params, self.num_features = 2 * latent_dim + num_below(latent_dim), latent_dim
+        self._parts = (latent_dim, latent_dim, num_below(latent_dim))
+
+    def forward(self, params: Tensor) -> Distribution:
+        """params: (B, 2 D + D (D - 1) / 2, *map): means, log variances of L's diagonal, L below it row by row."""
+        mean, logvar, below = params.float().movedim(1, -1).split(self._parts, -1)
+        return over_places(FullNormal(mean, scale_tril=scale_tril(logvar, below), validate_args=False))
