@@ -55,7 +55,9 @@ def encoder(shape, size):
 
 
 def decoder(places, size, shape):
-    return nn.Sequential(nn.Flatten(), nn.Linear(places * size, math.prod(shape)), nn.Unflatten(1, shape))
+    network = nn.Sequential(nn.Flatten(), nn.Linear(places * size, math.prod(shape)), nn.Unflatten(1, shape))
+    network.map_shape = (2, 3) if places > 1 else ()
+    return network
 
 
 class LogNormal(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,8 +22,13 @@ def __getattr__(name: str) -> str:
         return "0+unknown"
 
 
-def load(run: str | Path, checkpoint: str = "best", trusted: bool = False) -> Lab:
+def load(
+    run: str | Path,
+    checkpoint: str = "best",
+    trusted: bool = False,
+    prior: Literal["fitted", "trained"] | None = None,
+) -> Lab:
     """The trained model of a run directory; see `vae_lab.lab.load`."""
     from vae_lab.lab import load as load_run
 
-    return load_run(run, checkpoint, trusted)
+    return load_run(run, checkpoint, trusted, prior)

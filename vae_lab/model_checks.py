@@ -82,8 +82,9 @@ def _of_the_likelihood(model: Model, x: Tensor) -> Iterator[str]:
 
 
 def _of_the_latents(model: Model, num_images: int) -> Iterator[str]:
-    parts = (getattr(model, name, None) for name in ("posterior", "prior"))
-    points = [type(part).__name__ for part in parts if not getattr(part, "is_density", True)]
+    holders = getattr(model, "layers", [model])  # of a ladder, each has its own
+    parts = (getattr(holder, name, None) for holder in holders for name in ("posterior", "prior"))
+    points = dict.fromkeys(type(part).__name__ for part in parts if not getattr(part, "is_density", True))
     if points:
         yield (
             f"elbo is no bound on log p(x), for {' and '.join(points)} has no density: compare log_px, or choose "
