@@ -16,6 +16,10 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+HERE = Path(__file__).resolve().parent
+# In place of scripts/, whose profile.py would hide Python's own.
+sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path).resolve() != HERE)]
+
 METHODS = (
     "ae", "vae", "beta_vae", "iwae", "vae_iaf", "vampprior", "flow_prior", "beta_tcvae", "wae_mmd", "aae", "s_vae",
     "gumbel_vae", "cvae_conditional", "vq_vae", "ladder", "vae_gan",
@@ -92,6 +96,12 @@ def shown(run: Path) -> tuple[Any, Any, Any | None]:
     return x[:NUM_RECONSTRUCTED], reconstructed, samples
 
 
+def epochs_of(run: Path) -> int:
+    """How long it was trained."""
+    epochs: int = json.loads((run / "summary.json").read_text())["epochs"]
+    return epochs
+
+
 def drawing(runs: dict[str, Path], title: str) -> Any:
     """A row for each method: reconstructions at the left, samples at the right."""
     import torch
@@ -110,7 +120,7 @@ def drawing(runs: dict[str, Path], title: str) -> Any:
             width = NUM_RECONSTRUCTED if samples is None else columns
             cells += range(row * columns, row * columns + width)
         mosaic = arrange(torch.cat(images), columns, cells, gaps_below=[0], gaps_right=[NUM_RECONSTRUCTED - 1], gap=16)
-        names = ["test images", *(name.replace("_", " ") for name in parts)]
+        names = ["test images", *(f"{name}, {epochs_of(run)} epochs" for name, run in runs.items())]
         xlabel = "reconstructions at the left, samples of the prior at the right"
         return fit_axes(draw(mosaic, title, xlabel=xlabel, row_labels=names))
 
@@ -149,7 +159,7 @@ def main() -> None:
 
     rows = [measured(name, run, given.num_images, given.num_samples) for name, run in runs.items()]
     Console(width=120).print(table(rows, given.num_images, given.num_samples))
-    figure = drawing(runs, f"Test images of MNIST and what each method makes of them after {given.epochs} epochs")
+    figure = drawing(runs, "Test images, and what each method makes of them")
     given.out.write_bytes(encode_png(render(figure), 0))
 
 
