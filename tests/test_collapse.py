@@ -37,6 +37,8 @@ SICK = [
     ({"active_units": 0.0, "val_kl": 0.001}, ("active_units", "objective/beta_schedule=linear_warmup")),
     ({"val_kl": 0.05}, ("val/kl is 0.05 nats", "objective.free_bits=0.1", "objective.beta")),
     ({"val_elbo": -130.0}, ("30% below train/elbo", "callbacks=early_stopping")),
+    ({"codes_used": 0.02}, ("only 2.0% of the codes", "model.posterior.num_codes")),
+    ({"label_gain": 0.01}, ("ignores its labels", "0.01 nats", "model.latent_dim")),
 ]
 
 
