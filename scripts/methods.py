@@ -60,8 +60,9 @@ def bound(lab: Any, x: Any, y: Any, num_samples: int) -> float | None:
     """The mean importance-weighted bound, in nats per image."""
     import torch
 
-    densities = (getattr(lab.model, part, None) for part in ("posterior", "prior"))
-    if not all(getattr(part, "is_density", True) for part in densities):
+    from vae_lab.models import parts_without_density
+
+    if parts_without_density(lab.model):
         return None
     torch.manual_seed(0)
     labels = y if lab.model.conditional else None

@@ -155,7 +155,7 @@ CODES = ("model/posterior=nearest_code", "model/prior=uniform_codes")
 
 def test_an_autoencoder_has_no_bound():
     (told,) = found("model/posterior=delta", "model/prior=flat", binarize="threshold")
-    assert "elbo is no bound on log p(x), for Deterministic and Flat has no density" in told
+    assert "elbo is no bound on log p(x), for Deterministic and Flat have no density" in told
 
 
 def test_a_codebook_larger_than_the_training_set_is_told_of():

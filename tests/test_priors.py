@@ -332,7 +332,7 @@ def test_flat_has_no_density_and_no_samples(shape):
         (lambda: VampPrior(latent())(Given()), r"model/prior=vamp.*needs an encoder"),
         (lambda: VampPrior(latent())(Given(encode=Encoder(Deterministic(4)))), r"choose model/posterior=.*found Delta"),
         (lambda: ClassGaussian(latent(image=ImageSpec(1, 4, 4))), r"no labels.\nChoose data=mnist"),
-        (lambda: ClassGaussian(latent())(Given()), r"set model\.conditional=true"),
+        (lambda: ClassGaussian(latent())(Given()), r"give it the labels"),
     ],
 )
 def test_wrong_requests_are_refused_with_what_to_choose(wrong, message):

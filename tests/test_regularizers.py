@@ -376,5 +376,8 @@ def test_latents_of_several_layers_and_codes_are_refused(latents):
 
 def test_dip_asks_for_a_gaussian():
     flow = TransformedDistribution(gaussian(torch.zeros(4, 3), 1.0), [torch.distributions.ExpTransform()])
-    with pytest.raises(ValueError, match=r"choose model/posterior=diagonal_gaussian or full_covariance \(found Trans"):
+    with pytest.raises(
+        ValueError,
+        match=r"choose model/posterior=diagonal_gaussian, or full_covariance where latents are vectors \(found Trans",
+    ):
         dip("dip_vae_i")(observed(flow))

@@ -248,3 +248,15 @@ def test_no_picture_without_a_speed_of_training(tmp_path):
     row = compared("--help", [1.0], "hydra", [1.0], Wanted("at most"), "s")._replace(part="startup")
     assert not write_picture(tmp_path / "none.png", [row], {"cpu": "", "threads": 1})
     assert not (tmp_path / "none.png").exists()
+
+
+def test_methods_are_measured_and_drawn_from_their_runs(fast_run):
+    from scripts.methods import drawing, epochs_of, measured, table
+    from vae_lab.figures.canvas import render
+
+    row = measured("vae", fast_run.run, num_images=20, num_samples=5)
+    assert row.metrics == fast_run.summary["metrics"] and epochs_of(fast_run.run) == 2
+    assert row.iw_elbo < 0
+    assert [len(column._cells) for column in table([row, row], 20, 5).columns] == [2] * 6
+    height, width, _ = render(drawing({"vae": fast_run.run, "again": fast_run.run}, "title")).shape
+    assert width > height > 100

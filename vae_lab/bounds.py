@@ -67,8 +67,8 @@ def detached(latent: Latent) -> Distribution:
         return MultivariateNormal(loc, scale_tril=scale, validate_args=False)
     raise ValueError(
         "objective/bound=dreg holds the parameters of a Gaussian posterior constant: choose "
-        f"model/posterior=diagonal_gaussian or full_covariance (found {type(posterior).__name__}), or "
-        "objective/bound=importance_weighted"
+        "model/posterior=diagonal_gaussian, or full_covariance where latents are vectors "
+        f"(found {type(posterior).__name__}), or objective/bound=importance_weighted"
     )
 
 

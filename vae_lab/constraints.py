@@ -28,7 +28,7 @@ class DistortionConstraint(nn.Module):
     A multiplier of the distortion rises while the constraint is violated and falls while it holds.
     Rezende & Viola 2018, arXiv:1810.00597, algorithm 1. tolerance: nats per pixel and channel, so that one value suits
     any size of image (a density's may be negative). rate: of the multiplier. decay: of the moving average of the
-    constraint.
+    constraint. Under accumulation the multiplier moves at each batch.
     """
 
     log_multiplier: Tensor

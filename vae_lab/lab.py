@@ -17,7 +17,7 @@ from vae_lab.errors import UsageError
 from vae_lab.experiment import Experiment
 from vae_lab.fitted_prior import FOLDER, FittedTo, read
 from vae_lab.metrics.likelihood import importance_bound
-from vae_lab.models import Model
+from vae_lab.models import Model, parts_without_density
 from vae_lab.priors.family import Prior
 from vae_lab.runs import load_config
 from vae_lab.second_stage import one_layer
@@ -73,6 +73,8 @@ class Lab:
         images: (B, C, H, W), with the binarisation that the run had (`data.binarize`) already done.
         """
         self._require_images(images)
+        if points := parts_without_density(self.model):
+            raise ValueError(f"{' and '.join(points)} has no density, so there is no bound on log p(x)")
         return importance_bound(self.model, images, num_samples, y=labels)
 
     def _require_images(self, images: Tensor) -> None:

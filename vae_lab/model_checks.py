@@ -10,8 +10,8 @@ from torch import Tensor
 from vae_lab.codes import too_many_codes
 from vae_lab.data.module import ImageData
 from vae_lab.errors import UsageError
-from vae_lab.models import Model
-from vae_lab.objectives import Objective, Weights
+from vae_lab.models import Model, parts_without_density
+from vae_lab.objectives import IMPORTANCE_WEIGHTED, Objective, Weights
 
 NUM_LOOKED_AT = 64  # training images
 NUM_SCORED = 8
@@ -26,7 +26,7 @@ def check_model(model: Model, objective: Objective, data: ImageData) -> list[str
     data.setup()
     x, y = next(iter(data.some_training_images(NUM_LOOKED_AT)))
     _require_scored(model, objective, x[:NUM_SCORED], y[:NUM_SCORED] if y is not None and model.conditional else None)
-    return [*_of_the_images(x), *_of_the_likelihood(model, x), *_of_the_latents(model, data.size("train"))]
+    return [*_of_the_images(x), *_of_the_likelihood(model, x), *_of_the_latents(model, objective, data.size("train"))]
 
 
 def _require_scored(model: Model, objective: Objective, x: Tensor, y: Tensor | None) -> None:
@@ -46,8 +46,8 @@ def _require_scored(model: Model, objective: Objective, x: Tensor, y: Tensor | N
 
 def _scored(model: Model, objective: Objective, x: Tensor, y: Tensor | None) -> Tensor:
     """log p(x|z), (S, B). UsageError: what a part of the objective finds wrong with the model at first sight."""
-    trace = model(x, objective.num_samples, y)
     try:
+        trace = model(x, objective.num_samples, y)
         terms = objective.terms(trace, x)
         seen = model.observed(trace, x, y)
         objective(seen, terms, Weights())
@@ -81,14 +81,19 @@ def _of_the_likelihood(model: Model, x: Tensor) -> Iterator[str]:
         yield f"a likelihood of {levels} levels scores pixels that are only 0 or 1: choose model/likelihood=bernoulli"
 
 
-def _of_the_latents(model: Model, num_images: int) -> Iterator[str]:
-    holders = getattr(model, "layers", [model])  # of a ladder, each has its own
-    parts = (getattr(holder, name, None) for holder in holders for name in ("posterior", "prior"))
-    points = dict.fromkeys(type(part).__name__ for part in parts if not getattr(part, "is_density", True))
+def _of_the_latents(model: Model, objective: Objective, num_images: int) -> Iterator[str]:
+    points = parts_without_density(model)
     if points:
+        have = "have" if len(points) > 1 else "has"
         yield (
-            f"elbo is no bound on log p(x), for {' and '.join(points)} has no density: compare log_px, or choose "
+            f"elbo is no bound on log p(x), for {' and '.join(points)} {have} no density: compare log_px, or choose "
             "model/posterior=diagonal_gaussian and model/prior=standard_normal"
+        )
+    codes = any(latent.kind == "codes" for latent in model.latents)
+    if objective.bound in IMPORTANCE_WEIGHTED and (points or codes):
+        yield (
+            "importance weights are ratios of densities, which these latents have not while training: choose "
+            "objective/bound=elbo"
         )
     if (sentence := too_many_codes(model.latents, num_images)) is not None:
         yield sentence

@@ -56,11 +56,14 @@ class Model(nn.Module):
     @property
     def is_mass_function(self) -> bool:
         """Whether log p(x|z) is the log of a probability, so that bits per dimension can be told."""
-        return self.likelihood.levels == self.image.levels
+        return self.likelihood.levels == self.image.levels and not parts_without_density(self)
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> Distribution:
         """q(z|x) of a model with one stochastic layer, batch (B,). ValueError: a model with several."""
-        raise ValueError(f"{type(self).__name__} has {len(self.latents)} stochastic layers, and no one q(z|x): call it")
+        raise ValueError(
+            f"{type(self).__name__} has {len(self.latents)} stochastic layers, and no one q(z|x): the model itself, "
+            "called with images, gives each layer's"
+        )
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> Distribution:
         """p(x|z) of a model with one stochastic layer. z: (*batch, *event). ValueError: a model with several."""
@@ -209,6 +212,11 @@ def require_labels_understood(prior: Prior, conditional: bool) -> None:
             f"model.prior: {type(prior).__name__} encodes images that have no labels, and model.conditional=true.\n"
             "Choose model/prior=class_gaussian or gaussian_mixture"
         )
+
+
+def parts_without_density(model: Model) -> list[str]:
+    """The families and priors that have none, by name: with one of them the "ELBO" is no bound on log p(x)."""
+    return [*dict.fromkeys(type(part).__name__ for part in model.modules() if not getattr(part, "is_density", True))]
 
 
 @torch.no_grad()

@@ -42,7 +42,8 @@ class Objective(nn.Module):
     bound: elbo, importance_weighted_bound or doubly_reparameterized_bound. num_samples: S, posterior samples of each
     image. beta: Higgins et al. 2017. free_bits: nats per latent dimension below which the KL, averaged over the batch,
     is not pushed (Kingma et al. 2016, arXiv:1606.04934, eq. 15); under accumulation, over each batch alone. capacity:
-    nats that the KL is held at, times a schedule, with beta as the strength (Burgess et al. 2018, arXiv:1804.03599).
+    nats that the KL of a batch is held at, times a schedule, with beta as the strength (Burgess et al. 2018,
+    arXiv:1804.03599).
     kl: closed_form or monte_carlo. constraint: weighs the distortion in beta's place. regularizers: by name; factories,
     completed with the setting.
     """
@@ -59,7 +60,7 @@ class Objective(nn.Module):
         num_samples: int = 1,
         kl: KLEstimate = "closed_form",
         constraint: Callable[[Setting], Constraint] | None = None,
-        regularizers: Mapping[str, Callable[[Setting], Regularizer]] | None = None,
+        regularizers: Mapping[str, Callable[[Setting], Regularizer] | None] | None = None,
     ) -> None:
         super().__init__()
         _require(num_samples >= 1, f"objective.num_samples is at least 1; found {num_samples}")

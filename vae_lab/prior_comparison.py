@@ -13,7 +13,7 @@ from vae_lab.bounds import KLEstimate, bound_terms, elbo
 from vae_lab.density_fitting import IMPORTANCE, Watch
 from vae_lab.metrics.likelihood import importance_bound
 from vae_lab.metrics.split_sums import SplitSums
-from vae_lab.models import VAE
+from vae_lab.models import VAE, parts_without_density
 from vae_lab.priors.family import Prior
 from vae_lab.random_streams import EVALUATE, FIT, seed_noise
 from vae_lab.second_stage import Images
@@ -42,7 +42,7 @@ def with_prior(model: VAE, prior: nn.Module) -> Iterator[VAE]:
 
 def has_bound(model: VAE) -> bool:
     """Whether an ELBO is a bound on log p(x): posterior and prior have densities, or masses."""
-    return all(getattr(part, "is_density", True) for part in (model.posterior, model.prior))
+    return not parts_without_density(model)
 
 
 @torch.no_grad()

@@ -70,7 +70,9 @@ def _train(config: DictConfig, folder: Path, interruption: Interruption) -> floa
     trainer = assembled_trainer(config, folder, interruption)
     experiment.interrupted = lambda: interruption.requested is not None
     require_monitored(trainer, experiment.model, data, config.optimized_metric)
-    fits_prior = config.second_stage is not None and not config.trainer.fast_dev_run  # which keeps no weights
+    # An experiment file may set an option of a stage that the command line then leaves out.
+    chosen = config.second_stage is not None and "_target_" in config.second_stage
+    fits_prior = chosen and not config.trainer.fast_dev_run  # which keeps no weights
     if fits_prior:
         require_second_stage(config, trainer, experiment)
     noticed = warnings_about(trainer, data, experiment)

@@ -41,12 +41,13 @@ LEAST_LABEL_GAIN = 0.1  # nats per image
 RULES = (
     Rule(
         "inactive",
-        lambda m, watch: m["active_units"] == 0 and m["val/kl"] < max(UNSETTLED_KL, watch.min_kl),
+        lambda m, watch: m["active_units"] == 0 and m["val/kl"] < max(UNSETTLED_KL, watch.min_kl) and m["beta"] != 0,
         f"no latent dimension differs between images (active_units is 0): {TRY}",
     ),
     Rule(
         "no_kl",
-        lambda m, watch: m["val/kl"] < watch.min_kl and m["active_units"] != 0,  # which says it already
+        # Not 0, as without a prior; where no latent is active the rule above says it already.
+        lambda m, watch: 0 < m["val/kl"] < watch.min_kl and m["active_units"] != 0 and m["beta"] != 0,
         f"latents tell next to nothing of their image (val/kl is {{val/kl:.2g}} nats): {TRY}",
     ),
     Rule(

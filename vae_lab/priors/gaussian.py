@@ -89,7 +89,7 @@ class ClassGaussian(nn.Module):
     def forward(self, given: Given = NOTHING) -> Distribution:
         """p(z|y), batch (B,) of labels y (B,)."""
         if given.y is None:
-            raise ValueError("model/prior=class_gaussian depends on the labels: set model.conditional=true")
+            raise ValueError("model/prior=class_gaussian depends on the labels: give it the labels y, int64 (B,)")
         return _diagonal(self.means[given.y], self.logvars[given.y])
 
 

@@ -68,5 +68,6 @@ def gaussian_moments(posterior: Distribution) -> tuple[Tensor, Tensor]:
         return posterior.mean, posterior.covariance_matrix.mean(0)
     raise ValueError(
         "objective.regularizers: DIP-VAE needs the mean and the covariance of q(z|x): choose "
-        f"model/posterior=diagonal_gaussian or full_covariance (found {type(posterior).__name__})"
+        "model/posterior=diagonal_gaussian, or full_covariance where latents are vectors "
+        f"(found {type(posterior).__name__})"
     )

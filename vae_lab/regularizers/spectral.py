@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from vae_lab.made import MaskedLinear
 from vae_lab.regularizers.checks import require_number
 from vae_lab.regularizers.parts import Observation, Setting
 
@@ -50,7 +51,8 @@ def matrices(layers: Iterable[nn.Module]) -> list[Tensor]:
     found = []
     for layer in layers:
         if isinstance(layer, (nn.Linear, *CONVOLUTIONS)):
-            found.append(layer.weight.flatten(1).float())
+            weight = layer.masked_weight() if isinstance(layer, MaskedLinear) else layer.weight
+            found.append(weight.flatten(1).float())
         elif isinstance(layer, TRANSPOSED):
             found.append(layer.weight.transpose(0, 1).flatten(1).float())
     return found
