@@ -42,6 +42,14 @@ SICK = [
 ]
 
 
+@pytest.mark.parametrize("metrics", [{"val_kl": 0.0, "active_units": float("nan")}, {"val_kl": 0.01, "beta": 0.0}])
+def test_a_kl_that_nobody_asked_for_is_no_alarm(said, metrics):
+    """Of an autoencoder it is 0 by convention, and at beta = 0 it is free."""
+    watch = CollapseWatch(patience=1)
+    validate(watch, **metrics)
+    assert said() == []
+
+
 @pytest.mark.parametrize(("metrics", "words"), SICK)
 def test_what_is_wrong_three_times_in_a_row_is_said_once(said, metrics, words):
     watch = CollapseWatch()
