@@ -6,14 +6,12 @@ import pytest
 import torch
 import yaml
 from conftest import FAST, TESTS, Command
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from test_steps import composed
 
 from scripts.stressing.matrix import write_data
 from vae_lab.build import build_experiment, instantiated
-from vae_lab.config import conf_dir, register
 from vae_lab.data.images import ImageSpec
-from vae_lab.runs import register_resolvers
 from vae_lab.signatures import check_targets
 from vae_lab.steps import TrainingStep, term_names
 
@@ -22,13 +20,6 @@ FILES = sorted(FOLDER.glob("*.yaml"))
 NAMES = [file.stem for file in FILES]
 SEEDS = {"seed_mnist_conv", "seed_mnist_cvae", "seed_mnist_mlp", "seed_mnist_tanh_mse", "seed_pokemon_keras"}
 MOST_LINES = 16
-
-
-def composed(*overrides: str):
-    register()
-    register_resolvers()
-    with initialize_config_dir(conf_dir(), version_base="1.3"):
-        return compose("train", list(overrides))
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ def whole(warm, tmp_path_factory):
     return done
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0])
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits(warm, tmp_path, whole, seed):
     report = killed_run(Command(warm, tmp_path), SHORT, whole.run, 3, (0.4, 1.6), seed)
     assert sum(report.sent.values()) > 0

@@ -163,7 +163,7 @@ def test_a_detached_posterior_has_the_same_density_and_no_gradient_for_its_param
 
 def test_a_posterior_whose_parameters_are_not_known_is_refused():
     flow = TransformedDistribution(independent(PARAMS.expand(3, -1)), [ExpTransform()])
-    with pytest.raises(ValueError, match="model/posterior=diagonal_gaussian or full_covariance"):
+    with pytest.raises(ValueError, match="model/posterior=diagonal_gaussian, or full_covariance"):
         path_terms(flow)
 
 
