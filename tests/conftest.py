@@ -41,6 +41,17 @@ def command(warm, tmp_path):
         runs.started.wait()
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Two threads of small work on a busy machine wait for each other: 100 times slower."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def told(monkeypatch):
     """What is logged as a warning: caught at the logger, for a run in the same process sets up logging anew."""

@@ -50,13 +50,7 @@ def small_model():
     return model_of(*SMALL_MLP, "model/likelihood=gaussian_fixed")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Two threads of small work on a busy machine wait for each other: 100 times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Noiseless(Independent):

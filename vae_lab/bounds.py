@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, kl_divergence
 
+from vae_lab.densities.gaussians import normal_of
 from vae_lab.trace import Latent, Trace
 
 KLEstimate = Literal["closed_form", "monte_carlo"]
@@ -58,8 +59,7 @@ def bound_terms(
 def detached(latent: Latent) -> Distribution:
     """q(z|x) with its parameters held constant. ValueError: a family whose parameters are not known here."""
     posterior = latent.posterior
-    if _factorises(posterior):
-        base: Normal = posterior.base_dist  # type: ignore[attr-defined]
+    if (base := normal_of(posterior)) is not None:
         constant = Normal(base.loc.detach(), base.scale.detach(), validate_args=False)
         return Independent(constant, len(posterior.event_shape), validate_args=False)
     if isinstance(posterior, MultivariateNormal):
@@ -90,14 +90,8 @@ def closed_form_kl(latent: Latent) -> Tensor:
 
 def kl_per_dimension(latent: Latent) -> Tensor | None:
     """KL of each latent dimension, (B, *event) or (S, B, *event); None where q and p do not factorise."""
-    posterior, prior = latent.posterior, latent.prior
-    if not (_factorises(posterior) and _factorises(prior)):
-        return None
-    return kl_divergence(posterior.base_dist, prior.base_dist)  # type: ignore[attr-defined]
-
-
-def _factorises(distribution: object) -> bool:
-    return isinstance(distribution, Independent) and isinstance(distribution.base_dist, Normal)
+    posterior, prior = normal_of(latent.posterior), normal_of(latent.prior)
+    return None if posterior is None or prior is None else kl_divergence(posterior, prior)
 
 
 def elbo(terms: BoundTerms, beta: Weight = 1.0) -> Tensor:

@@ -50,6 +50,12 @@ def run_command(task: Task, config_name: str, config_path: str | None = None) ->
         sys.exit(code)
 
 
+def run_first() -> None:
+    """Let the first word of a command that looks at a run be the run itself: RUN for run=RUN."""
+    if len(sys.argv) > 1 and "=" not in sys.argv[1] and not sys.argv[1].startswith("-"):
+        sys.argv[1] = f"run={sys.argv[1]}"
+
+
 class _Command:
     """One command: its task, and the failures of its jobs."""
 

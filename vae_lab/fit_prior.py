@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from vae_lab.cli import run_command
+from vae_lab.cli import run_command, run_first
 from vae_lab.errors import UsageError
 from vae_lab.files import write_whole
 from vae_lab.interruption import Interruption
@@ -28,8 +27,7 @@ COLUMNS, MOST_CLASSES = 8, 20  # of the picture
 
 def main() -> None:
     """The command; its first word may be the run itself."""
-    if len(sys.argv) > 1 and "=" not in sys.argv[1] and not sys.argv[1].startswith("-"):
-        sys.argv[1] = f"run={sys.argv[1]}"
+    run_first()
     run_command(fit_prior, config_name="fit_prior")
 
 

@@ -189,15 +189,21 @@ PRIORS_OF = {
 }
 
 
+def other_space(posterior: Posterior, prior: Prior) -> str | None:
+    """A sentence where the prior does not live where the posterior's latents do; else None."""
+    if posterior.kind in prior.kinds:
+        return None
+    lives = " or ".join(KIND_NAMES[kind] for kind in prior.kinds)
+    return (
+        f"{type(prior).__name__} is a distribution of {lives}, and the latents of {type(posterior).__name__} are "
+        f"{KIND_NAMES[posterior.kind]}."
+    )
+
+
 def require_same_space(posterior: Posterior, prior: Prior) -> None:
     """ValueError unless the prior lives where the posterior's latents do."""
-    if posterior.kind not in prior.kinds:
-        lives = " or ".join(KIND_NAMES[kind] for kind in prior.kinds)
-        raise ValueError(
-            f"model.prior: {type(prior).__name__} is a distribution of {lives}, and the latents of "
-            f"{type(posterior).__name__} are {KIND_NAMES[posterior.kind]}.\n"
-            f"Choose model/prior={PRIORS_OF[posterior.kind]}"
-        )
+    if (wrong := other_space(posterior, prior)) is not None:
+        raise ValueError(f"model.prior: {wrong}\nChoose model/prior={PRIORS_OF[posterior.kind]}")
 
 
 def require_labels_understood(prior: Prior, conditional: bool) -> None:

@@ -43,9 +43,8 @@ class Objective(nn.Module):
     image. beta: Higgins et al. 2017. free_bits: nats per latent dimension below which the KL, averaged over the batch,
     is not pushed (Kingma et al. 2016, arXiv:1606.04934, eq. 15); under accumulation, over each batch alone. capacity:
     nats that the KL of a batch is held at, times a schedule, with beta as the strength (Burgess et al. 2018,
-    arXiv:1804.03599).
-    kl: closed_form or monte_carlo. constraint: weighs the distortion in beta's place. regularizers: by name; factories,
-    completed with the setting.
+    arXiv:1804.03599). kl: closed_form or monte_carlo. constraint: weighs the distortion in beta's place. regularizers:
+    by name; factories, completed with the setting.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vae_lab.density_fitting import CPU, WEIGHTS, Fitting, Latents, Watch, about_second_stage
 from vae_lab.errors import UsageError
 from vae_lab.latents import Codes, Kind, LatentSpec
-from vae_lab.models import KIND_NAMES, VAE, Model
+from vae_lab.models import KIND_NAMES, VAE, Model, other_space
 from vae_lab.priors.family import Prior
 from vae_lab.random_streams import FIT, seed_noise
 
@@ -118,12 +118,8 @@ def new_prior(stage: SecondStage, model: VAE, seed: int) -> nn.Module:
 
 def require_kind(prior: nn.Module, model: VAE) -> None:
     """UsageError unless a prior lives where the model's latents do."""
-    kind, kinds = model.latent.kind, cast("tuple[Kind, ...]", prior.kinds)
-    if kind not in kinds:
-        raise UsageError(
-            f"second_stage: {type(prior).__name__} is a distribution of {' or '.join(KIND_NAMES[it] for it in kinds)}, "
-            f"and the latents of {type(model.posterior).__name__} are {KIND_NAMES[kind]}.\n{_choice(kind)}"
-        )
+    if (wrong := other_space(model.posterior, cast("Prior", prior))) is not None:
+        raise UsageError(f"second_stage: {wrong}\n{_choice(model.latent.kind)}")
 
 
 def _choice(kind: Kind) -> str:

@@ -49,7 +49,7 @@ class SplitEvaluation:
         terms = self.objective.terms(trace, x)
         loss, _ = self.objective(model.observed(trace, x, y), terms, weights)
         self.sums.update(trace, terms, loss)
-        self.diagnostics.update(model, trace, x, y)
+        self.diagnostics.update(model, trace, terms.log_px, x, y)
 
     def means(self, model: Model, split: Split) -> dict[str, float]:
         """`<split>/elbo` and so on, in nats per image, over all processes."""

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, kl_divergence
 from torch.distributions.kl import register_kl
 
+from vae_lab.densities.gaussians import normal_of
 from vae_lab.densities.pixels import NO_SHAPE, Shape
 
 
@@ -20,12 +21,6 @@ def folded(distribution: Distribution, num_samples: int) -> Distribution:
     mean, scale = (values.unflatten(0, (num_samples, -1)) for values in (base.loc, base.scale))
     normal = Normal(mean, scale, validate_args=False)
     return Independent(normal, len(distribution.event_shape), validate_args=False)
-
-
-def normal_of(distribution: Distribution) -> Normal | None:
-    """The numbers' distributions, where they are independent Gaussians."""
-    base = distribution.base_dist if isinstance(distribution, Independent) else None
-    return base if isinstance(base, Normal) else None
 
 
 class Folded(Distribution):

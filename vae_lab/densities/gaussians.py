@@ -44,6 +44,12 @@ def scale_tril(logvar: Tensor, below: Tensor) -> Tensor:
     return factor
 
 
+def normal_of(distribution: Distribution) -> Normal | None:
+    """The distributions of the single numbers, where these are independent Gaussians; else None."""
+    base = distribution.base_dist if isinstance(distribution, Independent) else None
+    return base if isinstance(base, Normal) else None
+
+
 class FullNormal(MultivariateNormal):
     """torch's, whose samples autocast does not round: its product of matrices is none of a network's."""
 
@@ -73,7 +79,7 @@ def _diagonal_to_full(q: Independent[Distribution], p: MultivariateNormal) -> Te
 
 def _diagonal(distribution: Independent[Distribution]) -> tuple[Tensor, Tensor]:
     """The mean and scale of a diagonal Gaussian over vectors."""
-    base = distribution.base_dist
-    if not isinstance(base, Normal) or len(distribution.event_shape) != 1:
+    base = normal_of(distribution)
+    if base is None or len(distribution.event_shape) != 1:
         raise NotImplementedError
     return base.loc, base.scale

@@ -6,15 +6,16 @@ import math
 
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, Distribution, Independent, MixtureSameFamily, Normal
+from torch.distributions import Categorical, Distribution, MixtureSameFamily, Normal
 
+from vae_lab.densities.gaussians import normal_of
 from vae_lab.densities.pixels import NO_SHAPE, Shape
 
 
 def mixture(logits: Tensor, components: Distribution) -> MixtureSameFamily:
     """sum_k softmax(logits)_k components_k, batch (). logits: (K,); components: batch (K,)."""
     weights = Categorical(logits=logits, validate_args=False)
-    if isinstance(components, Independent) and isinstance(components.base_dist, Normal):
+    if normal_of(components) is not None:
         return DiagonalMixture(weights, components, validate_args=False)
     return MixtureSameFamily(weights, components, validate_args=False)
 

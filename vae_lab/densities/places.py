@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, kl_divergence
 from torch.distributions.kl import register_kl
 
+from vae_lab.densities.gaussians import normal_of
 from vae_lab.densities.pixels import NO_SHAPE, Shape
 
 
@@ -75,9 +76,10 @@ def _between_places(q: Placewise, p: Placewise) -> Tensor:
 @register_kl(Placewise, Independent)  # type: ignore[untyped-decorator]
 def _to_diagonal(q: Placewise, p: Independent[Distribution]) -> Tensor:
     """KL(q || p), the batch shape. NotImplementedError: p is no diagonal Gaussian over maps."""
-    if not isinstance(p.base_dist, Normal) or len(p.event_shape) != len(q.event_shape):
+    base = normal_of(p)
+    if base is None or len(p.event_shape) != len(q.event_shape):
         raise NotImplementedError
-    mean, scale = features_last(p.base_dist.loc), features_last(p.base_dist.scale)
+    mean, scale = features_last(base.loc), features_last(base.scale)
     vectors = Independent(Normal(mean, scale, validate_args=False), 1, validate_args=False)
     return kl_divergence(q.base_dist, vectors).sum((-2, -1))
 

@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import Distribution
 
 from vae_lab.bounds import kl_per_dimension
+from vae_lab.densities.gaussians import normal_of
 from vae_lab.figures.looking import OneLayer
 from vae_lab.posteriors.family import centre
 from vae_lab.trace import Latent
@@ -117,10 +118,8 @@ class LatentSpace:
         y = self.y
         if y is not None:
             y = (y if len(y) else torch.zeros(1, dtype=torch.int64)).to(self.device)
-        prior = self.model.prior_of(y)
-        if not (isinstance(prior, Independent) and isinstance(prior.base_dist, Normal)):
-            return False
-        return bool((prior.base_dist.loc == 0).all() and (prior.base_dist.scale == 1).all())
+        prior = normal_of(self.model.prior_of(y))
+        return prior is not None and bool((prior.loc == 0).all() and (prior.scale == 1).all())
 
     @cached_property
     def spread(self) -> Spread:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
-from vae_lab.densities.folded import normal_of
+from vae_lab.densities.gaussians import normal_of
 from vae_lab.latents import NOTHING, Given, Kind, LatentSpec
 from vae_lab.likelihoods import bounded
 from vae_lab.posteriors.family import Posterior

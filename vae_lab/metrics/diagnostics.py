@@ -33,14 +33,14 @@ class Diagnostics(nn.Module):
         if self.labels is not None:
             self.labels.reset()
 
-    def update(self, model: Model, trace: Trace, x: Tensor, y: Tensor | None) -> None:
-        """One batch, as the model was evaluated on it."""
+    def update(self, model: Model, trace: Trace, log_px: Tensor, x: Tensor, y: Tensor | None) -> None:
+        """One batch, as the model was evaluated on it. log_px: log p(x|z), (S, B)."""
         layers = [latent for latent, num_codes in zip(trace.latents, self.num_codes, strict=True) if num_codes]
         for usage, latent in zip(self._usages, layers, strict=True):
             usage.update(numbers_of(latent, usage.counts.numel()))
         if self.labels is not None and y is not None:
             other = model.decode(trace.latents[0].z, (y + 1) % model.image.num_classes)
-            self.labels.update(trace.likelihood.log_prob(x), other.log_prob(x))
+            self.labels.update(log_px, other.log_prob(x))
 
     def compute(self) -> dict[str, float]:
         """By their names, over all processes."""

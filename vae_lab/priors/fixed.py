@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import (
-    Distribution,
-    Independent,
-    Normal,
-)
+from torch.distributions import Distribution, Independent, Normal
 
 from vae_lab.densities.pixels import NO_SHAPE, Shape
 from vae_lab.densities.places import Placewise

@@ -6,8 +6,9 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+from torch.distributions import Distribution, MultivariateNormal
 
+from vae_lab.densities.gaussians import normal_of
 from vae_lab.regularizers.checks import require_number, the_latent
 from vae_lab.regularizers.parts import Observation, Setting
 
@@ -62,7 +63,7 @@ def covariance_of(rows: Tensor) -> Tensor:
 
 def gaussian_moments(posterior: Distribution) -> tuple[Tensor, Tensor]:
     """Means of q(z|x), (B, D), and their mean covariance, (D, D). ValueError: a posterior that is not Gaussian."""
-    if isinstance(posterior, Independent) and isinstance(posterior.base_dist, Normal):
+    if normal_of(posterior) is not None:
         return posterior.mean.flatten(1), posterior.variance.flatten(1).mean(0).diag()
     if isinstance(posterior, MultivariateNormal):
         return posterior.mean, posterior.covariance_matrix.mean(0)

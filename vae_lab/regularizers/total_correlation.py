@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import Distribution
 
+from vae_lab.densities.gaussians import normal_of
 from vae_lab.regularizers.checks import require_number, the_latent
 from vae_lab.regularizers.parts import Observation, Setting
 
@@ -60,13 +61,13 @@ def densities_of_all_pairs(z: Tensor, posterior: Distribution) -> Tensor:
 
     ValueError: a posterior whose dimensions depend on one another.
     """
-    if not (isinstance(posterior, Independent) and isinstance(posterior.base_dist, Normal)):
+    if (base := normal_of(posterior)) is None:
         raise ValueError(
             "objective.regularizers.total_correlation needs the density of each dimension of q(z|x): choose "
             f"model/posterior=diagonal_gaussian (found {type(posterior).__name__}), or the critic's estimate, "
             "objective/regularizers=[density_ratio]"
         )
-    log_q: Tensor = posterior.base_dist.log_prob(z.unsqueeze(2))
+    log_q: Tensor = base.log_prob(z.unsqueeze(2))
     return log_q.flatten(3)
 
 
