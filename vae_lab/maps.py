@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from vae_lab.networks import Shape, doubling, group_normalized, require_halvings
+from vae_lab.networks import ImageShape, doubling, group_normalized, require_halvings
 from vae_lab.resnets import ResidualBlock
 
 
@@ -20,7 +20,9 @@ class MapEncoder(nn.Sequential):
     ValueError: an image that cannot be halved that often; no halving at all.
     """
 
-    def __init__(self, in_shape: Shape, out_features: int, width: int = 64, blocks: int = 2, halvings: int = 2) -> None:
+    def __init__(
+        self, in_shape: ImageShape, out_features: int, width: int = 64, blocks: int = 2, halvings: int = 2
+    ) -> None:
         depth, height, breadth = in_shape
         map_shape = halved(height, breadth, halvings, "model.encoder.halvings")
         layers: list[nn.Module] = []
@@ -36,7 +38,9 @@ class MapDecoder(nn.Sequential):
     ValueError: an image that cannot be halved that often; no halving at all.
     """
 
-    def __init__(self, in_features: int, out_shape: Shape, width: int = 64, blocks: int = 2, halvings: int = 2) -> None:
+    def __init__(
+        self, in_features: int, out_shape: ImageShape, width: int = 64, blocks: int = 2, halvings: int = 2
+    ) -> None:
         depth, height, breadth = out_shape
         map_shape = halved(height, breadth, halvings, "model.decoder.halvings")
         layers: list[nn.Module] = []

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vae_lab.linear import Linear
 
-Shape = tuple[int, int, int]
+ImageShape = tuple[int, int, int]
 Activation = Callable[[], nn.Module]
 Initializer = Callable[[Tensor], Tensor]
 Normalization = Callable[[int], nn.Module]
@@ -57,7 +57,7 @@ class MLPEncoder(nn.Sequential):
 
     def __init__(
         self,
-        in_shape: Shape,
+        in_shape: ImageShape,
         out_features: int,
         hidden: Sequence[int] = (400,),
         activation: Activation = nn.ReLU,
@@ -74,7 +74,7 @@ class MLPDecoder(nn.Sequential):
     def __init__(
         self,
         in_features: int,
-        out_shape: Shape,
+        out_shape: ImageShape,
         hidden: Sequence[int] = (400,),
         activation: Activation = nn.ReLU,
         initializer: Initializer | None = None,
@@ -127,7 +127,7 @@ class ConvEncoder(nn.Sequential):
 
     def __init__(
         self,
-        in_shape: Shape,
+        in_shape: ImageShape,
         out_features: int,
         channels: Sequence[int] | None = None,
         strides: Sequence[int] | int = 2,
@@ -182,7 +182,7 @@ class ConvDecoder(nn.Sequential):
     def __init__(
         self,
         in_features: int,
-        out_shape: Shape,
+        out_shape: ImageShape,
         channels: Sequence[int] | None = None,
         map_channels: int | None = None,
         kernel_size: int = 4,

@@ -12,7 +12,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from vae_lab.linear import Linear
-from vae_lab.networks import Shape, doubling, doubling_channels, group_normalized, require_halvings
+from vae_lab.networks import ImageShape, doubling, doubling_channels, group_normalized, require_halvings
 
 
 class ResidualBlock(nn.Module):
@@ -47,7 +47,7 @@ class ResNetEncoder(nn.Sequential):
 
     def __init__(
         self,
-        in_shape: Shape,
+        in_shape: ImageShape,
         out_features: int,
         channels: Sequence[int] | None = None,
         blocks: int = 1,
@@ -75,7 +75,7 @@ class ResNetDecoder(nn.Sequential):
     def __init__(
         self,
         in_features: int,
-        out_shape: Shape,
+        out_shape: ImageShape,
         channels: Sequence[int] | None = None,
         blocks: int = 1,
         width: int = 32,

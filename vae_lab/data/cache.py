@@ -29,7 +29,7 @@ _FORMAT = 2  # raise it when decoding or the files below change: older caches ar
 _PIXELS, _INDEX = "pixels.u8", "index.json"
 _BLOCK = 2**24  # bytes to a checksum: zlib lets go of the interpreter's lock, so blocks are summed on all cores
 
-Shape = tuple[int, int, int]
+ImageShape = tuple[int, int, int]
 
 
 class Row(NamedTuple):
@@ -65,7 +65,7 @@ def _state(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def open_cache(cache_dir: Path, key: str, shape: Shape) -> Cached | None:
+def open_cache(cache_dir: Path, key: str, shape: ImageShape) -> Cached | None:
     """The cache of this key, its rows shaped (C, H, W); None where there is no whole one."""
     folder = cache_dir / key
     try:
@@ -81,7 +81,7 @@ def open_cache(cache_dir: Path, key: str, shape: Shape) -> Cached | None:
     return Cached(pixels, names, skipped) if _checksums(pixels) == checksums else None
 
 
-def build_cache(cache_dir: Path, key: str, shape: Shape, rows: Iterable[Row]) -> Cached:
+def build_cache(cache_dir: Path, key: str, shape: ImageShape, rows: Iterable[Row]) -> Cached:
     """Write the rows, one by one, and open the cache; where another process was faster, open that one's.
 
     What `rows` raises passes through and leaves nothing behind. Raises UsageError when the folder cannot be
@@ -102,7 +102,7 @@ def build_cache(cache_dir: Path, key: str, shape: Shape, rows: Iterable[Row]) ->
     return cached
 
 
-def _write(folder: Path, shape: Shape, rows: Iterable[Row]) -> None:
+def _write(folder: Path, shape: ImageShape, rows: Iterable[Row]) -> None:
     names, skipped = [], {}
     with (folder / _PIXELS).open("wb") as file:
         for name, pixels, problem in rows:

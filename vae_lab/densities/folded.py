@@ -8,7 +8,7 @@ from torch.distributions import Distribution, Independent, Normal, kl_divergence
 from torch.distributions.kl import register_kl
 
 from vae_lab.densities.gaussians import normal_of
-from vae_lab.densities.pixels import NO_SHAPE, Shape
+from vae_lab.densities.pixels import NO_SHAPE, SampleShape
 
 
 def folded(distribution: Distribution, num_samples: int) -> Distribution:
@@ -34,7 +34,7 @@ class Folded(Distribution):
         batch = torch.Size((num_samples, flat.batch_shape[0] // num_samples))
         super().__init__(batch, flat.event_shape, validate_args=False)
 
-    def rsample(self, sample_shape: Shape = NO_SHAPE) -> Tensor:
+    def rsample(self, sample_shape: SampleShape = NO_SHAPE) -> Tensor:
         """(*sample_shape, S, B, *event)."""
         flat = self.flat.rsample(torch.Size(sample_shape))
         z: Tensor = flat.unflatten(len(sample_shape), self.batch_shape)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, kl_divergence
 from torch.distributions.kl import register_kl
 
-from vae_lab.densities.pixels import NO_SHAPE, Shape
+from vae_lab.densities.pixels import NO_SHAPE, SampleShape
 
 LOGVAR_LIMIT = 20.0  # standard deviations between 0.000045 and 22,000; near the identity down to 0.01
 
@@ -53,7 +53,7 @@ def normal_of(distribution: Distribution) -> Normal | None:
 class FullNormal(MultivariateNormal):
     """torch's, whose samples autocast does not round: its product of matrices is none of a network's."""
 
-    def rsample(self, sample_shape: Shape = NO_SHAPE) -> Tensor:
+    def rsample(self, sample_shape: SampleShape = NO_SHAPE) -> Tensor:
         """(*sample_shape, *batch, D)."""
         with torch.autocast(self.loc.device.type, enabled=False):
             sample: Tensor = super().rsample(torch.Size(sample_shape))

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Distribution, MixtureSameFamily, Normal
 
 from vae_lab.densities.gaussians import normal_of
-from vae_lab.densities.pixels import NO_SHAPE, Shape
+from vae_lab.densities.pixels import NO_SHAPE, SampleShape
 
 
 def mixture(logits: Tensor, components: Distribution) -> MixtureSameFamily:
@@ -41,7 +41,7 @@ class DiagonalMixture(MixtureSameFamily):
         return (log_weights - constants - 0.5 * distances).logsumexp(-1).to(value.dtype)
 
     @torch.no_grad()
-    def sample(self, sample_shape: Shape = NO_SHAPE) -> Tensor:
+    def sample(self, sample_shape: SampleShape = NO_SHAPE) -> Tensor:
         """(*sample_shape, *event): of each, only its own component is drawn."""
         chosen = self.mixture_distribution.sample(torch.Size(sample_shape))
         mean, scale = self._normal.loc[chosen], self._normal.scale[chosen]

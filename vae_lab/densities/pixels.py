@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.nn.functional import logsigmoid
 
-Shape = torch.Size | list[int] | tuple[int, ...]
+SampleShape = torch.Size | list[int] | tuple[int, ...]
 NO_SHAPE = torch.Size()
 
 
@@ -52,7 +52,7 @@ class ContinuousBernoulli(Distribution):
         favoured = 1 / -torch.expm1(-size) - 1 / size  # of the positive logit; the negative one mirrors it
         return torch.where(near, 0.5 + self.logits / 12, torch.where(safe > 0, favoured, 1 - favoured))
 
-    def rsample(self, sample_shape: Shape = NO_SHAPE) -> Tensor:
+    def rsample(self, sample_shape: SampleShape = NO_SHAPE) -> Tensor:
         """By the inverse distribution function, on the side where exp does not overflow."""
         shape = self._extended_shape(torch.Size(sample_shape))
         u = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
@@ -128,7 +128,7 @@ class DiscretizedLogisticMixture(Distribution):
         mixed = (self.log_weights.exp().unsqueeze(-3) * expected).sum(-4)
         return (mixed + 1) / 2
 
-    def sample(self, sample_shape: Shape = NO_SHAPE) -> Tensor:
+    def sample(self, sample_shape: SampleShape = NO_SHAPE) -> Tensor:
         """Pick a component per pixel, draw its channels in turn, round to a level."""
         shape = torch.Size(sample_shape)
         with torch.no_grad():

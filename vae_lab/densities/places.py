@@ -8,7 +8,7 @@ from torch.distributions import Distribution, Independent, Normal, kl_divergence
 from torch.distributions.kl import register_kl
 
 from vae_lab.densities.gaussians import normal_of
-from vae_lab.densities.pixels import NO_SHAPE, Shape
+from vae_lab.densities.pixels import NO_SHAPE, SampleShape
 
 
 class Placewise(Distribution):
@@ -29,11 +29,11 @@ class Placewise(Distribution):
         """In nats, the batch shape."""
         return self.base_dist.log_prob(features_last(value)).sum((-2, -1))
 
-    def rsample(self, sample_shape: Shape = NO_SHAPE) -> Tensor:
+    def rsample(self, sample_shape: SampleShape = NO_SHAPE) -> Tensor:
         """(*sample_shape, *batch, F, h, w)."""
         return features_first(self.base_dist.rsample(torch.Size(sample_shape)))
 
-    def sample(self, sample_shape: Shape = NO_SHAPE) -> Tensor:
+    def sample(self, sample_shape: SampleShape = NO_SHAPE) -> Tensor:
         """The same without a gradient."""
         return features_first(self.base_dist.sample(torch.Size(sample_shape)))
 

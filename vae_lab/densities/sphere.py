@@ -11,7 +11,7 @@ from torch.distributions.kl import register_kl
 from torch.nn.functional import normalize
 
 from vae_lab.densities.bessel import log_bessel_and_ratio
-from vae_lab.densities.pixels import NO_SHAPE, Shape
+from vae_lab.densities.pixels import NO_SHAPE, SampleShape
 
 NUM_PROPOSALS = 24  # each is accepted with probability 0.65 or more, so that all are refused once in 10^11 samples
 NUM_NODES = 48
@@ -27,7 +27,7 @@ class SphericalUniform(Distribution):
 
     arg_constraints = {}  # noqa: RUF012
 
-    def __init__(self, dim: int, batch_shape: Shape, like: Tensor) -> None:
+    def __init__(self, dim: int, batch_shape: SampleShape, like: Tensor) -> None:
         self._like = like
         super().__init__(torch.Size(batch_shape), torch.Size((dim,)), validate_args=False)
 
@@ -36,7 +36,7 @@ class SphericalUniform(Distribution):
         shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
         return value.new_full(shape, -log_area(value.shape[-1]))
 
-    def sample(self, sample_shape: Shape = NO_SHAPE) -> Tensor:
+    def sample(self, sample_shape: SampleShape = NO_SHAPE) -> Tensor:
         """(*sample_shape, *batch, D): Gaussians, divided by their length."""
         shape = self._extended_shape(torch.Size(sample_shape))
         return normalize(torch.randn(shape, dtype=self._like.dtype, device=self._like.device), dim=-1)
@@ -116,7 +116,7 @@ class VonMisesFisher(Distribution):
         k = self.concentration.double()
         return (k * (1 - self._mean_length) - self._log_peak).to(self.concentration.dtype)
 
-    def rsample(self, sample_shape: Shape = NO_SHAPE) -> Tensor:
+    def rsample(self, sample_shape: SampleShape = NO_SHAPE) -> Tensor:
         """(*sample_shape, *batch, D).
 
         The gradient follows how a sample moves with its distribution. When the direction turns, the sample turns with

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vae_lab.densities.pixels import NO_SHAPE, Shape
+from vae_lab.densities.pixels import NO_SHAPE, SampleShape
 from vae_lab.latents import Kind
 
 
@@ -45,7 +45,7 @@ class Delta(Distribution):
         """Zeros, (*batch) of value (*batch, *event)."""
         return value.new_zeros(value.shape[: value.dim() - len(self.event_shape)])
 
-    def rsample(self, sample_shape: Shape = NO_SHAPE) -> Tensor:
+    def rsample(self, sample_shape: SampleShape = NO_SHAPE) -> Tensor:
         """The value, (*sample_shape, B, *event)."""
         return self.value.expand(self._extended_shape(torch.Size(sample_shape)))
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
-from vae_lab.densities.pixels import NO_SHAPE, Shape
+from vae_lab.densities.pixels import NO_SHAPE, SampleShape
 from vae_lab.densities.places import Placewise
 from vae_lab.densities.sphere import SphericalUniform
 from vae_lab.latents import NOTHING, Given, Kind, LatentSpec
@@ -76,7 +76,7 @@ class Improper(Distribution):
         """Zeros, (*batch) of value (*batch, *event)."""
         return value.new_zeros(value.shape[: value.dim() - len(self.event_shape)])
 
-    def sample(self, sample_shape: Shape = NO_SHAPE) -> Tensor:
+    def sample(self, sample_shape: SampleShape = NO_SHAPE) -> Tensor:
         """NotImplementedError."""
         raise NotImplementedError(
             "model/prior=flat has no samples. Fit a prior to the latents of the trained model:\n"

@@ -17,7 +17,7 @@ from torch.nn.functional import softplus
 from torch.nn.utils import parametrizations
 
 from vae_lab.linear import Linear
-from vae_lab.networks import Shape, convolved_size, dense, same_padding
+from vae_lab.networks import ImageShape, convolved_size, dense, same_padding
 from vae_lab.regularizers.checks import require_number
 
 KERNEL = 4  # of each convolution of stride 2
@@ -57,7 +57,7 @@ class ImageCritic(nn.Module):
     """
 
     def __init__(
-        self, in_shape: Shape, num_logits: int, width: int, max_width: int = 256, spectral_norm: bool = False
+        self, in_shape: ImageShape, num_logits: int, width: int, max_width: int = 256, spectral_norm: bool = False
     ) -> None:
         super().__init__()
         channels, *sides = in_shape
