@@ -49,8 +49,8 @@ def trained(name: str, runs: Path, epochs: int, overrides: list[str]) -> Path:
 
 def test_images(run: Path) -> tuple[Any, Any]:
     """The test set as the run's own evaluation prepares it, and its labels."""
-    from vae_lab.build import instantiated
-    from vae_lab.runs import load_config
+    from vae_lab.runs.stored_config import load_config
+    from vae_lab.training.build import instantiated
 
     data = instantiated(load_config(run).data)
     return data.examples("test", data.size("test"))
@@ -60,7 +60,7 @@ def bound(lab: Any, x: Any, y: Any, num_samples: int) -> float | None:
     """The mean importance-weighted bound, in nats per image."""
     import torch
 
-    from vae_lab.models import parts_without_density
+    from vae_lab.models.base import parts_without_density
 
     if parts_without_density(lab.model):
         return None
@@ -156,7 +156,7 @@ def main() -> None:
     from rich.console import Console
 
     from vae_lab.figures.canvas import render
-    from vae_lab.figures.files import encode_png
+    from vae_lab.figures.encoding import encode_png
 
     rows = [measured(name, run, given.num_images, given.num_samples) for name, run in runs.items()]
     Console(width=120).print(table(rows, given.num_images, given.num_samples))

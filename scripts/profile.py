@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from vae_lab.data.batches import Batch
-    from vae_lab.data.module import ImageData
-    from vae_lab.experiment import Experiment
-    from vae_lab.steps import TrainingStep
+    from vae_lab.data.datamodule import ImageData
+    from vae_lab.training.lightning_module import Experiment
+    from vae_lab.training.step import TrainingStep
 
 ROUNDS = 5  # epochs inside the trainer, each beside as many steps alone; the first does not count
 MOST_OPERATORS = 12
@@ -99,8 +99,8 @@ def parsed() -> argparse.Namespace:
 
 def refused(error: Exception) -> int:
     """Say what was wrong with the request; raises what was not the request's fault."""
-    from vae_lab.config import conf_dir
-    from vae_lab.explanations import explain
+    from vae_lab.config.messages import explain
+    from vae_lab.config.schema import conf_dir
 
     message = explain(error, conf_dir())
     if message is None:
@@ -112,7 +112,7 @@ def refused(error: Exception) -> int:
 def requested(overrides: Sequence[str], steps: int) -> tuple[DictConfig, ImageData, Experiment]:
     """The config and what it describes; epochs of so many steps, no end, and no pictures."""
     from scripts.benchmarks.configs import composed
-    from vae_lab.signatures import check_targets
+    from vae_lab.config.validation import check_targets
     from vae_lab.train import quiet_libraries
 
     config = composed(overrides)
@@ -124,15 +124,15 @@ def requested(overrides: Sequence[str], steps: int) -> tuple[DictConfig, ImageDa
         if config.callbacks and name in config.callbacks:
             config.callbacks[name] = None
     quiet_libraries()
-    from vae_lab.build import build
+    from vae_lab.training.build import build
 
     return config, *build(config)
 
 
 def trainer_of(config: DictConfig, folder: Path) -> Trainer:
     """The trainer as the command has it."""
-    from vae_lab.interruption import Interruption
     from vae_lab.train import assembled_trainer
+    from vae_lab.utils.signals import Interruption
 
     return assembled_trainer(config, folder, Interruption())
 
@@ -229,7 +229,7 @@ class Alone:
 
     def plain_step(self) -> TrainingStep:
         """The step with the same parts."""
-        from vae_lab.steps import Execution
+        from vae_lab.training.step import Execution
 
         return replace(self.experiment.step, execution=Execution())
 

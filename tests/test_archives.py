@@ -15,10 +15,10 @@ import zipfile
 import pytest
 from conftest import write_pictures
 
-from vae_lab.data import archives
-from vae_lab.data.archives import unpacked
-from vae_lab.data.folder import ImageFolder, find_pictures
-from vae_lab.errors import UsageError
+from vae_lab.data.sources import archives
+from vae_lab.data.sources.archives import unpacked
+from vae_lab.data.sources.folder import ImageFolder, find_pictures
+from vae_lab.utils.errors import UsageError
 
 KINDS = ("zip", "tar", "tar.gz", "tgz", "tar.bz2", "tar.xz")
 PACKERS = {"gz": gzip.compress, "tgz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}

@@ -9,10 +9,10 @@ import pytest
 import torch
 from test_image_logger import SMALL, Data, Model, events, names, train
 
-from vae_lab.callbacks import drawings
-from vae_lab.callbacks.background import MOST_COPIES, Background, BackgroundError
-from vae_lab.callbacks.copies import unfit_for_copies
+from vae_lab.callbacks import rendering as drawings
+from vae_lab.callbacks.forked_process import unfit_for_copies
 from vae_lab.callbacks.images import ImageLogger
+from vae_lab.callbacks.workers import MOST_COPIES, Background, BackgroundError
 
 pytestmark = pytest.mark.skipif(unfit_for_copies(torch.device("cpu"), 1) is not None, reason="needs a safe fork")
 
@@ -104,8 +104,10 @@ def test_nobody_waits_once_interrupted_and_what_is_not_done_in_time_is_left_out(
 
 def test_work_without_idle_time_is_done_by_the_copy_itself_once_it_is_hurried(background, delivered, monkeypatch):
     """The worker is stopped where it would wait for a processor: hurried, the copy of the process does it."""
-    monkeypatch.setattr("vae_lab.callbacks.background.PATIENCE", 0.2)
-    monkeypatch.setattr("vae_lab.callbacks.copies._take_idle_time_only", lambda: os.kill(os.getpid(), signal.SIGSTOP))
+    monkeypatch.setattr("vae_lab.callbacks.workers.PATIENCE", 0.2)
+    monkeypatch.setattr(
+        "vae_lab.callbacks.forked_process._take_idle_time_only", lambda: os.kill(os.getpid(), signal.SIGSTOP)
+    )
     background.start("first", lambda: [1])
     background.start("second", lambda: [2])
     background.drain()

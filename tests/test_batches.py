@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vae_lab.data.batches import EvaluationBatches, Pace, SplitImages, TrainingCalls, steps_per_epoch
-from vae_lab.random_streams import permutation
+from vae_lab.utils.rng import permutation
 
 MOST_IMAGES = 60
 

@@ -9,7 +9,8 @@ import torch
 from torch.distributions import Independent, MultivariateNormal, Normal
 from torch.testing import assert_close
 
-from vae_lab.bounds import (
+from vae_lab.core import ImageSpec, Latent, LatentSpec, Observation, Setting, Trace
+from vae_lab.objectives.bounds import (
     BoundTerms,
     bound_terms,
     doubly_reparameterized_bound,
@@ -17,15 +18,11 @@ from vae_lab.bounds import (
     importance_weighted_bound,
     kl_per_dimension,
 )
-from vae_lab.constraints import DistortionConstraint
-from vae_lab.data.images import ImageSpec
-from vae_lab.latents import LatentSpec
-from vae_lab.objectives import Objective, Weights, floored_kl
+from vae_lab.objectives.constraints import DistortionConstraint
+from vae_lab.objectives.objective import Objective, Weights, floored_kl
+from vae_lab.objectives.regularizers.spectral import Spectral
+from vae_lab.objectives.schedules import Constant, LinearWarmup
 from vae_lab.priors.fixed import StandardNormal
-from vae_lab.regularizers.parts import Observation, Setting
-from vae_lab.regularizers.spectral import Spectral
-from vae_lab.schedules import Constant, LinearWarmup
-from vae_lab.trace import Latent, Trace
 
 
 def isotropic(mean, scale):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from vae_lab.data.cache import Row, build_cache, cache_key, open_cache
-from vae_lab.errors import UsageError
+from vae_lab.utils.errors import UsageError
 
 SHAPE = (3, 4, 4)
 KEY = "key"

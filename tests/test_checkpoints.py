@@ -7,9 +7,9 @@ import pytest
 import torch
 from conftest import FAST
 
-from vae_lab import checkpoints
-from vae_lab.checkpoints import AtomicCheckpointIO, load_checkpoint, next_of, settle, write_checkpoint
-from vae_lab.errors import UsageError
+from vae_lab.runs import checkpoint_io as checkpoints
+from vae_lab.runs.checkpoint_io import AtomicCheckpointIO, load_checkpoint, next_of, settle, write_checkpoint
+from vae_lab.utils.errors import UsageError
 
 
 @pytest.fixture

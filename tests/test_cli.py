@@ -16,11 +16,11 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from vae_lab.cli import run_command
-from vae_lab.errors import UsageError
-from vae_lab.explanations import MESSAGE_LINES
-from vae_lab.interruption import Interrupted, InterruptedAtOnce, Interruption, RunFailed, undisturbed
-from vae_lab.signatures import check_targets
+from vae_lab.config.messages import MESSAGE_LINES
+from vae_lab.config.validation import check_targets
+from vae_lab.runs.cli import run_command
+from vae_lab.utils.errors import RunFailed, UsageError
+from vae_lab.utils.signals import Interrupted, InterruptedAtOnce, Interruption, undisturbed
 
 FILES = {
     "app.yaml": """
@@ -30,7 +30,7 @@ FILES = {
         hydra:
           run: {dir: "${run_dir:outputs}"}
           sweep: {dir: "${sweep_dir:outputs}", subdir: "${hydra.job.num}"}
-          callbacks: {run_folder: {_target_: vae_lab.runs.RunFolder}}
+          callbacks: {run_folder: {_target_: vae_lab.runs.run_dir.RunFolder}}
     """,
     "trainer/auto.yaml": "max_epochs: 3",
     "model/mlp.yaml": "latent_dim: 2\nencoder: {hidden: 400}",
@@ -351,8 +351,8 @@ def test_a_real_ctrl_c_ends_a_real_command_with_130(tmp_path: Path):
             """
             import time
             from pathlib import Path
-            from vae_lab.cli import run_command
-            from vae_lab.interruption import Interruption
+            from vae_lab.runs.cli import run_command
+            from vae_lab.utils.signals import Interruption
 
             def task(config):
                 with Interruption() as interruption:

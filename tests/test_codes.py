@@ -13,22 +13,18 @@ import torch.multiprocessing
 from torch.distributions import OneHotCategorical
 from torch.testing import assert_close
 
-from vae_lab.bounds import closed_form_kl, monte_carlo_kl
-from vae_lab.codebook import Codebook
-from vae_lab.codes import too_many_codes
-from vae_lab.data.images import ImageSpec
-from vae_lab.densities.folded import folded
-from vae_lab.latents import Given, LatentSpec
-from vae_lab.metrics.code_usage import CodeUsage
-from vae_lab.models import latent_spec
+from vae_lab.core import Given, ImageSpec, Latent, LatentSpec, Observation, Setting, Trace
+from vae_lab.distributions.unflatten import folded
+from vae_lab.metrics.diagnostics import CodeUsage
+from vae_lab.models.base import centre, latent_spec
+from vae_lab.objectives.bounds import closed_form_kl, monte_carlo_kl
+from vae_lab.objectives.regularizers.commitment import Commitment
+from vae_lab.posteriors.codebook import Codebook
 from vae_lab.posteriors.codes import NearestCode, RelaxedCategorical
-from vae_lab.posteriors.family import centre
 from vae_lab.posteriors.gaussian import DiagonalGaussian
 from vae_lab.priors.codes import AutoregressiveCodes, UniformCodes
-from vae_lab.priors.family import tempered
-from vae_lab.regularizers.commitment import Commitment
-from vae_lab.regularizers.parts import Observation, Setting
-from vae_lab.trace import Latent, Trace
+from vae_lab.priors.temperature import tempered
+from vae_lab.training.preflight import too_many_codes
 
 IMAGE = ImageSpec(1, 4, 4)
 

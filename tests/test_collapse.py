@@ -8,7 +8,7 @@ from conftest import FAST
 from test_steps import composed
 
 from vae_lab.callbacks.collapse import RULES, CollapseWatch, Metrics
-from vae_lab.checkpoints import load_checkpoint
+from vae_lab.runs.checkpoint_io import load_checkpoint
 
 HEALTHY = {"val/elbo": -100.0, "val/kl": 20.0, "active_units": 8.0}
 QUIET = ("callbacks.images=null", "logger=none")

@@ -10,7 +10,7 @@ from test_wrong_input import refused
 from torch.testing import assert_close
 
 from vae_lab import load
-from vae_lab.metrics.likelihood import importance_bound
+from vae_lab.metrics.importance import importance_bound
 
 CLASSES = dataclasses.replace(IMAGE, levels=2, num_classes=3)
 SMALL_CONV = ("model=conv", "model.latent_dim=3", "model.encoder.channels=[8]", "model.decoder.channels=[8]")

@@ -11,8 +11,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, ValidationError
 
-from vae_lab import config
-from vae_lab.config import Config, TrainerConfig
+from vae_lab.config import schema as config
+from vae_lab.config.schema import Config, TrainerConfig
 
 OURS = {"_target_", "steps_per_execution", "num_threads", "keep_freed_memory", "channels_last", "compile",
         "cuda_graphs", "on_nonfinite", "matmul_precision"}  # fmt: skip
@@ -90,7 +90,7 @@ def test_conf_dir_is_beside_the_package_or_inside_it(tmp_path: Path, monkeypatch
 
 def test_the_front_of_house_imports_neither_torch_nor_lightning():
     code = (
-        "import sys, vae_lab.config, vae_lab.signatures, vae_lab.runs, vae_lab.cli, vae_lab.interruption;"
+        "import sys, vae_lab.config.schema, vae_lab.config.validation, vae_lab.runs.cli, vae_lab.utils.signals;"
         "print({'torch', 'lightning', 'numpy'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 from test_steps import composed, images_of, small_model, step_of
 from torch.testing import assert_close
 
-from vae_lab.build import instantiated
-from vae_lab.data.corruption import GaussianNoise, Masked, SaltAndPepper
-from vae_lab.data.preprocess import Preprocess
+from vae_lab.data.transforms import GaussianNoise, Masked, Preprocess, SaltAndPepper
+from vae_lab.training.build import instantiated
 
 KINDS = [GaussianNoise(0.5), SaltAndPepper(0.4), Masked(0.5, 3, 0.25)]
 

@@ -16,18 +16,15 @@ from torch.distributions import Bernoulli, Independent, MultivariateNormal, Norm
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 
-from vae_lab.bounds import elbo
-from vae_lab.data.images import ImageSpec
-from vae_lab.latents import LatentSpec
-from vae_lab.objectives import Objective
+from vae_lab.core import ImageSpec, Latent, LatentSpec, Observation, Setting, Trace
+from vae_lab.objectives.bounds import elbo
+from vae_lab.objectives.objective import Objective
+from vae_lab.objectives.regularizers.adversarial import AdversarialImages, AdversarialPosterior, drawn
+from vae_lab.objectives.regularizers.density_ratio import DensityRatio, permuted
+from vae_lab.objectives.regularizers.discriminators import ImageCritic, constant, surprise, telling_apart
+from vae_lab.objectives.regularizers.perceptual import Perceptual, directions, feature_distance, turned
+from vae_lab.objectives.schedules import Constant
 from vae_lab.posteriors.gaussian import DiagonalGaussian
-from vae_lab.regularizers.adversarial import AdversarialImages, AdversarialPosterior, drawn
-from vae_lab.regularizers.critics import ImageCritic, constant, surprise, telling_apart
-from vae_lab.regularizers.density_ratio import DensityRatio, permuted
-from vae_lab.regularizers.parts import Observation, Setting
-from vae_lab.regularizers.perceptual import Perceptual, directions, feature_distance, turned
-from vae_lab.schedules import Constant
-from vae_lab.trace import Latent, Trace
 
 GREY, BINARY = ImageSpec(1, 8, 9), ImageSpec(1, 8, 9, levels=2)
 CONF = Path(__file__).parent.parent / "conf" / "objective" / "regularizers"

@@ -18,11 +18,11 @@ from torch import nn
 from torch.testing import assert_close
 
 from vae_lab import load
-from vae_lab.build import instantiated
 from vae_lab.data.batches import EvaluationBatches
-from vae_lab.metrics.split_sums import SplitSums
-from vae_lab.random_streams import EVALUATE, seed_noise
-from vae_lab.strategies import AllReduceStrategy
+from vae_lab.metrics.elbo_sums import SplitSums
+from vae_lab.training.build import instantiated
+from vae_lab.training.ddp import AllReduceStrategy
+from vae_lab.utils.rng import EVALUATE, seed_noise
 
 TESTS = Path(__file__).parent
 VALIDATED = 65  # in batches of 16: three for the first process, two for the second

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from scripts.stressing.fuzz_corpus import bitmap, png
 from vae_lab.data.decode import PictureOptions, UnreadablePicture, _opaque, decode
-from vae_lab.errors import UsageError
+from vae_lab.utils.errors import UsageError
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 FORMATS = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP", "bmp": "BMP", "gif": "GIF"}

@@ -9,14 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from vae_lab.data.images import ImageSpec
-from vae_lab.densities.pixels import ContinuousBernoulli, DiscretizedLogisticMixture
-from vae_lab.likelihoods import (
-    Bernoulli,
-    LocationScale,
-    LogisticMixture256,
-    OptimalGaussian,
-)
+from vae_lab.core import ImageSpec
+from vae_lab.distributions.pixels import ContinuousBernoulli, DiscretizedLogisticMixture
+from vae_lab.likelihoods import Bernoulli, LocationScale, LogisticMixture256, OptimalGaussian
 from vae_lab.posteriors.gaussian import DiagonalGaussian
 
 GREY = ImageSpec(1, 4, 4)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from vae_lab.data import digits as digits_module
-from vae_lab.data.digits import Digits
-from vae_lab.errors import UsageError
+from vae_lab.data.sources import digits as digits_module
+from vae_lab.data.sources.digits import Digits
+from vae_lab.utils.errors import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_the_order_is_the_same_every_time(images):
 
 
 def test_scikit_learn_is_never_imported():
-    code = "import sys, vae_lab.data.digits as d; d.Digits().load(); sys.exit('sklearn' in sys.modules)"
+    code = "import sys, vae_lab.data.sources.digits as d; d.Digits().load(); sys.exit('sklearn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from vae_lab.data import transfer
 from vae_lab.data.download import Source, fetch, fetch_all, main
 from vae_lab.data.transfer import Manner
-from vae_lab.errors import UsageError
+from vae_lab.utils.errors import UsageError
 
 
 def png(number):

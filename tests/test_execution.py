@@ -6,10 +6,11 @@ from conftest import FAST
 from test_steps import BATCH, images_of, model_of, step_of, weights
 from torch.testing import assert_close
 
-from vae_lab.build import require_capturable
-from vae_lab.callables import plain
-from vae_lab.errors import UsageError
-from vae_lab.steps import Execution, OptimizerSettings, Rates, WeightAverage, adopt_state
+from vae_lab.training.build import require_capturable
+from vae_lab.training.optimizer import OptimizerSettings, WeightAverage, adopt_state
+from vae_lab.training.step import Execution, Rates
+from vae_lab.utils.callables import plain
+from vae_lab.utils.errors import UsageError
 
 SMALL_CONV = ("model=conv", "model.latent_dim=3", "model.encoder.width=8", "model.decoder.width=8")
 QUIET = (*FAST, "callbacks.images=null", "trainer.log_every_n_steps=100")
@@ -170,8 +171,8 @@ def test_compile_without_a_compiler_is_refused(command):
 def test_a_chosen_function_is_called_without_hydras_checks():
     from hydra.utils import instantiate
 
-    chosen = instantiate({"_target_": "vae_lab.bounds.elbo", "_partial_": True})
-    assert plain(chosen).__module__ == "vae_lab.bounds" and type(plain(chosen)).__name__ == "function"
-    with_option = plain(instantiate({"_target_": "vae_lab.bounds.elbo", "_partial_": True, "beta": 0.5}))
+    chosen = instantiate({"_target_": "vae_lab.objectives.bounds.elbo", "_partial_": True})
+    assert plain(chosen).__module__ == "vae_lab.objectives.bounds" and type(plain(chosen)).__name__ == "function"
+    with_option = plain(instantiate({"_target_": "vae_lab.objectives.bounds.elbo", "_partial_": True, "beta": 0.5}))
     assert type(with_option).__name__ == "partial" and with_option.keywords == {"beta": 0.5}
     assert plain(len) is len

@@ -10,10 +10,10 @@ from omegaconf import OmegaConf
 from test_steps import composed
 
 from scripts.stressing.matrix import write_data
-from vae_lab.build import build_experiment, instantiated
-from vae_lab.data.images import ImageSpec
-from vae_lab.signatures import check_targets
-from vae_lab.steps import TrainingStep, term_names
+from vae_lab.config.validation import check_targets
+from vae_lab.core import ImageSpec
+from vae_lab.training.build import build_experiment, instantiated
+from vae_lab.training.step import TrainingStep, term_names
 
 FOLDER = TESTS.parent / "conf" / "experiment"
 FILES = sorted(FOLDER.glob("*.yaml"))

@@ -12,7 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from vae_lab import figures
-from vae_lab.figures import latents
+from vae_lab.figures import latent_paths as latents
 from vae_lab.figures.canvas import DPI
 from vae_lab.figures.mosaic import FRAME, magnification, to_pixels
 

@@ -14,21 +14,19 @@ from torch.distributions import Independent, MultivariateNormal, Normal, Transfo
 from torch.func import jacrev
 from torch.testing import assert_close
 
-from vae_lab.bounds import bound_terms, closed_form_kl, elbo
-from vae_lab.data.images import ImageSpec
-from vae_lab.flows import AffineCoupling, Householder, InverseAutoregressive, Planar
-from vae_lab.latents import LatentSpec
+from vae_lab.core import ImageSpec, Latent, LatentSpec
+from vae_lab.distributions.flows import AffineCoupling, Householder, InverseAutoregressive, Planar
 from vae_lab.likelihoods import Bernoulli
-from vae_lab.made import MADE
-from vae_lab.models import VAE
-from vae_lab.networks import MLPDecoder, MLPEncoder
-from vae_lab.posteriors.family import centre
+from vae_lab.models.base import centre
+from vae_lab.models.vae import VAE
+from vae_lab.networks.made import MADE
+from vae_lab.networks.mlp import MLPDecoder, MLPEncoder
+from vae_lab.objectives.bounds import bound_terms, closed_form_kl, elbo
 from vae_lab.posteriors.flow import HouseholderFlow, InverseAutoregressiveFlow, PlanarFlow
 from vae_lab.posteriors.gaussian import DiagonalGaussian
-from vae_lab.priors.family import tempered
 from vae_lab.priors.fixed import StandardNormal
 from vae_lab.priors.flow import FlowPrior
-from vae_lab.trace import Latent
+from vae_lab.priors.temperature import tempered
 
 IMAGE = ImageSpec(1, 4, 4, levels=2)
 FAMILIES = {

@@ -6,10 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from vae_lab.data import folder as folder_module
 from vae_lab.data.cache import cache_key
-from vae_lab.data.folder import ImageFolder, find_pictures
-from vae_lab.errors import UsageError
+from vae_lab.data.sources import folder as folder_module
+from vae_lab.data.sources.folder import ImageFolder, find_pictures
+from vae_lab.utils.errors import UsageError
 
 GREYS = range(0, 250, 10)
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.distributions import ExpTransform, Independent, MultivariateNormal, Normal, TransformedDistribution
 from torch.testing import assert_close
 
-from vae_lab.bounds import (
+from vae_lab.core import ImageSpec, Latent, Setting, Trace
+from vae_lab.objectives.bounds import (
     BoundTerms,
     bound_terms,
     capacity_bound,
@@ -21,12 +22,9 @@ from vae_lab.bounds import (
     elbo,
     importance_weighted_bound,
 )
-from vae_lab.constraints import MOST, DistortionConstraint
-from vae_lab.data.images import ImageSpec
-from vae_lab.objectives import Objective
-from vae_lab.regularizers.parts import Setting
-from vae_lab.schedules import Constant
-from vae_lab.trace import Latent, Trace
+from vae_lab.objectives.constraints import MOST, DistortionConstraint
+from vae_lab.objectives.objective import Objective
+from vae_lab.objectives.schedules import Constant
 
 X, SCALE = torch.tensor([0.7, -0.4, 1.1], dtype=torch.float64), 0.6
 DECODER = torch.tensor([[1.0, 0.3], [-0.5, 0.8], [0.2, -0.9]], dtype=torch.float64)

@@ -17,15 +17,15 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from vae_lab.callbacks.images import ImageLogger
 from vae_lab.callbacks.tensorboard import TensorBoardSummary, flatten
-from vae_lab.data.images import ImageSpec
-from vae_lab.data.preprocess import Preprocess
-from vae_lab.errors import UsageError
+from vae_lab.core import ImageSpec
+from vae_lab.data.transforms import Preprocess
 from vae_lab.likelihoods import ContinuousBernoulli
-from vae_lab.models import VAE
+from vae_lab.models.vae import VAE
 from vae_lab.posteriors.codes import NearestCode
 from vae_lab.posteriors.gaussian import DiagonalGaussian
 from vae_lab.priors.codes import UniformCodes
 from vae_lab.priors.fixed import StandardNormal
+from vae_lab.utils.errors import UsageError
 
 SMALL = {"num_images": 4, "num_samples": 4, "grid_size": 3, "num_steps": 3, "num_pairs": 2, "num_scatter": 20}
 OF_VECTORS = (

@@ -13,20 +13,21 @@ from torch.distributions import Independent, Normal, kl_divergence
 from torch.testing import assert_close
 
 import vae_lab
-from vae_lab.bounds import bound_terms, elbo, importance_weighted_bound, kl_per_dimension
-from vae_lab.data.images import ImageSpec
-from vae_lab.densities.folded import Folded, folded
-from vae_lab.ladder.layers import ConditionalGaussian, ResidualGaussian
-from vae_lab.ladder.model import LadderVAE
-from vae_lab.ladder.resolutions import nearest_size, resolutions, usual_strides
+from vae_lab.core import ImageSpec
+from vae_lab.distributions.unflatten import Folded, folded
 from vae_lab.likelihoods import Bernoulli, LogisticMixture256
-from vae_lab.metrics.likelihood import importance_bound
-from vae_lab.models import VAE
-from vae_lab.objectives import floored_kl
+from vae_lab.metrics.importance import importance_bound
+from vae_lab.models.ladder import LadderVAE
+from vae_lab.models.vae import VAE
+from vae_lab.networks.ladder_sizes import nearest_size, resolutions, usual_strides
+from vae_lab.objectives.bounds import bound_terms, elbo, importance_weighted_bound, kl_per_dimension
+from vae_lab.objectives.objective import floored_kl
 from vae_lab.posteriors.codes import NearestCode, RelaxedCategorical
 from vae_lab.posteriors.flow import InverseAutoregressiveFlow
 from vae_lab.posteriors.gaussian import DiagonalGaussian, FullCovarianceGaussian
+from vae_lab.posteriors.residual import ResidualGaussian
 from vae_lab.priors.codes import UniformCodes
+from vae_lab.priors.conditional import ConditionalGaussian
 from vae_lab.priors.fixed import Flat, StandardNormal
 from vae_lab.priors.gaussian import ClassGaussian, GaussianMixture
 from vae_lab.priors.vamp import VampPrior

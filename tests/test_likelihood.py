@@ -9,10 +9,10 @@ from torch.distributions import MultivariateNormal
 from torch.testing import assert_close
 
 from vae_lab import load
-from vae_lab.data.images import ImageSpec
+from vae_lab.core import ImageSpec
 from vae_lab.likelihoods import LocationScale
-from vae_lab.metrics.likelihood import importance_bound
-from vae_lab.models import VAE
+from vae_lab.metrics.importance import importance_bound
+from vae_lab.models.vae import VAE
 from vae_lab.priors.fixed import StandardNormal
 
 SIDE, LATENTS, SCALE = 3, 2, 0.4
@@ -80,7 +80,7 @@ def test_the_samples_may_be_decoded_in_parts(chunk):
 
 
 def test_many_images_are_taken_a_few_at_a_time(monkeypatch):
-    monkeypatch.setattr("vae_lab.metrics.likelihood.VALUES_AT_ONCE", 2 * SIDE * SIDE)
+    monkeypatch.setattr("vae_lab.metrics.importance.VALUES_AT_ONCE", 2 * SIDE * SIDE)
     model, x, evidence = linear_model(1.0)
     encoded = []
     model.encoder.register_forward_hook(lambda *args: encoded.append(len(args[2])))

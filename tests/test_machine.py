@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from vae_lab import linear, machine
-from vae_lab.linear import Linear
-from vae_lab.trainer import build_trainer
+from vae_lab.networks import linear
+from vae_lab.networks.linear import Linear
+from vae_lab.training.trainer import build_trainer
+from vae_lab.utils import cpu
 
 ON_A_CPU = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
 
@@ -23,26 +24,26 @@ ON_A_CPU = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="
 def test_threads_are_the_cores_shared_by_processes_and_at_most_what_was_asked(
     monkeypatch, cores, processes, asked, threads
 ):
-    monkeypatch.setattr(machine, "num_cores", lambda: cores)
+    monkeypatch.setattr(cpu, "num_cores", lambda: cores)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if asked is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", asked)
-    assert machine.num_threads(processes) == threads
+    assert cpu.num_threads(processes) == threads
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="affinity is Linux's")
 def test_cores_follow_the_affinity_of_the_process():
     code = (
         "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]);"
-        "from vae_lab.machine import num_cores; print(num_cores())"
+        "from vae_lab.utils.cpu import num_cores; print(num_cores())"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout.strip() == b"1"
 
 
 @pytest.mark.parametrize(("asked", "expected"), [(2, 2), (1, 1), (None, 3)])
 def test_a_run_takes_the_threads_it_is_given(monkeypatch, asked, expected):
-    monkeypatch.setattr(machine, "num_threads", lambda processes: 3)
-    monkeypatch.setattr(machine, "keep_freed_memory", lambda: True)
+    monkeypatch.setattr(cpu, "num_threads", lambda processes: 3)
+    monkeypatch.setattr(cpu, "keep_freed_memory", lambda: True)
     before = torch.get_num_threads()
     try:
         build_trainer(accelerator="cpu", num_threads=asked)
@@ -56,7 +57,7 @@ def test_freed_memory_is_kept_for_the_next_step():
     """Page faults of allocating and freeing 64 MB again and again: always by default, none once the heap has grown."""
     code = (
         "import resource, sys, torch\n"
-        "from vae_lab.machine import keep_freed_memory\n"
+        "from vae_lab.utils.cpu import keep_freed_memory\n"
         "assert sys.argv[1] == 'no' or keep_freed_memory()\n"
         "torch.set_num_threads(1)\n"
         "for _ in range(20): torch.empty(2**24).fill_(1)\n"

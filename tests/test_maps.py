@@ -5,18 +5,17 @@ from functools import partial
 import pytest
 import torch
 
-from vae_lab.bounds import bound_terms, elbo
-from vae_lab.data.images import ImageSpec
+from vae_lab.core import ImageSpec, Observation, Setting
 from vae_lab.likelihoods import Bernoulli
-from vae_lab.maps import MapDecoder, MapEncoder, require_same_map
-from vae_lab.models import VAE
-from vae_lab.networks import ConvDecoder, ConvEncoder
+from vae_lab.models.vae import VAE
+from vae_lab.networks.conv import ConvDecoder, ConvEncoder
+from vae_lab.networks.spatial import MapDecoder, MapEncoder, require_same_map
+from vae_lab.objectives.bounds import bound_terms, elbo
+from vae_lab.objectives.regularizers.commitment import Commitment
 from vae_lab.posteriors.codes import NearestCode, RelaxedCategorical
 from vae_lab.posteriors.gaussian import DiagonalGaussian
 from vae_lab.priors.codes import AutoregressiveCodes, UniformCodes
 from vae_lab.priors.fixed import StandardNormal
-from vae_lab.regularizers.commitment import Commitment
-from vae_lab.regularizers.parts import Observation, Setting
 
 BINARY = ImageSpec(1, 8, 12, levels=2)
 SMALL = {"width": 8, "blocks": 1}

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from vae_lab.data import transfer
-from vae_lab.data.idx import read_idx
-from vae_lab.data.mnist import MNIST, FashionMNIST
-from vae_lab.errors import UsageError
+from vae_lab.data.sources.idx import read_idx
+from vae_lab.data.sources.mnist import MNIST, FashionMNIST
+from vae_lab.utils.errors import UsageError
 
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 NAMES = (IMAGES, LABELS, "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")

@@ -11,14 +11,14 @@ from PIL import Image
 from test_steps import composed
 from torch.distributions import Beta, Independent
 
-from vae_lab.build import build_model, instantiated
+from vae_lab.callbacks.run_summary import RunSummary
+from vae_lab.core import Setting
+from vae_lab.data.datamodule import ImageData
 from vae_lab.data.images import Images
-from vae_lab.data.module import ImageData
-from vae_lab.errors import UsageError
 from vae_lab.likelihoods import Bernoulli
-from vae_lab.model_checks import check_model
-from vae_lab.regularizers.parts import Setting
-from vae_lab.summary import RunSummary
+from vae_lab.training.build import build_model, instantiated
+from vae_lab.training.preflight import check_model
+from vae_lab.utils.errors import UsageError
 
 
 class Pixels:

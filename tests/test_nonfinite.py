@@ -8,13 +8,23 @@ from test_wrong_input import refused
 from torch import nn
 from torch.testing import assert_close
 
-from vae_lab.bad_steps import BadSteps, NonFiniteLoss, capture, read, require_finite, save
-from vae_lab.checkpoints import load_checkpoint
 from vae_lab.data.batches import Batch
-from vae_lab.errors import UsageError
-from vae_lab.nonfinite import Buffers, can_leave_out, leave_out, nonfinite, spread
-from vae_lab.steps import Execution, WeightAverage
-from vae_lab.tracing import traced
+from vae_lab.runs.checkpoint_io import load_checkpoint
+from vae_lab.training.nonfinite import (
+    BadSteps,
+    Buffers,
+    NonFiniteLoss,
+    can_leave_out,
+    leave_out,
+    nonfinite,
+    require_finite,
+    spread,
+)
+from vae_lab.training.nonfinite_report import traced
+from vae_lab.training.optimizer import WeightAverage
+from vae_lab.training.step import Execution
+from vae_lab.training.step_dump import capture, read, save
+from vae_lab.utils.errors import UsageError
 
 INF, NAN = float("inf"), float("nan")
 

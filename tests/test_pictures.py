@@ -11,23 +11,22 @@ from torch.distributions import ExpTransform, Independent, Normal, TransformedDi
 from torch.testing import assert_close
 
 from vae_lab import figures
-from vae_lab.data.images import ImageSpec
-from vae_lab.errors import UsageError
-from vae_lab.figures.abilities import NEEDS, drawable, require_drawable
-from vae_lab.figures.looking import Examples, looking_at
+from vae_lab.core import ImageSpec, Latent, LatentSpec, Trace
+from vae_lab.figures.context import Scene
+from vae_lab.figures.examples import Examples, looking_at
 from vae_lab.figures.pictures import PICTURES, TIMES, network_drawing
-from vae_lab.figures.scene import Scene
+from vae_lab.figures.requirements import NEEDS, drawable, require_drawable
 from vae_lab.figures.sizes import Sizes
-from vae_lab.latents import LatentSpec
 from vae_lab.likelihoods import ContinuousBernoulli
-from vae_lab.models import VAE, Model
+from vae_lab.models.base import Model
+from vae_lab.models.vae import VAE
 from vae_lab.posteriors.codes import NearestCode, RelaxedCategorical
+from vae_lab.posteriors.deterministic import Deterministic
 from vae_lab.posteriors.gaussian import DiagonalGaussian
-from vae_lab.posteriors.point import Deterministic
 from vae_lab.posteriors.sphere import VonMisesFisher
 from vae_lab.priors.codes import UniformCodes
 from vae_lab.priors.fixed import Flat, StandardNormal, UniformSphere
-from vae_lab.trace import Latent, Trace
+from vae_lab.utils.errors import UsageError
 
 IMAGE = ImageSpec(1, 8, 8, num_classes=3)
 SIZES = Sizes(num_images=4, num_samples=4, grid_size=3, num_steps=3, num_pairs=2, num_traversed=2)

@@ -8,16 +8,14 @@ import torch
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 from torch.testing import assert_close
 
-from vae_lab.bounds import bound_terms, closed_form_kl
-from vae_lab.data.images import ImageSpec
-from vae_lab.densities.gaussians import FullNormal, bounded_scale, logvar_of
-from vae_lab.latents import LatentSpec
-from vae_lab.posteriors.family import centre
+from vae_lab.core import ImageSpec, Latent, LatentSpec, Trace
+from vae_lab.distributions.gaussians import FullNormal, bounded_scale, logvar_of
+from vae_lab.models.base import centre
+from vae_lab.objectives.bounds import bound_terms, closed_form_kl
+from vae_lab.posteriors.deterministic import Deterministic
 from vae_lab.posteriors.gaussian import DiagonalGaussian, FullCovarianceGaussian
-from vae_lab.posteriors.point import Deterministic
 from vae_lab.posteriors.sphere import VonMisesFisher
 from vae_lab.priors.fixed import Flat, StandardNormal, UniformSphere
-from vae_lab.trace import Latent, Trace
 
 FAMILIES = [DiagonalGaussian, FullCovarianceGaussian, VonMisesFisher, Deterministic]
 IMAGE = ImageSpec(1, 4, 4)

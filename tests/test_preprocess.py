@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vae_lab.data.datamodule import ImageData
 from vae_lab.data.images import Images
-from vae_lab.data.module import ImageData
-from vae_lab.data.preprocess import Preprocess, augment, drawn_once, shifted
+from vae_lab.data.transforms import Preprocess, augment, drawn_once, shifted
 
 
 def noise(count: int, channels: int = 1, height: int = 8, width: int = 8, seed: int = 0) -> torch.Tensor:

@@ -17,15 +17,14 @@ from torch.distributions import (
 )
 from torch.testing import assert_close
 
-from vae_lab.data.images import ImageSpec
-from vae_lab.densities.mixtures import mixture
-from vae_lab.latents import Given, LatentSpec
+from vae_lab.core import Given, ImageSpec, LatentSpec
+from vae_lab.distributions.mixtures import mixture
+from vae_lab.posteriors.deterministic import Deterministic
 from vae_lab.posteriors.gaussian import DiagonalGaussian, FullCovarianceGaussian
-from vae_lab.posteriors.point import Deterministic
 from vae_lab.posteriors.sphere import VonMisesFisher
-from vae_lab.priors.family import tempered
 from vae_lab.priors.fixed import Flat, StandardNormal, UniformSphere
 from vae_lab.priors.gaussian import ClassGaussian, FullGaussian, GaussianMixture
+from vae_lab.priors.temperature import tempered
 from vae_lab.priors.vamp import VampPrior
 
 IMAGE = ImageSpec(1, 4, 4, num_classes=3)

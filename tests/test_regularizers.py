@@ -17,18 +17,15 @@ from torch.distributions import Independent, MultivariateNormal, Normal, Transfo
 from torch.nn.utils import parametrizations
 from torch.testing import assert_close
 
-from vae_lab.bounds import elbo
-from vae_lab.data.images import ImageSpec
-from vae_lab.latents import LatentSpec
-from vae_lab.objectives import Objective, Weights
+from vae_lab.core import ImageSpec, Latent, LatentSpec, Observation, Setting, Trace
+from vae_lab.objectives.bounds import elbo
+from vae_lab.objectives.objective import Objective, Weights
+from vae_lab.objectives.regularizers.dip import DisentangledInferredPrior
+from vae_lab.objectives.regularizers.mmd import SCALES, MaximumMeanDiscrepancy, squared_mmd
+from vae_lab.objectives.regularizers.spectral import Spectral, largest_singular_values
+from vae_lab.objectives.schedules import Constant
 from vae_lab.posteriors.gaussian import DiagonalGaussian
 from vae_lab.priors.fixed import StandardNormal
-from vae_lab.regularizers.dip import DisentangledInferredPrior
-from vae_lab.regularizers.mmd import SCALES, MaximumMeanDiscrepancy, squared_mmd
-from vae_lab.regularizers.parts import Observation, Setting
-from vae_lab.regularizers.spectral import Spectral, largest_singular_values
-from vae_lab.schedules import Constant
-from vae_lab.trace import Latent, Trace
 
 IMAGE = ImageSpec(1, 2, 2)
 CONF = Path(__file__).parent.parent / "conf" / "objective" / "regularizers"

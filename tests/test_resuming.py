@@ -12,8 +12,9 @@ from conftest import FAST
 from omegaconf import OmegaConf
 
 from scripts.stressing.cases import wait_for
-from vae_lab.errors import UsageError
-from vae_lab.resuming import checkpoint_of, is_unfinished, newest_unfinished, require_resumable, run_of, sole_use
+from vae_lab.runs.lock import sole_use
+from vae_lab.runs.resume import checkpoint_of, is_unfinished, newest_unfinished, require_resumable, run_of
+from vae_lab.utils.errors import UsageError
 
 CONFIG = {"seed": 1, "name": "a", "resume": None, "trusted": False, "model": {"latent_dim": 2, "hidden": "${seed}"}}
 
@@ -80,7 +81,7 @@ def test_a_run_has_one_process_and_is_free_when_that_is_killed(tmp_path):
     code = textwrap.dedent("""
         import sys, time
         from pathlib import Path
-        from vae_lab.resuming import sole_use
+        from vae_lab.runs.resume import sole_use
         with sole_use(Path(sys.argv[1])):
             print("at it", flush=True)
             time.sleep(60)

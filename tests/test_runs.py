@@ -12,11 +12,12 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from vae_lab import provenance, runs
-from vae_lab.cli import run_command
-from vae_lab.errors import UsageError
-from vae_lab.provenance import config_hash, git_state, versions
-from vae_lab.runs import load_config, resumed_config
+from vae_lab.runs import provenance
+from vae_lab.runs import run_dir as runs
+from vae_lab.runs.cli import run_command
+from vae_lab.runs.provenance import config_hash, git_state, versions
+from vae_lab.runs.stored_config import load_config, resumed_config
+from vae_lab.utils.errors import UsageError
 
 FILES = {
     "app.yaml": """
@@ -27,7 +28,7 @@ FILES = {
         hydra:
           run: {dir: "${run_dir:outputs}"}
           sweep: {dir: "${sweep_dir:outputs}", subdir: "${hydra.job.num}"}
-          callbacks: {run_folder: {_target_: vae_lab.runs.RunFolder}}
+          callbacks: {run_folder: {_target_: vae_lab.runs.run_dir.RunFolder}}
     """,
     "trainer/auto.yaml": "max_epochs: 3\nprecision: bf16-mixed",
     "trainer/cpu.yaml": "accelerator: cpu",

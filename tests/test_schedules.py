@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vae_lab.errors import UsageError
-from vae_lab.schedules import Constant, Cosine, Cyclical, LinearWarmup
+from vae_lab.objectives.schedules import Constant, Cosine, Cyclical, LinearWarmup
+from vae_lab.utils.errors import UsageError
 
 
 def test_linear_warmup_rises_to_one_and_stays():

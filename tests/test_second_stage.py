@@ -15,28 +15,28 @@ from torch import nn
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 from torch.testing import assert_close
 
-from vae_lab.checkpoints import load_checkpoint
-from vae_lab.data.images import ImageSpec
-from vae_lab.density_fitting import AtOnce, ByGradient, Latents, Standardized, Task
-from vae_lab.errors import UsageError
+from vae_lab.core import NOTHING, ImageSpec, LatentSpec
 from vae_lab.fit_prior import fit_to_run, prepared
-from vae_lab.fitted_prior import fingerprint
-from vae_lab.interruption import Interrupted, RunFailed
-from vae_lab.lab import load
-from vae_lab.latents import NOTHING, LatentSpec
+from vae_lab.inference import load
 from vae_lab.likelihoods import LocationScale
-from vae_lab.models import VAE, Model
+from vae_lab.models.base import Model
+from vae_lab.models.vae import VAE
 from vae_lab.posteriors.codes import NearestCode
-from vae_lab.posteriors.point import Deterministic
+from vae_lab.posteriors.deterministic import Deterministic
 from vae_lab.posteriors.sphere import VonMisesFisher
-from vae_lab.prior_comparison import Estimate, elbo_terms, has_bound, mean_importance_bound, with_prior
-from vae_lab.prior_fitting import SplitImages, sizes_of
 from vae_lab.priors.codes import AutoregressiveCodes, UniformCodes
 from vae_lab.priors.fixed import Flat, StandardNormal, UniformSphere
 from vae_lab.priors.flow import FlowPrior
 from vae_lab.priors.gaussian import ClassGaussian, FullGaussian, GaussianMixture
-from vae_lab.runs import load_config
-from vae_lab.second_stage import SecondStage, draw_latents, new_prior, one_layer
+from vae_lab.runs.checkpoint_io import load_checkpoint
+from vae_lab.runs.stored_config import load_config
+from vae_lab.second_stage.comparison import Estimate, elbo_terms, has_bound, mean_importance_bound, with_prior
+from vae_lab.second_stage.fitting import AtOnce, ByGradient, Latents, Standardized, Task
+from vae_lab.second_stage.prior_fit import SplitImages, sizes_of
+from vae_lab.second_stage.stage import SecondStage, draw_latents, new_prior, one_layer
+from vae_lab.second_stage.storage import fingerprint
+from vae_lab.utils.errors import RunFailed, UsageError
+from vae_lab.utils.signals import Interrupted
 
 IMAGE = ImageSpec(1, 2, 2)
 PLANE = LatentSpec("vector", (2,), IMAGE)
@@ -465,7 +465,7 @@ def test_a_loaded_run_samples_and_scores_with_the_fitted_prior(fitted_run):
 def test_the_same_again_with_a_whole_number_of_images(fitted_run):
     """Every image of a split once, or the first few of them, and labels only for a model that sees them."""
     run, _ = fitted_run
-    from vae_lab.build import instantiated
+    from vae_lab.training.build import instantiated
 
     data = instantiated(load_config(run).data)
     data.setup()
@@ -481,7 +481,7 @@ def test_the_same_again_with_a_whole_number_of_images(fitted_run):
 
 @pytest.mark.parametrize(("limit", "expected"), [(None, 180), (1.0, 180), (0.5, 64), (2, 128), (9, 180), (0, 0)])
 def test_as_many_images_are_looked_at_as_the_run_did(trained, limit, expected):
-    from vae_lab.build import instantiated
+    from vae_lab.training.build import instantiated
 
     config = load_config(trained)
     config.trainer.limit_test_batches, config.data.eval_batch_size = limit, 64  # three batches, the last of 52
@@ -603,9 +603,9 @@ def test_a_pause_that_raises_leaves_the_run_as_it_was(trained, tmp_path):
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     before = sorted(run.rglob("*"))
     config = load_config(run)
-    node = OmegaConf.create({"_target_": "vae_lab.second_stage.SecondStage", "name": "x", "num_images": 20,
+    node = OmegaConf.create({"_target_": "vae_lab.second_stage.stage.SecondStage", "name": "x", "num_images": 20,
                              "prior": {"_target_": "vae_lab.priors.gaussian.FullGaussian", "_partial_": True},
-                             "fitting": {"_target_": "vae_lab.density_fitting.AtOnce"}})  # fmt: skip
+                             "fitting": {"_target_": "vae_lab.second_stage.fitting.AtOnce"}})  # fmt: skip
     calls = []
     undisturbed = Path(shutil.copytree(run, tmp_path / "other"))
     fit_to_run(undisturbed, config, node, torch.device("cpu"), lambda: calls.append(0))

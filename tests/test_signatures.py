@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from vae_lab.config import Config, TrainerConfig
-from vae_lab.errors import UsageError
-from vae_lab.signatures import _edits, check_targets, nearest
+from vae_lab.config.schema import Config, TrainerConfig
+from vae_lab.config.validation import _edits, check_targets, nearest
+from vae_lab.utils.errors import UsageError
 
 if TYPE_CHECKING:
     from fractions import Fraction
@@ -144,7 +144,7 @@ def test_a_target_that_does_not_exist_names_the_nearest():
     text = message(model={"encoder": node("Encodr")})
     assert text.startswith("model.encoder._target_:")
     assert f"did you mean {HERE}.Encoder?" in text
-    assert "did you mean vae_lab.signatures?" in message(a={"_target_": "vae_lab.signature.check_targets"})
+    assert "did you mean vae_lab.config.validation?" in message(a={"_target_": "vae_lab.signature.check_targets"})
     assert "no module 'vae_lap'" in message(a={"_target_": "vae_lap.models.VAE"})
     assert "expected a class or a function" in message(a={"_target_": f"{HERE}.HERE"})
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vae_lab.data.splits import by_hash, hold_out
-from vae_lab.errors import UsageError
+from vae_lab.utils.errors import UsageError
 
 SPLITS = ("train", "val", "test")
 names = st.lists(st.text(min_size=1, max_size=12), min_size=1, max_size=40, unique=True)

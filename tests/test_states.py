@@ -6,10 +6,9 @@ from conftest import FAST
 from test_steps import images_of, model_of, step_of
 from torch.testing import assert_close
 
-from vae_lab.build import instantiated
-from vae_lab.data.images import ImageSpec
-from vae_lab.regularizers.parts import Setting
-from vae_lab.steps import term_names
+from vae_lab.core import ImageSpec, Setting
+from vae_lab.training.build import instantiated
+from vae_lab.training.step import term_names
 
 PARTS = (
     "model=map", "model/posterior=nearest_code", "model/prior=uniform_codes", "model.latent_dim=4",

@@ -13,18 +13,18 @@ from omegaconf import OmegaConf
 from torch.distributions import Independent, Normal
 from torch.testing import assert_close
 
-from vae_lab.bounds import BoundTerms, elbo
-from vae_lab.build import build_model, instantiated
-from vae_lab.config import conf_dir, register
-from vae_lab.data.images import ImageSpec
-from vae_lab.data.preprocess import Preprocess
-from vae_lab.metrics.split_sums import SplitSums, bits_per_dim
-from vae_lab.objectives import Objective
-from vae_lab.random_streams import BINARIZE, EVALUATE, INITIALIZE, ORDER, TRAIN, mix, seed_noise
-from vae_lab.runs import register_resolvers
-from vae_lab.schedules import Constant, Cosine, LinearWarmup
-from vae_lab.steps import OptimizerSettings, TrainingStep, WeightAverage
-from vae_lab.trace import Latent, Trace
+from vae_lab.config.schema import conf_dir, register
+from vae_lab.core import ImageSpec, Latent, Trace
+from vae_lab.data.transforms import Preprocess
+from vae_lab.metrics.elbo_sums import SplitSums, bits_per_dim
+from vae_lab.objectives.bounds import BoundTerms, elbo
+from vae_lab.objectives.objective import Objective
+from vae_lab.objectives.schedules import Constant, Cosine, LinearWarmup
+from vae_lab.runs.run_dir import register_resolvers
+from vae_lab.training.build import build_model, instantiated
+from vae_lab.training.optimizer import OptimizerSettings, WeightAverage
+from vae_lab.training.step import TrainingStep
+from vae_lab.utils.rng import BINARIZE, EVALUATE, INITIALIZE, ORDER, TRAIN, mix, seed_noise
 
 BATCH = 8
 IMAGE = ImageSpec(1, 8, 8, 256)

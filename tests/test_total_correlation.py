@@ -11,18 +11,15 @@ from hypothesis import strategies as st
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
 from torch.testing import assert_close
 
-from vae_lab.data.images import ImageSpec
-from vae_lab.latents import LatentSpec
-from vae_lab.posteriors.gaussian import DiagonalGaussian
-from vae_lab.priors.fixed import StandardNormal
-from vae_lab.regularizers.parts import Observation, Setting
-from vae_lab.regularizers.total_correlation import (
+from vae_lab.core import ImageSpec, Latent, LatentSpec, Observation, Setting, Trace
+from vae_lab.objectives.regularizers.total_correlation import (
     TotalCorrelation,
     densities_of_all_pairs,
     log_shares,
     total_correlation,
 )
-from vae_lab.trace import Latent, Trace
+from vae_lab.posteriors.gaussian import DiagonalGaussian
+from vae_lab.priors.fixed import StandardNormal
 
 ESTIMATES = ("minibatch_stratified", "minibatch_weighted")
 IMAGE = ImageSpec(1, 2, 2)

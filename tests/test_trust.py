@@ -15,11 +15,11 @@ from omegaconf import OmegaConf
 from test_wrong_input import refused
 
 import vae_lab
-from vae_lab.config import conf_dir
-from vae_lab.errors import UsageError
-from vae_lab.networks import MLPEncoder
-from vae_lab.runs import load_config, resumed_config
-from vae_lab.trust import require_trusted, vetted
+from vae_lab.config.safety import require_trusted, vetted
+from vae_lab.config.schema import conf_dir
+from vae_lab.networks.mlp import MLPEncoder
+from vae_lab.runs.stored_config import load_config, resumed_config
+from vae_lab.utils.errors import UsageError
 
 SOURCE = Path("run/.hydra/config.yaml")
 QUIET = ("callbacks.images=null", "logger=none")
@@ -116,23 +116,25 @@ def test_a_target_in_a_list_and_in_place_of_the_trainer(command, run, marker):
         *("functools.partial", "hydra.utils.instantiate", "hydra.utils.call", "importlib.import_module", "torch.load"),
         *("torch.hub.load", "torch.utils.cpp_extension.load", "torch.jit.load", "torch.compile", "numpy.load"),
         # Through an allowed module to what it imported.
-        *("vae_lab.callbacks.background.os.system", "vae_lab.callbacks.background.pickle.loads"),
-        *("vae_lab.callbacks.tensorboard.TensorBoardLogger", "vae_lab.trainer.Trainer", "vae_lab.models.nn.Linear"),
+        *("vae_lab.callbacks.workers.os.system", "vae_lab.callbacks.workers.pickle.loads"),
+        *("vae_lab.callbacks.tensorboard.TensorBoardLogger", "vae_lab.training.trainer.Trainer"),
         *("torch.nn.modules.module.functools.partial", "torch.optim.optimizer.functools.partial"),
-        *("vae_lab.networks.math.prod", "vae_lab.lab.load", "vae_lab.models.torch.load", "vae_lab.networks.Linear"),
-        *("vae_lab.models.__builtins__.eval", "vae_lab.models.VAE.__init__.__globals__"),
+        *("vae_lab.networks.conv.math.prod", "vae_lab.inference.load", "vae_lab.models.vae.torch.load"),
+        *("vae_lab.models.vae.nn.Linear", "vae_lab.second_stage.storage.new_folder"),
+        *("vae_lab.models.vae.__builtins__.eval", "vae_lab.models.vae.VAE.__init__.__globals__"),
         *("torch.nn._reduction.warnings", "torch.nn._reduction.get_enum"),
         # What writes or runs, of vae_lab and of Lightning.
-        *("vae_lab.files.write_whole", "vae_lab.cli.run_command", "vae_lab.checkpoints.AtomicCheckpointIO"),
-        *("vae_lab.runs.RunFolder", "vae_lab.build.instantiated", "vae_lab.callbacks.background.Background"),
+        *("vae_lab.utils.files.write_whole", "vae_lab.runs.cli.run_command", "vae_lab.runs.run_dir.RunFolder"),
+        *("vae_lab.runs.checkpoint_io.AtomicCheckpointIO", "vae_lab.training.build.instantiated"),
+        "vae_lab.callbacks.workers.Background",
         *("lightning.pytorch.callbacks.LambdaCallback", "lightning.pytorch.callbacks.ModelCheckpoint"),
         *("lightning.pytorch.loggers.WandbLogger", "lightning.pytorch.loggers.MLFlowLogger", "lightning.Trainer"),
         # No class: functions, methods, modules.
         *("torch.nn.modules.module.register_module_forward_hook", "torch.nn.utils.clip_grad_norm_", "torch.nn"),
-        *("torch.optim.Optimizer.load_state_dict", "torch.nn.Module.apply", "vae_lab.models.VAE.decode"),
+        *("torch.optim.Optimizer.load_state_dict", "torch.nn.Module.apply", "vae_lab.models.vae.VAE.decode"),
         # Names that only look allowed, and no names.
-        *("vae_lab.modelsx.VAE", "torch.nnx.Linear", "vae_lab.models..VAE", ".vae_lab.models.VAE"),
-        *("vae_lab.models.VAE ", "vae_lab.models", "vae_lab", "torch"),
+        *("vae_lab.modelsx.VAE", "torch.nnx.Linear", "vae_lab.models.vae..VAE", ".vae_lab.models.vae.VAE"),
+        *("vae_lab.models.vae.VAE ", "vae_lab.models.vae", "vae_lab", "torch"),
         *("", "VAE", 3, None, True, ["os.system"], {"name": "os.system"}),
     ],
     ids=str,
@@ -142,7 +144,7 @@ def test_what_is_none_of_the_parts_is_refused(target):
     assert text.startswith("model.parts[0]._target_: ") and str(target) in text
 
 
-@pytest.mark.parametrize("target", ["torch.nn.Gelu", "vae_lab.models.VEA", "vae_lab.callbacks.nothing.Here"])
+@pytest.mark.parametrize("target", ["torch.nn.Gelu", "vae_lab.models.vae.VEA", "vae_lab.callbacks.nothing.Here"])
 def test_a_part_that_does_not_exist_is_told_as_ever(target):
     with pytest.raises(UsageError, match="does not exist"):
         require_trusted({"model": {"_target_": target}}, SOURCE)

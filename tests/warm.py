@@ -39,7 +39,7 @@ def child(request: dict) -> None:
 
 def main() -> None:
     for name in ("torch", "lightning.pytorch", "matplotlib.figure", "tensorboard", "torch.utils.tensorboard",
-                 "vae_lab.build", "vae_lab.callbacks", "vae_lab.summary", "vae_lab.trainer"):  # fmt: skip
+                 "vae_lab.training.build", "vae_lab.callbacks", "vae_lab.callbacks.run_summary"):  # fmt: skip
         importlib.import_module(name)
     print("{}", flush=True)
     for line in sys.stdin:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vae_lab.lab import Lab
+    from vae_lab.inference import Lab
 
 
 def __getattr__(name: str) -> str:
@@ -28,7 +28,7 @@ def load(
     trusted: bool = False,
     prior: Literal["fitted", "trained"] | None = None,
 ) -> Lab:
-    """The trained model of a run directory; see `vae_lab.lab.load`."""
-    from vae_lab.lab import load as load_run
+    """The trained model of a run directory; see `vae_lab.inference.load`."""
+    from vae_lab.inference import load as load_run
 
     return load_run(run, checkpoint, trusted, prior)

@@ -11,16 +11,16 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from vae_lab.cli import run_command, run_first
-from vae_lab.errors import UsageError
-from vae_lab.files import write_whole
-from vae_lab.interruption import Interruption
-from vae_lab.resuming import sole_use
+from vae_lab.runs.cli import run_command, run_first
+from vae_lab.runs.lock import sole_use
+from vae_lab.utils.errors import UsageError
+from vae_lab.utils.files import write_whole
+from vae_lab.utils.signals import Interruption
 
 if TYPE_CHECKING:
     import torch
 
-    from vae_lab.prior_fitting import Results, Work
+    from vae_lab.second_stage.prior_fit import Results, Work
 
 COLUMNS, MOST_CLASSES = 8, 20  # of the picture
 
@@ -37,9 +37,9 @@ def fit_prior(config: DictConfig) -> None:
         raise UsageError("a run has one fitted prior\nleave out --multirun")
     if config.second_stage is None:
         raise UsageError("second_stage=none: nothing to fit\nchoose gaussian, mixture, flow or autoregressive_codes")
-    from vae_lab.fitted_prior import require_none
-    from vae_lab.runs import load_config
-    from vae_lab.signatures import check_targets
+    from vae_lab.config.validation import check_targets
+    from vae_lab.runs.stored_config import load_config
+    from vae_lab.second_stage.storage import require_none
 
     run = Path(config.run)
     experiment = load_config(run, config.trusted)
@@ -57,7 +57,7 @@ def prepared(name: str, experiment: DictConfig) -> torch.device:
     """A device, set up as the run's trainer did. UsageError: it is not there."""
     import torch
 
-    from vae_lab import machine
+    from vae_lab.utils import cpu
 
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
@@ -65,9 +65,9 @@ def prepared(name: str, experiment: DictConfig) -> torch.device:
         raise UsageError(f"device={name}: no such device\nexpected auto, cpu, cuda or cuda:1") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"device={name}: there are {torch.cuda.device_count()} CUDA devices\nleave it at auto")
-    torch.set_num_threads(experiment.trainer.num_threads or machine.num_threads())
+    torch.set_num_threads(experiment.trainer.num_threads or cpu.num_threads())
     if device.type == "cpu" and experiment.trainer.keep_freed_memory:
-        machine.keep_freed_memory()
+        cpu.keep_freed_memory()
     return device
 
 
@@ -84,12 +84,12 @@ def fit_to_run(
     experiment: the run's checked config. pause: called after each piece of work; what it raises ends the work, and the
     run is as it was. seed: default the run's. UsageError: no best weights; what `work_on` refuses.
     """
-    from vae_lab.checkpoints import BEST, load_checkpoint
-    from vae_lab.fitted_prior import FittedTo, new_folder
-    from vae_lab.fitted_prior import write as write_prior
-    from vae_lab.lab import model_weights
-    from vae_lab.prior_fitting import estimate_of, work_on
-    from vae_lab.summary import write_json
+    from vae_lab.runs.checkpoint_io import BEST, load_checkpoint
+    from vae_lab.second_stage.prior_fit import estimate_of, work_on
+    from vae_lab.second_stage.storage import FittedTo, new_folder
+    from vae_lab.second_stage.storage import write as write_prior
+    from vae_lab.training.build import model_weights
+    from vae_lab.utils.files import write_json
 
     saved = load_checkpoint(run / "checkpoints" / BEST, needed=("state_dict", "image", "global_step"))
     with Bar(pause) as bar:
@@ -110,7 +110,7 @@ def fit_to_run(
 
 def scores(name: str, fitted_to: dict[str, Any], results: Results) -> dict[str, Any]:
     """What RUN/prior/scores.json says."""
-    from vae_lab.provenance import git_state, versions
+    from vae_lab.runs.provenance import git_state, versions
 
     return {"name": name, "fitted_to": fitted_to, **results._asdict(), "versions": versions(), "git": git_state()}
 
@@ -119,7 +119,7 @@ def drawn(work: Work, step: int) -> bytes:
     """Samples as a PNG; of a conditional model, the same latents as images of each class."""
     from vae_lab.figures import tiles
     from vae_lab.figures.canvas import render
-    from vae_lab.figures.files import encode_png
+    from vae_lab.figures.encoding import encode_png
 
     title = f"Samples of the prior '{work.stage.name}', fitted to the latents of step {step:,}"
     if work.model.conditional:

@@ -8,43 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Distribution, Independent, Normal
 
-from vae_lab.callables import plain
-from vae_lab.data.images import ImageSpec
-from vae_lab.densities.pixels import ContinuousBernoulli as ExactContinuousBernoulli
-from vae_lab.densities.pixels import DiscretizedLogisticMixture as LogisticMixture
-from vae_lab.densities.pixels import num_mixture_params
+from vae_lab.core import ImageSpec
+from vae_lab.distributions.gaussians import bounded, unbounded
+from vae_lab.distributions.pixels import ContinuousBernoulli as ExactContinuousBernoulli
+from vae_lab.distributions.pixels import DiscretizedLogisticMixture as LogisticMixture
+from vae_lab.distributions.pixels import num_mixture_params
+from vae_lab.utils.callables import plain
 
 LOG_SCALE_LIMIT = 10.0  # scales of a likelihood between 0.000045 and 22,000
 SMALLEST_VARIANCE = 1e-6  # of pixels in [0, 1], whose steps are 1/255
 IMAGE_DIMS = 3
-
-
-class Likelihood(Protocol):
-    """p(x|z) from a decoder's output (*batch, num_channels, H, W)."""
-
-    num_channels: int
-    levels: int | None  # pixel values of which it is a mass function; None for a density
-
-    def __call__(self, params: Tensor) -> Distribution:
-        """The given batch, event (C, H, W)."""
-        ...
-
-
-def bounded(values: Tensor, limit: float) -> Tensor:
-    """Values kept within (-limit, limit), with a gradient far beyond it; the identity near 0."""
-    return limit * torch.tanh(values / limit)
-
-
-def unbounded(value: float, limit: float) -> float:
-    """What `bounded` takes to `value`."""
-    return limit * math.atanh(value / limit)
 
 
 def pixels_independent(distribution: Distribution) -> Distribution:

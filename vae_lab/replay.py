@@ -12,15 +12,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from vae_lab.cli import run_command, run_first
-from vae_lab.errors import UsageError
+from vae_lab.runs.cli import run_command, run_first
+from vae_lab.utils.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
 
-    from vae_lab.bad_steps import BadStep
-    from vae_lab.steps import StepRecord, TrainingStep
-    from vae_lab.tracing import Findings
+    from vae_lab.training.nonfinite_report import Findings
+    from vae_lab.training.step import StepRecord, TrainingStep
+    from vae_lab.training.step_dump import BadStep
 
 
 def main() -> None:
@@ -33,10 +33,10 @@ def replay(config: DictConfig) -> None:
     """Make the step again and print what was found. RunFailed where other numbers come of it."""
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         raise UsageError("one step is made again at a time\nleave out --multirun")
-    from vae_lab.interruption import RunFailed
-    from vae_lab.runs import load_config
-    from vae_lab.signatures import check_targets
-    from vae_lab.tracing import traced
+    from vae_lab.config.validation import check_targets
+    from vae_lab.runs.stored_config import load_config
+    from vae_lab.training.nonfinite_report import traced
+    from vae_lab.utils.errors import RunFailed
 
     run = Path(config.run)
     experiment = load_config(run, config.trusted)
@@ -55,7 +55,7 @@ def replay(config: DictConfig) -> None:
 
 def kept_step(run: Path, number: int | None) -> tuple[Path, BadStep]:
     """A step and its file. UsageError: none was kept, or none of this number."""
-    from vae_lab.bad_steps import PATTERN, read
+    from vae_lab.training.step_dump import PATTERN, read
 
     kept = sorted((run / "checkpoints").glob(PATTERN))
     if not kept:
@@ -78,9 +78,9 @@ def rebuilt(config: DictConfig, bad: BadStep) -> tuple[TrainingStep, Any]:
     """The step as it stood before, and the precision that it ran in."""
     import torch
 
-    from vae_lab.build import build_experiment, instantiated
-    from vae_lab.data.images import ImageSpec
-    from vae_lab.steps import Execution, TrainingStep
+    from vae_lab.core import ImageSpec
+    from vae_lab.training.build import build_experiment, instantiated
+    from vae_lab.training.step import Execution, TrainingStep
 
     config.trainer.update(bad.trainer)
     torch.set_num_threads(bad.trainer["num_threads"])

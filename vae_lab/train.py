@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from vae_lab.cli import run_command
-from vae_lab.errors import UsageError
-from vae_lab.interruption import Interruption
-from vae_lab.resuming import AUTO, checkpoint_of, sole_use
-from vae_lab.runs import concerns_run, resumed_config
+from vae_lab.runs.cli import run_command
+from vae_lab.runs.lock import sole_use
+from vae_lab.runs.resume import AUTO, checkpoint_of
+from vae_lab.runs.stored_config import concerns_run, resumed_config
+from vae_lab.utils.errors import UsageError
+from vae_lab.utils.signals import Interruption
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-    from vae_lab.data.module import ImageData
-    from vae_lab.experiment import Experiment
+    from vae_lab.data.datamodule import ImageData
+    from vae_lab.training.lightning_module import Experiment
 
 
 def main() -> None:
@@ -56,12 +57,11 @@ def forget_if_nothing_ran(folder: Path) -> None:
 
 def _train(config: DictConfig, folder: Path, interruption: Interruption) -> float | None:
     quiet_libraries()
-    from vae_lab.build import build
-    from vae_lab.callbacks.monitored import require_monitored
-    from vae_lab.going_on import go_on_from
-    from vae_lab.lab import initialize_from
-    from vae_lab.signatures import check_targets
-    from vae_lab.summary import RunSummary
+    from vae_lab.callbacks.monitors import require_monitored
+    from vae_lab.callbacks.rollback import go_on_from
+    from vae_lab.callbacks.run_summary import RunSummary
+    from vae_lab.config.validation import check_targets
+    from vae_lab.training.build import build, initialize_from
 
     check_targets(config)
     data, experiment = build(config)
@@ -94,7 +94,7 @@ def _train(config: DictConfig, folder: Path, interruption: Interruption) -> floa
 def assembled_trainer(config: DictConfig, folder: Path, interruption: Interruption) -> Trainer:
     """The trainer of a config, with the callbacks that every run has around the ones it chose."""
     from vae_lab import callbacks
-    from vae_lab.build import instantiated
+    from vae_lab.training.build import instantiated
 
     chosen = {name: instantiated(node) for name, node in (config.callbacks or {}).items() if node is not None}
     loggers = [instantiated(node, save_dir=str(folder)) for node in (config.logger or {}).values() if node is not None]
@@ -129,9 +129,9 @@ def test(trainer: Trainer, experiment: Experiment, data: ImageData) -> None:
 
 def require_second_stage(config: DictConfig, trainer: Trainer, experiment: Experiment) -> None:
     """UsageError where the second stage does not fit the model, or where no best weights will be there for it."""
-    from vae_lab.build import instantiated
     from vae_lab.callbacks import BestCheckpoint
-    from vae_lab.second_stage import new_prior, one_layer
+    from vae_lab.second_stage.stage import new_prior, one_layer
+    from vae_lab.training.build import instantiated
 
     if not any(isinstance(it, BestCheckpoint) and it.save_top_k != 0 for it in trainer.checkpoint_callbacks):
         raise UsageError(
@@ -159,7 +159,7 @@ def optimized(config: DictConfig, experiment: Experiment, data: ImageData) -> fl
 def warnings_about(trainer: Trainer, data: ImageData, experiment: Experiment) -> list[str]:
     """What a reader of the numbers has to know. UsageError: the images and the likelihood do not go together."""
     from vae_lab.callbacks import LastCheckpoint
-    from vae_lab.model_checks import check_model
+    from vae_lab.training.preflight import check_model
 
     found = []
     images = data.load()

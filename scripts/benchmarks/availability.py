@@ -9,9 +9,9 @@ from scripts.benchmarks.workers import Turn
 
 def importance_bound(turn: Turn) -> None:
     """Whether vae_lab has the importance bound."""
-    found = importlib.util.find_spec("vae_lab.metrics.likelihood") is not None
+    found = importlib.util.find_spec("vae_lab.metrics.importance") is not None
     if found:
-        from vae_lab.metrics import likelihood
+        from vae_lab.metrics import importance as likelihood
 
         found = hasattr(likelihood, "importance_bound")
     turn(found)

@@ -11,8 +11,8 @@ def composed(overrides: Sequence[str]) -> DictConfig:
     """The config of `python -m vae_lab.train OVERRIDES`."""
     from hydra import compose, initialize_config_dir
 
-    from vae_lab.config import conf_dir, register
-    from vae_lab.runs import register_resolvers
+    from vae_lab.config.schema import conf_dir, register
+    from vae_lab.runs.run_dir import register_resolvers
 
     register()
     register_resolvers()

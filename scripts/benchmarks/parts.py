@@ -94,7 +94,7 @@ def _validation(quick: bool) -> Row:
 
 def _importance(quick: bool) -> Row | Note:
     if not once(side("availability:importance_bound")):
-        return Note("the importance bound is left out, since there is no vae_lab.metrics.likelihood.importance_bound")
+        return Note("the importance bound is left out, since there is no vae_lab.metrics.importance.importance_bound")
     options = {"num_images": 100 if quick else 500, "num_samples": 64, "chunk": 16}
     sides = [ours("model=mlp", "data=mnist", measure="ImportanceBound", **options), side("bare:importance", **options)]
     mine, bare = in_turn(sides, 2 if quick else 7)

@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw
 
 from scripts.benchmarks.workers import Turn
 from vae_lab.data.cache import Row, build_cache, open_cache
+from vae_lab.data.datamodule import BatchOptions, ImageData
 from vae_lab.data.images import Images
-from vae_lab.data.module import BatchOptions, ImageData
 from vae_lab.data.splits import hold_out
 
 HELD_OUT = 500  # images, at most a tenth

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from scripts.benchmarks.processes import family, running
 from scripts.benchmarks.workers import Turn
 from vae_lab.callbacks import Throughput
-from vae_lab.data.module import data_of
+from vae_lab.data.datamodule import data_of
 
 
 def rates_of(trainer: Trainer) -> list[float]:
@@ -89,7 +89,7 @@ class ImportanceBound(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """All of it: training never starts."""
-        from vae_lab.metrics.likelihood import importance_bound
+        from vae_lab.metrics.importance import importance_bound
 
         x, _ = data_of(trainer).examples("test", self.num_images)
         model = pl_module.evaluation_model.eval()

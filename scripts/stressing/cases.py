@@ -20,8 +20,8 @@ import torch
 from commands import Command, Finished, Started, warm_process
 from PIL import Image
 
-from vae_lab.checkpoints import load_checkpoint
-from vae_lab.errors import UsageError
+from vae_lab.runs.checkpoint_io import load_checkpoint
+from vae_lab.utils.errors import UsageError
 
 SMALL = ("debug=fast", "trainer.num_threads=1", "callbacks.images=null")
 ENDLESS = (*SMALL, "trainer.max_epochs=100000", "callbacks.last.every_n_seconds=0.2")

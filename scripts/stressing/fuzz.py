@@ -30,8 +30,8 @@ sys.path.append(str(ROOT))  # scripts/ is beside the package, not in it
 from scripts.stressing.fuzz_corpus import Valid  # noqa: E402
 from scripts.stressing.fuzz_mutations import Case, make_case  # noqa: E402
 from vae_lab.data.decode import PictureOptions, decode  # noqa: E402
-from vae_lab.data.idx import read_idx  # noqa: E402
-from vae_lab.errors import UsageError  # noqa: E402
+from vae_lab.data.sources.idx import read_idx  # noqa: E402
+from vae_lab.utils.errors import UsageError  # noqa: E402
 
 OPTIONS = PictureOptions(image_size=16, max_pixels=4_000_000, max_bytes=1_000_000, max_seconds=1.0)
 GOOD = ("refused", "right")

@@ -15,7 +15,7 @@ from random import Random
 from typing import NamedTuple
 
 from scripts.stressing.fuzz_corpus import Valid, chunk, corpus
-from vae_lab.data.png import PNG_SIGNATURE
+from vae_lab.data.decode import PNG_SIGNATURE
 
 KINDS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "IDX", "IDX.gz")
 CHECKSUMMED = ("PNG", "IDX.gz")

@@ -17,9 +17,9 @@ from commands import Command, Finished
 
 from scripts.stressing.cases import told
 from scripts.stressing.leavings import differences
-from vae_lab.callbacks.metrics_table import read_rows
-from vae_lab.checkpoints import load_checkpoint
-from vae_lab.resuming import read_summary
+from vae_lab.callbacks.metrics_csv import read_rows
+from vae_lab.runs.checkpoint_io import load_checkpoint
+from vae_lab.runs.resume import read_summary
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 CODES = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGINT: 130}

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from scripts.stressing.kills import Session
-from vae_lab.callbacks.metrics_table import read_rows
+from vae_lab.callbacks.metrics_csv import read_rows
 
 COLOURS = {"SIGKILL": "#c0392b", "SIGTERM": "#d68910", "SIGUSR1": "#7d3c98", "SIGINT": "#2471a3", "": "#1e8449"}
 

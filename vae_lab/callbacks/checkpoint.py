@@ -12,11 +12,11 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from vae_lab.bad_steps import NonFiniteLoss
-from vae_lab.callbacks.background import BackgroundError
 from vae_lab.callbacks.images import image_loggers
-from vae_lab.checkpoints import BEFORE, BEST, LAST, AtomicCheckpointIO
-from vae_lab.data.module import data_of, last_step, validates, within_epoch
+from vae_lab.callbacks.workers import BackgroundError
+from vae_lab.data.datamodule import data_of, last_step, validates, within_epoch
+from vae_lab.runs.checkpoint_io import BEFORE, BEST, LAST, AtomicCheckpointIO
+from vae_lab.training.nonfinite import NonFiniteLoss
 
 PATIENCE = 3  # times every_n_seconds, for pictures that are being drawn
 

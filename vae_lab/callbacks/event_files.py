@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from vae_lab.callbacks.tensorboard import writers
-from vae_lab.files import sync, sync_folder
+from vae_lab.utils.files import sync, sync_folder
 
 KEY = "event_files"  # in a checkpoint: name of each file to its bytes
 

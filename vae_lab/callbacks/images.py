@@ -13,9 +13,9 @@ from typing import Any, Literal, Unpack, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from vae_lab.callbacks.background import Background, BackgroundError, InProcess, Workers
-from vae_lab.callbacks.copies import unfit_for_copies
-from vae_lab.callbacks.drawings import (
+from vae_lab.callbacks.figure_context import Shown, require_pictures, scene_of
+from vae_lab.callbacks.forked_process import unfit_for_copies
+from vae_lab.callbacks.rendering import (
     HISTOGRAMS,
     Moment,
     Picture,
@@ -29,12 +29,12 @@ from vae_lab.callbacks.drawings import (
     publish,
     see,
 )
-from vae_lab.callbacks.scenes import Shown, require_pictures, scene_of
-from vae_lab.data.module import data_of
-from vae_lab.errors import UsageError
+from vae_lab.callbacks.workers import Background, BackgroundError, InProcess, Workers
+from vae_lab.data.datamodule import data_of
 from vae_lab.figures.pictures import PICTURES
 from vae_lab.figures.sizes import SizeOptions, Sizes
-from vae_lab.interruption import Interrupted
+from vae_lab.utils.errors import UsageError
+from vae_lab.utils.signals import Interrupted
 
 SECONDS_AT_SIGINT = 20.0  # for the pictures that are due when somebody stops training, who may press Ctrl-C again
 SECONDS_AT_END = 3.0  # when anything else does: a scheduler kills who does not end within seconds

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from vae_lab.callbacks.checkpoint import LastCheckpoint
 from vae_lab.callbacks.images import image_loggers
-from vae_lab.interruption import Interruption
+from vae_lab.utils.signals import Interruption
 
 
 class StopOnSignal(Checkpoint):

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as RichProgress
 
 from vae_lab.callbacks.throughput import Throughput
-from vae_lab.data.module import data_of, validates
+from vae_lab.data.datamodule import data_of, validates
 
 log = logging.getLogger("vae_lab")
 COLUMNS = (

@@ -9,8 +9,8 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from vae_lab.callbacks.images import image_loggers
-from vae_lab.checkpoints import AtomicCheckpointIO
-from vae_lab.data.module import data_of
+from vae_lab.data.datamodule import data_of
+from vae_lab.runs.checkpoint_io import AtomicCheckpointIO
 
 
 class Throughput(Callback):

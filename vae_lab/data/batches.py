@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vae_lab.random_streams import permutation
+from vae_lab.utils.rng import permutation
 
 SECONDS_PER_CALL = 0.1  # long enough to make the trainer's own work small, short enough to answer a Ctrl-C
 

@@ -20,16 +20,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vae_lab.data.whole_folders import building, publish
-from vae_lab.errors import UsageError
-from vae_lab.files import sync, write_whole
-from vae_lab.machine import num_cores
+from vae_lab.core import ImageShape
+from vae_lab.data.atomic_folders import building, publish
+from vae_lab.utils.cpu import num_cores
+from vae_lab.utils.errors import UsageError
+from vae_lab.utils.files import sync, write_whole
 
 _FORMAT = 2  # raise it when decoding or the files below change: older caches are then left alone
 _PIXELS, _INDEX = "pixels.u8", "index.json"
 _BLOCK = 2**24  # bytes to a checksum: zlib lets go of the interpreter's lock, so blocks are summed on all cores
-
-ImageShape = tuple[int, int, int]
 
 
 class Row(NamedTuple):

@@ -12,14 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
-from vae_lab.data.png import check_png
-from vae_lab.data.reading import NotAFileError, TimedBytes, file_size, open_file
-from vae_lab.errors import UsageError
+from vae_lab.data.regular_files import NotAFileError, TimedBytes, file_size, open_file
+from vae_lab.utils.errors import UsageError
 
 Fit = Literal["pad", "crop", "stretch"]
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
-
 # What Pillow's readers raise for damaged files, over its formats and versions.
 READ_ERRORS = (
     *(OSError, EOFError, SyntaxError, ValueError, LookupError, ArithmeticError, MemoryError),
@@ -202,3 +200,21 @@ def _is_opaque_colour(text: str) -> bool:
 def _require(holds: bool, key: str, found: object, expected: str) -> None:
     if not holds:
         raise UsageError(f"data.{key}={found}: expected {expected}.")
+
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def check_png(content: bytes) -> None:
+    """Raise ValueError unless every chunk up to the last, IEND, is there with its own checksum (PNG, 5.3)."""
+    view, start, kind = memoryview(content), len(PNG_SIGNATURE), b""
+    while kind != b"IEND":
+        if len(content) < start + 12:
+            raise ValueError(f"the file is cut short at {len(content)} bytes")
+        length, kind = struct.unpack_from(">I4s", content, start)
+        end = start + 12 + length
+        if len(content) < end:
+            raise ValueError(f"the file is cut short at {len(content)} bytes, within chunk {ascii(kind)[1:]}")
+        if zlib.crc32(view[start + 4 : end - 4]) != struct.unpack_from(">I", content, end - 4)[0]:
+            raise ValueError(f"the checksum of chunk {ascii(kind)[1:]} is wrong")
+        start = end

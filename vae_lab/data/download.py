@@ -17,11 +17,10 @@ from typing import Literal
 
 from PIL import Image
 
-from vae_lab.data.decode import READ_ERRORS
-from vae_lab.data.png import check_png
+from vae_lab.data.decode import READ_ERRORS, check_png
 from vae_lab.data.progress import with_progress
 from vae_lab.data.transfer import Manner, NotThereError, TransferError, transfer
-from vae_lab.errors import UsageError
+from vae_lab.utils.errors import UsageError
 
 ARTWORK = "https://raw.githubusercontent.com/PokeAPI/sprites/master/sprites/pokemon/other/official-artwork"
 LAST_POKEMON = 1025

@@ -2,38 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
 Split = Literal["train", "val", "test"]
-
-
-@dataclass(frozen=True)
-class ImageSpec:
-    """The shape and kind of one image; every size in a model is derived from it.
-
-    `levels` is the number of values a pixel takes: 2 once binarised, 256 for grey or colour.
-    """
-
-    channels: int
-    height: int
-    width: int
-    levels: int = 256
-    num_classes: int = 0
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        return self.channels, self.height, self.width
-
-    @property
-    def num_dims(self) -> int:
-        """Pixels times channels, the D of bits per dimension."""
-        return math.prod(self.shape)
 
 
 class Images(NamedTuple):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal, Unpack
 
-from vae_lab.data.digits import Digits
-from vae_lab.data.folder import ImageFolder
-from vae_lab.data.mnist import MNIST, FashionMNIST
-from vae_lab.data.module import BatchOptions, ImageData
+from vae_lab.data.datamodule import BatchOptions, ImageData
+from vae_lab.data.sources.digits import Digits
+from vae_lab.data.sources.folder import ImageFolder
+from vae_lab.data.sources.mnist import MNIST, FashionMNIST
 
 
 def digits(

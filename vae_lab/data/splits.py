@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vae_lab.data.images import Split
-from vae_lab.errors import UsageError
+from vae_lab.utils.errors import UsageError
 
 _SIZE_KEYS = ("data.val_size", "data.test_size")
 

@@ -20,7 +20,7 @@ from typing import BinaryIO
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from vae_lab.files import sync
+from vae_lab.utils.files import sync
 
 if sys.platform != "win32":
     import fcntl

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vae_lab.figures.canvas import BLUE, GREEN, INK, MUTED, ORANGE, add_axes, blank_figure, fit_axes, styled
-from vae_lab.figures.looking import OneLayer
+from vae_lab.figures.examples import OneLayer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

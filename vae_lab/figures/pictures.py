@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vae_lab.figures import charts, latents, tiles
+from vae_lab.figures import charts, tiles
+from vae_lab.figures import latent_paths as latents
+from vae_lab.figures.context import Scene
 from vae_lab.figures.network import network_drawing as draw_network
 from vae_lab.figures.network import trace_layers
-from vae_lab.figures.scene import Scene
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
 
-from vae_lab.codes import OneHotCodes, Quantized
-from vae_lab.densities.folded import Folded
-from vae_lab.metrics.code_usage import CodeUsage
-from vae_lab.metrics.label_gain import LabelGain
-from vae_lab.models import Model
-from vae_lab.trace import Latent, Trace
+from vae_lab.core import Latent, Trace
+from vae_lab.distributions.codes import OneHotCodes, Quantized
+from vae_lab.distributions.unflatten import Folded
+from vae_lab.models.base import Model
 
 
 class Diagnostics(nn.Module):
@@ -61,3 +61,58 @@ def numbers_of(latent: Latent, num_codes: int) -> Tensor:
     if isinstance(posterior, Quantized):
         return posterior.codes
     return OneHotCodes(num_codes).indices(latent.z.flatten(0, 1))
+
+
+class CodeUsage(Metric):
+    """Counts code numbers over images.
+
+    `compute` gives `codes_used`, the share of the codes that were used at least once, and `code_perplexity`, e to the
+    entropy of their frequencies: K where all are used alike, 1 where only one is.
+    """
+
+    full_state_update = False
+
+    counts: Tensor
+
+    def __init__(self, num_codes: int) -> None:
+        super().__init__()
+        self.add_state("counts", torch.zeros(num_codes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, numbers: Tensor) -> None:
+        """One batch's code numbers, int64, any shape."""
+        flat = numbers.flatten()
+        self.counts.index_add_(0, flat, torch.ones_like(flat))  # bincount would wait for the device
+
+    def compute(self) -> dict[str, Tensor]:
+        """Of the numbers seen; at least one."""
+        shares = self.counts / self.counts.sum()
+        return {
+            "codes_used": (self.counts > 0).float().mean(),
+            "code_perplexity": torch.special.entr(shares).sum().exp(),
+        }
+
+
+class LabelGain(Metric):
+    """log p(x|z, y) less that with the label of another class and the same z, in nats per image: a mean over images.
+
+    About 0 where the decoder ignores its labels.
+    """
+
+    full_state_update = False
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, own: Tensor, other: Tensor) -> None:
+        """log p(x|z, y) with the labels of the images and with others, (S, B) each."""
+        self.total += (own - other).mean(0).sum()
+        self.count += own.shape[1]
+
+    def compute(self) -> Tensor:
+        """In nats per image, ()."""
+        return self.total / self.count

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vae_lab.codebook import Codebook
-from vae_lab.codes import OneHotCodes, OneHots, Quantized
-from vae_lab.latents import Kind
+from vae_lab.core import Kind
+from vae_lab.distributions.codes import OneHotCodes, OneHots, Quantized
+from vae_lab.posteriors.codebook import Codebook
 
 
 class NearestCode(nn.Module):

@@ -13,11 +13,11 @@ from torch.distributions import Distribution, Independent, Normal, TransformedDi
 from torch.distributions.kl import register_kl
 from torch.distributions.transforms import Transform
 
-from vae_lab.densities.gaussians import bounded_scale
-from vae_lab.densities.places import Placewise
-from vae_lab.flows import FeaturesFirst, Householder, InverseAutoregressive, Planar, full_precision
-from vae_lab.latents import Kind
-from vae_lab.made import MADE
+from vae_lab.core import Kind
+from vae_lab.distributions.flows import FeaturesFirst, Householder, InverseAutoregressive, Planar, full_precision
+from vae_lab.distributions.gaussians import bounded_scale
+from vae_lab.distributions.spatial import Placewise
+from vae_lab.networks.made import MADE
 
 
 class InverseAutoregressiveFlow(nn.Module):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
-from vae_lab.densities.gaussians import FullNormal, bounded_scale, num_below, scale_tril
-from vae_lab.densities.places import over_places
-from vae_lab.latents import Kind
+from vae_lab.core import Kind
+from vae_lab.distributions.gaussians import FullNormal, bounded_scale, num_below, scale_tril
+from vae_lab.distributions.spatial import over_places
 
 
 class DiagonalGaussian(nn.Module):

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.functional import normalize, softplus
 
-from vae_lab.densities import sphere
-from vae_lab.densities.places import over_places
-from vae_lab.latents import Kind
+from vae_lab.core import Kind
+from vae_lab.distributions import sphere
+from vae_lab.distributions.spatial import over_places
 
 SMALLEST_CONCENTRATION, LARGEST_CONCENTRATION = 1e-3, 1e5  # nearly uniform; standard deviations of 0.003
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
-from vae_lab.densities.pixels import NO_SHAPE, SampleShape
-from vae_lab.densities.places import Placewise
-from vae_lab.densities.sphere import SphericalUniform
-from vae_lab.latents import NOTHING, Given, Kind, LatentSpec
+from vae_lab.core import NOTHING, Given, Kind, LatentSpec
+from vae_lab.distributions.degenerate import Improper
+from vae_lab.distributions.spatial import Placewise
+from vae_lab.distributions.sphere import SphericalUniform
 
 
 class StandardNormal(nn.Module):
@@ -61,24 +61,3 @@ class Flat(nn.Module):
     def forward(self, given: Given = NOTHING) -> Distribution:
         """p(z), batch ()."""
         return Improper(self.shape)
-
-
-class Improper(Distribution):
-    """Weight 1 everywhere: `log_prob` is 0, `is_density` False, and there are no samples."""
-
-    arg_constraints = {}  # noqa: RUF012
-    is_density = False
-
-    def __init__(self, event_shape: tuple[int, ...]) -> None:
-        super().__init__(torch.Size(), torch.Size(event_shape), validate_args=False)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Zeros, (*batch) of value (*batch, *event)."""
-        return value.new_zeros(value.shape[: value.dim() - len(self.event_shape)])
-
-    def sample(self, sample_shape: SampleShape = NO_SHAPE) -> Tensor:
-        """NotImplementedError."""
-        raise NotImplementedError(
-            "model/prior=flat has no samples. Fit a prior to the latents of the trained model:\n"
-            "python -m vae_lab.fit_prior run=..."
-        )

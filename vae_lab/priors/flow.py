@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import ReshapeTransform
 
-from vae_lab.flows import AffineCoupling
-from vae_lab.latents import NOTHING, Given, Kind, LatentSpec
-from vae_lab.networks import dense
+from vae_lab.core import NOTHING, Given, Kind, LatentSpec
+from vae_lab.distributions.flows import AffineCoupling
+from vae_lab.networks.mlp import dense
 
 
 class FlowPrior(nn.Module):

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import ReshapeTransform
 
-from vae_lab.densities.gaussians import FullNormal, below_diagonal, bounded_scale, logvar_of, num_below, scale_tril
-from vae_lab.densities.mixtures import mixture
-from vae_lab.latents import NOTHING, Given, Kind, LatentSpec
+from vae_lab.core import NOTHING, Given, Kind, LatentSpec
+from vae_lab.distributions.gaussians import FullNormal, below_diagonal, bounded_scale, logvar_of, num_below, scale_tril
+from vae_lab.distributions.mixtures import mixture
 
 SMALLEST_VARIANCE = 1e-6  # added to a fitted one: what scikit-learn adds, too
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MultivariateNormal
 
-from vae_lab.densities.mixtures import mixture
-from vae_lab.densities.places import Placewise
-from vae_lab.densities.sphere import VonMisesFisher
-from vae_lab.latents import NOTHING, Given, Kind, LatentSpec
+from vae_lab.core import NOTHING, Given, Kind, LatentSpec
+from vae_lab.distributions.mixtures import mixture
+from vae_lab.distributions.spatial import Placewise
+from vae_lab.distributions.sphere import VonMisesFisher
 
 GAIN = 10.0  # of logits over weights, or they would take ten times the networks' steps from black to white
 

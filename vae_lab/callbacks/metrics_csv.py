@@ -1,0 +1,116 @@
+"""metrics.csv: a row per validation, no clock in it, so that two equal runs write the same bytes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+
+from vae_lab.data.datamodule import data_of, validates
+from vae_lab.utils.errors import UsageError
+from vae_lab.utils.files import sync, write_whole
+
+Row = dict[str, Any]
+log = logging.getLogger("vae_lab")
+
+
+class MetricsTable(Callback):
+    """Writes a row per validation (per epoch, where nothing is validated) and remembers the best one's metrics."""
+
+    def __init__(self, monitor: str = "val/elbo", mode: str = "max") -> None:
+        self.monitor, self.sign = monitor, 1 if mode == "max" else -1
+        self.best_metrics: dict[str, float] = {}
+        self._written_at = -1
+        self._num_rows = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run has to know."""
+        return {"best_metrics": self.best_metrics, "written_at": self._written_at, "num_rows": self._num_rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As it was."""
+        self.best_metrics, self._written_at = state_dict["best_metrics"], state_dict["written_at"]
+        self._num_rows = state_dict["num_rows"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Cut the table back to the checkpoint: a killed run may have written more, a whole row or half a one."""
+        path = table_path(trainer)
+        if not (trainer.is_global_zero and path.exists()):
+            return
+        rows = read_rows(path)[: self._num_rows]
+        if len(rows) < self._num_rows:
+            log.warning("warning: %s has %d rows, and %d were written", path, len(rows), self._num_rows)
+        self._num_rows = len(rows)
+        write_rows(path, rows)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """A validation is done."""
+        if not trainer.sanity_checking:
+            self._add_row(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """An epoch is done; a row only where there is nothing to validate."""
+        if not validates(trainer):
+            self._add_row(trainer, pl_module)
+
+    def _add_row(self, trainer: Trainer, pl_module: Any) -> None:
+        if trainer.global_step == self._written_at:
+            return
+        metrics = pl_module.table_row()
+        self._remember_best(metrics)
+        self._written_at = trainer.global_step
+        self._num_rows += 1
+        if trainer.is_global_zero:
+            epoch = trainer.global_step // data_of(trainer).steps_per_epoch
+            add_row(table_path(trainer), {"epoch": epoch, "step": trainer.global_step, **metrics})
+
+    def _remember_best(self, metrics: dict[str, float]) -> None:
+        best = self.best_metrics.get(self.monitor)
+        score = metrics.get(self.monitor)
+        if best is None or score is None or self.sign * score > self.sign * best:
+            self.best_metrics = metrics
+
+
+def table_path(trainer: Trainer) -> Path:
+    """metrics.csv of the run."""
+    return Path(trainer.default_root_dir) / "metrics.csv"
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a table, values as text."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except (ValueError, csv.Error) as error:
+        raise UsageError(
+            f"{path}: no table that a run wrote ({error})\nmove it away, and a new one is begun"
+        ) from error
+
+
+def write_rows(path: Path, rows: list[Row]) -> None:
+    """Replace a table as a whole; its columns are those of all rows, in order of appearance."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue().encode())
+
+
+def add_row(path: Path, row: Row) -> None:
+    """Append a row; where it has a column that the table lacks, write the table anew."""
+    if not path.exists():
+        write_rows(path, [row])
+        return
+    with path.open(newline="") as file:
+        columns = next(csv.reader(file), [])
+    if not set(row) <= set(columns):
+        write_rows(path, [*read_rows(path), row])
+        return
+    with path.open("a", newline="") as file:
+        csv.DictWriter(file, columns, restval="", lineterminator="\n").writerow(row)
+        sync(file)

@@ -1,0 +1,79 @@
+"""What callbacks may wait for: the metrics of a validation, by the names that design and README give them."""
+
+from __future__ import annotations
+
+from lightning.pytorch import Trainer
+
+from vae_lab.callbacks.checkpoint import BestCheckpoint
+from vae_lab.callbacks.metrics_csv import MetricsTable
+from vae_lab.config.validation import nearest
+from vae_lab.data.datamodule import ImageData, validates
+from vae_lab.models.base import Model, parts_without_density
+from vae_lab.utils.errors import UsageError
+
+TERMS = ("val/elbo", "val/log_px", "val/kl", "val/loss")
+FALLING = ("/loss", "/bits_per_dim")  # as a model gets better
+
+
+def require_monitored(trainer: Trainer, model: Model, data: ImageData, optimized_metric: str) -> None:
+    """UsageError where a callback or a sweep waits for a metric that no validation of this run gives.
+
+    Lightning would say so after the first epoch. Without a validation our own take the last weights for the best.
+    """
+    known, validated = metrics_of(model), validates(trainer, data)
+    if not optimized_metric.startswith("train/"):
+        _require_known(optimized_metric.replace("test/", "val/"), "optimized_metric", known, model)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        monitor = getattr(callback, "monitor", None)
+        if monitor is None or (isinstance(callback, BestCheckpoint | MetricsTable) and not validated):
+            continue
+        name = type(callback).__name__
+        if not validated:
+            raise UsageError(
+                f"{name} waits for {monitor}, and nothing is validated in this run\n"
+                "set data.val_size above 0 (and trainer.limit_val_batches other than 0), or leave it out of callbacks"
+            )
+        _require_known(monitor, f"{name}: monitor", known, model)
+        if monitor.endswith(FALLING) and getattr(callback, "mode", "min") == "max":
+            raise UsageError(
+                f"{name}: {monitor} falls as a model gets better, and mode=max waits for it to rise\n"
+                "add mode=min beside the monitor (callbacks.best.mode=min)"
+            )
+
+
+def metrics_of(model: Model) -> list[str]:
+    """The names of what a validation of the model gives; `kl/dim_` begins those of single dimensions."""
+    known = [*TERMS, *(["val/bits_per_dim"] if model.is_mass_function else [])]
+    if len(model.latents) > 1:
+        known += [f"kl/layer_{layer}" for layer in range(len(model.latents))]
+    elif model.latents[0].kind == "vector":
+        known += ["active_units", "kl/dim_"]
+    if any(latent.num_codes for latent in model.latents):
+        known += ["codes_used", "code_perplexity"]
+    return [*known, *(["label_gain"] if model.conditional and len(model.latents) == 1 else [])]
+
+
+def _require_known(metric: str, where: str, known: list[str], model: Model) -> None:
+    _require_mass_function(metric, where, model)
+    if metric in known or (metric.startswith("kl/dim_") and "kl/dim_" in known):
+        return
+    near = nearest(metric, known)
+    hint = f"\ndid you mean {near}?" if near else ""
+    raise UsageError(f"{where}={metric}: there is no such metric{hint}\nexpected one of: {', '.join(known)}")
+
+
+def _require_mass_function(metric: str, where: str, model: Model) -> None:
+    split, _, name = metric.partition("/")
+    if name == "bits_per_dim" and not model.is_mass_function:
+        if points := parts_without_density(model):
+            raise UsageError(
+                f"{where}={metric}: bits per dimension are of a bound on log p(x), and {' and '.join(points)} "
+                f"has no density\nchoose {split}/log_px"
+            )
+        levels = model.likelihood.levels
+        what = "a density" if levels is None else f"of {levels} levels where the pixels have {model.image.levels}"
+        raise UsageError(
+            f"{where}={metric}: bits per dimension are of a probability of the pixels, and "
+            f"{type(model.likelihood).__name__} is {what}\n"
+            f"choose model/likelihood=logistic_mixture (or bernoulli for binary pixels), or {split}/elbo"
+        )

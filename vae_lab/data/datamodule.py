@@ -1,0 +1,230 @@
+"""ImageData: a source's images as Lightning sees them, and what the model is told about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypedDict
+
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+from torch import Tensor
+
+from vae_lab.core import ImageSpec
+from vae_lab.data.batches import Batch, EvaluationBatches, Pace, SplitImages, TrainingCalls, steps_per_epoch
+from vae_lab.data.images import Images, ImageSource, Split
+from vae_lab.data.transforms import Binarize, Corruption, Preprocess, drawn_once
+from vae_lab.utils.errors import UsageError
+from vae_lab.utils.rng import BINARIZE, mix
+
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+RESIDENT_SHARE = 0.25  # of the device's free memory that images may take under `auto`
+
+
+class BatchOptions(TypedDict, total=False):
+    """The options that every data set takes, as `data.<name>`; the meaning is in `ImageData`."""
+
+    batch_size: int
+    eval_batch_size: int
+    binarize: Binarize
+    binarize_seed: int
+    flip: bool
+    shift: int
+    corruption: Corruption | None
+    device_resident: bool | Literal["auto"]
+
+
+@dataclass
+class Plan:
+    """What training asks of the data beyond the images: set by `build` and by the trainer."""
+
+    seed: int = 0
+    accumulate: int = 1
+    steps_per_execution: int | Literal["auto"] = "auto"
+    limit_steps: int | float | None = None
+
+
+class ImageData(LightningDataModule):
+    """Batches of a source's images.
+
+    batch_size: training images of one batch on each device. eval_batch_size: of validation and test.
+    binarize, flip, shift, corruption: see `Preprocess`. binarize_seed: draws the pixels of `fixed`, and of validation
+    and test under `dynamic`. device_resident: keep the training images on the accelerator (`auto`: if they fit a
+    quarter of it).
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        batch_size: int = 128,
+        eval_batch_size: int = 500,
+        binarize: Binarize = "none",
+        binarize_seed: int = 0,
+        flip: bool = False,
+        shift: int = 0,
+        corruption: Corruption | None = None,
+        device_resident: bool | Literal["auto"] = "auto",
+    ) -> None:
+        super().__init__()
+        for name, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if size < 1:
+                raise ValueError(f"data.{name} is a number of images, at least 1; found {size}")
+        self.source = source
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.preprocess = Preprocess(binarize, flip, shift, corruption)
+        self.binarize_seed, self.device_resident = binarize_seed, device_resident
+        self.plan = Plan()
+        self.making_up = False  # for the end of an epoch: it has no step left
+        self._loaded: Images | None = None
+        self._splits: dict[Split, SplitImages] = {}
+
+    def load(self) -> Images:
+        """Every image, decoded once; kept for the life of the process."""
+        if self._loaded is None:
+            self._loaded = self.source.load()
+        return self._loaded
+
+    @property
+    def image(self) -> ImageSpec:
+        """What a model is told about the images."""
+        images = self.load()
+        channels, height, width = images.pixels.shape[1:]
+        levels = 256 if self.preprocess.binarize == "none" else 2
+        return ImageSpec(channels, height, width, levels, len(images.class_names))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the labels; empty without labels."""
+        return self.load().class_names
+
+    def size(self, split: Split) -> int:
+        """Number of images in a split."""
+        return len(self.load().splits[split])
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the images and draw what is drawn once."""
+        for split in SPLITS:
+            if split not in self._splits:
+                self._splits[split] = self._prepared(split)
+        for split in SPLITS:
+            if 0 < self.size(split) < self._world()["world_size"]:
+                raise UsageError(
+                    f"{split}: {self.size(split)} images for {self._world()['world_size']} devices; "
+                    f"use fewer devices or another data.{split}_size".replace("train_size", "val_size")
+                )
+        if self.trainer is not None and stage == "fit":
+            self._splits["train"] = self._resident(self._splits["train"], self.trainer.strategy.root_device)
+
+    def _prepared(self, split: Split) -> SplitImages:
+        images = self.load()
+        part = SplitImages(images.pixels, images.splits[split], images.labels)
+        drawn = {"fixed": SPLITS, "dynamic": SPLITS[1:]}.get(self.preprocess.binarize, ())
+        if split not in drawn or not len(part):
+            return part
+        chosen = part.batch(part.indices)
+        pixels = drawn_once(chosen.images, mix(self.binarize_seed, BINARIZE, SPLITS.index(split)))
+        return SplitImages(pixels, torch.arange(len(part)), chosen.labels)
+
+    def _resident(self, split: SplitImages, device: torch.device) -> SplitImages:
+        """Training images on the accelerator, where asked for or where they fit."""
+        if device.type != "cuda" or self.device_resident is False:
+            return split
+        fits = split.pixels.nbytes < RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
+        if self.device_resident == "auto" and not fits:
+            return split
+        labels = None if split.labels is None else split.labels.to(device)
+        return replace(split, pixels=split.pixels.to(device), indices=split.indices.to(device), labels=labels)
+
+    @property
+    def step_size(self) -> int:
+        """Images of one optimiser step on one device."""
+        return self.batch_size * self.plan.accumulate
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of one epoch."""
+        return steps_per_epoch(self.size("train"), self.step_size, self._world()["world_size"], self.plan.limit_steps)
+
+    def train_dataloader(self) -> TrainingCalls:
+        """The rest of the epoch that `trainer.global_step` lies in."""
+        trainer: Any = self.trainer
+        # Devices have to agree on the length of a call, so it may not follow each one's own timing.
+        steps = self.plan.steps_per_execution
+        steps = 8 if steps == "auto" and trainer.world_size > 1 else steps
+        return TrainingCalls(
+            split=self._splits["train"],
+            step_size=self.step_size,
+            steps_per_epoch=self.steps_per_epoch,
+            seed=self.plan.seed,
+            pace=Pace(1 if trainer.fast_dev_run else steps),
+            clock=lambda: trainer.global_step,
+            stops=stops(trainer),
+            last_step=last_step(trainer, self.steps_per_epoch),
+            nothing_left=lambda: self.making_up,
+            **self._world(),
+        )
+
+    def val_dataloader(self) -> EvaluationBatches | list[Any]:
+        """Validation images in order; none when the split is empty."""
+        return self._evaluation("val")
+
+    def test_dataloader(self) -> EvaluationBatches | list[Any]:
+        """Test images in order."""
+        return self._evaluation("test")
+
+    def _evaluation(self, split: Split) -> EvaluationBatches | list[Any]:
+        part = self._splits[split]
+        return EvaluationBatches(part, self.eval_batch_size, **self._world()) if len(part) else []
+
+    def _world(self) -> dict[str, int]:
+        if self.trainer is None:
+            return {"rank": 0, "world_size": 1}
+        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+
+    def some_training_images(self, num_images: int = 512) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The first training images as the model sees them when evaluated: x (B, C, H, W), labels (B,); by batches."""
+        part, seed = self._splits["train"], mix(self.binarize_seed, BINARIZE, SPLITS.index("train"))
+        for rows in part.indices[:num_images].split(self.eval_batch_size):
+            images, labels = part.batch(rows)
+            if self.preprocess.binarize == "dynamic":
+                images = drawn_once(images.cpu(), seed).to(images.device)
+            yield self.preprocess.evaluate(images), labels
+
+    def examples(self, split: Split, num_images: int) -> tuple[Tensor, Tensor | None]:
+        """The first images of a split as the model sees them when evaluated: x (n, C, H, W) and labels (n,)."""
+        self.setup()
+        part = self._splits[split]
+        batch: Batch = part.batch(part.indices[:num_images])
+        labels = None if batch.labels is None else batch.labels.cpu()
+        return self.preprocess.evaluate(batch.images).cpu(), labels
+
+
+def last_step(trainer: Any, steps_per_epoch: int) -> int | None:
+    """The step that training ends with; None where only time or a callback ends it."""
+    limits = [trainer.max_steps] if trainer.max_steps > 0 else []
+    if (trainer.max_epochs or 0) > 0:
+        limits.append(trainer.max_epochs * steps_per_epoch)
+    return min(limits, default=None)
+
+
+def data_of(trainer: Trainer) -> ImageData:
+    """The data that a trainer was given."""
+    data: ImageData = trainer.datamodule  # type: ignore[attr-defined]  # Lightning attaches it as it runs
+    return data
+
+
+def validates(trainer: Trainer, data: ImageData | None = None) -> bool:
+    """Whether there is anything to validate; data: given before the trainer has it."""
+    return (data or data_of(trainer)).size("val") > 0 and trainer.limit_val_batches != 0
+
+
+def within_epoch(trainer: Trainer) -> bool:
+    """Whether the last step was not the last of its epoch."""
+    return trainer.global_step % data_of(trainer).steps_per_epoch != 0
+
+
+def stops(trainer: Any) -> Sequence[int]:
+    """Numbers of steps at whose multiples something is logged, drawn or saved."""
+    names = ("every_n_steps", "_every_n_train_steps")  # ours, and that of Lightning's ModelCheckpoint
+    asked = [getattr(callback, name, None) for callback in trainer.callbacks for name in names]
+    return [n for n in {trainer.log_every_n_steps, *asked} if n]

@@ -1,0 +1,184 @@
+"""Pictures in a zip or tar, unpacked once below the cache folder: pictures only, and nothing outside that folder.
+
+An archive that holds anything a folder of pictures has no need of is refused whole. What was unpacked may be
+deleted at any time; the next run does it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, BinaryIO, NamedTuple
+
+from vae_lab.data.atomic_folders import building, publish
+from vae_lab.data.decode import SUFFIXES
+from vae_lab.data.progress import with_progress
+from vae_lab.data.regular_files import open_file
+from vae_lab.data.sources.archive_members import PIECE, BadArchiveError, Member, damage_refused, members
+from vae_lab.utils.errors import UsageError
+from vae_lab.utils.files import write_whole
+
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+MAX_MEMBERS = 1_000_000
+MAX_TOTAL = 50_000_000_000  # bytes of all pictures
+_FORMAT = 1  # raise it when the files below change: what was unpacked before is then left alone
+_INDEX, _PICTURES = "index.json", "pictures"
+
+
+class _Size(NamedTuple):
+    """What was unpacked: a folder of other sizes is not what it was."""
+
+    files: int
+    bytes: int
+
+
+class _Picture(NamedTuple):
+    """A member to unpack, and the folders and name that it gets."""
+
+    member: Member
+    parts: tuple[str, ...]
+
+
+def is_archive(path: Path) -> bool:
+    """Whether the name is that of an archive, and what has the name no folder."""
+    return path.name.lower().endswith(ARCHIVES) and path.exists() and not path.is_dir()
+
+
+def unpacked(archive: Path, cache_dir: Path, max_bytes: int) -> Path:
+    """The folder with the pictures of the archive; max_bytes: of one picture. Raises UsageError."""
+    try:
+        stat = archive.stat()
+        key = repr((_FORMAT, str(archive.resolve()), stat.st_size, stat.st_mtime_ns))
+        folder = cache_dir / f"unpacked-{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()}"
+        if not _is_whole(folder):
+            _build(archive, folder, max_bytes, stat.st_mtime_ns)
+    except BadArchiveError as error:
+        raise UsageError(
+            f"{archive}: {error}.\nExpected an archive of pictures and of folders with pictures.\n"
+            "If you trust it, unpack it yourself and set data.folder to that folder."
+        ) from error
+    except OSError as error:
+        raise UsageError(
+            f"{archive}: cannot be unpacked into data.cache_dir={cache_dir} ({error.strerror or error}).\n"
+            "Expected a folder with room for its pictures; set data.cache_dir to one."
+        ) from error
+    return _without_wrapper(folder / _PICTURES)
+
+
+def _build(archive: Path, folder: Path, max_bytes: int, mtime_ns: int) -> None:
+    with building(folder.parent) as temporary:
+        size = _unpack(archive, temporary / _PICTURES, max_bytes, mtime_ns)
+        write_whole(temporary / _INDEX, json.dumps(size._asdict()).encode())
+        publish(temporary, folder, _is_whole)
+
+
+def _unpack(archive: Path, folder: Path, max_bytes: int, mtime_ns: int) -> _Size:
+    """Write the pictures below `folder`, all as old as the archive: unpacked again they are the same."""
+    folder.mkdir()
+    files = total = 0
+    with _opened(archive) as file:
+        for picture in with_progress(_pictures(members(file), max_bytes), None, f"Unpacking {archive.name}"):
+            files, total = files + 1, total + picture.member.size
+            if total > MAX_TOTAL:
+                raise BadArchiveError(f"its pictures are more than {MAX_TOTAL} bytes")
+            path = folder.joinpath(*picture.parts)
+            _write(picture.member, path)
+            os.utime(path, ns=(mtime_ns, mtime_ns))
+    if not files:
+        raise BadArchiveError(f"it holds no picture ({', '.join(suffix[1:] for suffix in SUFFIXES)})")
+    return _Size(files, total)
+
+
+@contextmanager
+def _opened(archive: Path) -> Iterator[BinaryIO]:
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(open_file(archive))
+        except OSError as error:
+            raise BadArchiveError(f"it cannot be read ({error.strerror or error})") from error
+        yield file
+
+
+def _pictures(found: Iterator[Member], max_bytes: int) -> Iterator[_Picture]:
+    """Those of the members that are pictures and not hidden, once nothing is wrong with any."""
+    for number, member in enumerate(found, 1):
+        if number > MAX_MEMBERS:
+            raise BadArchiveError(f"it has more than {MAX_MEMBERS} members")
+        if problem := _problem(member):
+            raise BadArchiveError(f"its member {member.name!r} {problem}")
+        parts = tuple(part for part in _slashes(member.name).split("/") if part not in ("", "."))
+        if member.kind != "file" or not _is_picture(parts):
+            continue
+        if member.size > max_bytes:
+            raise BadArchiveError(
+                f"its member {member.name!r} has {member.size} bytes, more than data.max_bytes={max_bytes}"
+            )
+        yield _Picture(member, parts)
+
+
+def _problem(member: Member) -> str:
+    """Why no archive of pictures has such a member; nothing where it may have it."""
+    name = _slashes(member.name)
+    if name.startswith("/") or re.match("[A-Za-z]:", name):
+        return "is an absolute name"
+    if ".." in name.split("/"):
+        return "leads out of its folder"
+    if "\0" in name:
+        return "has a zero byte in its name"
+    return "" if member.kind in ("file", "folder") else f"is {member.kind}"
+
+
+def _slashes(name: str) -> str:
+    return name.replace("\\", "/")  # as archives made on Windows may have it
+
+
+def _is_picture(parts: tuple[str, ...]) -> bool:
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    return bool(parts) and not hidden and parts[-1].lower().endswith(SUFFIXES)
+
+
+def _write(member: Member, path: Path) -> None:
+    """Write the member to a file that was not there, as many bytes as it says it has."""
+    what, written = f"its member {member.name!r}", 0
+    with damage_refused(what):
+        source = member.open()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("xb")
+    except (FileExistsError, NotADirectoryError) as error:
+        raise BadArchiveError(f"{what} has the place of another one") from error
+    with source, file:
+        while block := _block(source, what):
+            written += len(block)
+            if written > member.size:
+                break
+            file.write(block)
+    if written != member.size:
+        raise BadArchiveError(f"{what} is not of the {member.size} bytes that it says")
+
+
+def _block(source: IO[bytes], what: str) -> bytes:
+    with damage_refused(what):  # what is raised by the writing is no damage
+        return source.read(PIECE)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        expected = _Size(**json.loads((folder / _INDEX).read_text("utf-8")))
+        sizes = [
+            (Path(where) / name).stat().st_size for where, _, names in os.walk(folder / _PICTURES) for name in names
+        ]
+    except (OSError, ValueError, TypeError):
+        return False  # absent, or damaged, which is the same: it is made again
+    return _Size(len(sizes), sum(sizes)) == expected
+
+
+def _without_wrapper(folder: Path) -> Path:
+    """The one folder that everything in the archive lies in, where it has one: most programs add it."""
+    inside = list(folder.iterdir())
+    return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder

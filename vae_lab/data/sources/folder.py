@@ -1,0 +1,191 @@
+"""Any folder of pictures, decoded once on all cores and kept in a cache."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from pathlib import Path, PurePosixPath
+from typing import Literal, TypeVar, get_args
+
+import torch
+from torch import Tensor
+
+from vae_lab.data.cache import Cached, Row, build_cache, cache_key, open_cache
+from vae_lab.data.decode import SUFFIXES, Fit, PictureOptions, UnreadablePicture, decode
+from vae_lab.data.images import Images
+from vae_lab.data.progress import with_progress
+from vae_lab.data.sources.archives import is_archive, unpacked
+from vae_lab.data.splits import by_hash, check_fractions
+from vae_lab.utils.cpu import num_cores
+from vae_lab.utils.errors import UsageError
+
+OnBadImage = Literal["stop", "skip"]
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """The pictures in `folder`, or in an archive of them, and in the folders inside; hidden ones are left out.
+
+    `image_size` to `max_seconds` as in PictureOptions. `val_size` and `test_size` are fractions, met on
+    average: a picture's split depends on its own name only. The labels are the first-level folders, where
+    every picture lies in one. Raises UsageError for values it cannot take.
+    """
+
+    folder: str
+    image_size: int
+    channels: int = 3
+    fit: Fit = "pad"
+    background: str = "white"
+    max_pixels: int = 50_000_000
+    max_bytes: int = 100_000_000
+    max_seconds: float = 30.0
+    on_bad_image: OnBadImage = "stop"  # or "skip": go on without it and list it in Images.skipped
+    val_size: float = 0.1
+    test_size: float = 0.1
+    cache_dir: str = "~/.cache/vae_lab"
+
+    def __post_init__(self) -> None:
+        if not self.folder.strip():
+            raise UsageError("data.folder: has no value\ngive a folder of pictures: data.folder=PATH")
+        check_fractions(self.val_size, self.test_size)
+        if self.on_bad_image not in get_args(OnBadImage):
+            raise UsageError(f"data.on_bad_image={self.on_bad_image}: expected stop or skip.")
+        _ = self.options  # checks them now rather than after minutes of other work
+
+    @property
+    def options(self) -> PictureOptions:
+        """What is asked of each picture."""
+        return PictureOptions(**{option.name: getattr(self, option.name) for option in fields(PictureOptions)})
+
+    @property
+    def path(self) -> Path:
+        """The folder, absolute."""
+        return Path(self.folder).expanduser().absolute()
+
+    def load(self) -> Images:
+        """Uint8 pixels (N, C, H, W), memory-mapped, in the order of the relative file names.
+
+        Raises UsageError when the folder is missing or empty, a picture is bad and `on_bad_image` is stop,
+        none is good, no picture is left to train on, or the cache cannot be written.
+        """
+        if is_archive(self.path):
+            return self._load_archive()
+        names = find_pictures(self.path)
+        if not names:
+            raise UsageError(_nothing_here(self.path))
+        by_hash(names, self.val_size, self.test_size)  # too few to divide: said before the decoding
+        cached = self._decoded(names)
+        labels, class_names = _labels(cached.names)
+        splits = by_hash(cached.names, self.val_size, self.test_size)
+        return Images(cached.pixels, splits, labels, class_names, tuple(cached.skipped))
+
+    def _load_archive(self) -> Images:
+        folder = unpacked(self.path, self._cache_dir, self.max_bytes)
+        try:
+            return replace(self, folder=str(folder)).load()
+        except UsageError as error:
+            raise UsageError(f"{self.path}, unpacked: {error}") from error
+
+    @property
+    def _cache_dir(self) -> Path:
+        return Path(self.cache_dir).expanduser().absolute()
+
+    def _decoded(self, names: Sequence[str]) -> Cached:
+        cache_dir, key = self._cache_dir, cache_key(self.path, names, self.options)
+        shape = (self.channels, self.image_size, self.image_size)
+        cached = open_cache(cache_dir, key, shape)
+        if cached is None:
+            cached = build_cache(
+                cache_dir, key, shape, with_progress(self._rows(names), len(names), "Decoding pictures")
+            )
+        if cached.skipped and self.on_bad_image == "stop":  # an earlier run skipped them
+            raise _stopped(next(iter(cached.skipped.values())))
+        if not cached.names:
+            first = next(iter(cached.skipped.values()))
+            raise UsageError(f"{self.path}: none of its {len(names)} pictures can be read.\nThe first: {first}")
+        return cached
+
+    def _rows(self, names: Iterable[str]) -> Iterator[Row]:
+        return _in_order(self._row, names, num_cores())
+
+    def _row(self, name: str) -> Row:
+        try:
+            return Row(name, decode(self.path / name, self.options))
+        except UnreadablePicture as error:
+            if self.on_bad_image == "stop":
+                raise _stopped(str(error)) from error
+            return Row(name, None, str(error))
+
+
+def find_pictures(folder: Path) -> list[str]:
+    """Relative posix names of the picture files in the folder and below it, sorted. Raises UsageError."""
+    names: list[str] = []
+    for where, folders, files in os.walk(folder, onerror=_not_listed):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        inside = PurePosixPath(Path(where).relative_to(folder).as_posix())
+        names += [str(inside / name) for name in files if _is_picture(name)]
+    return sorted(names)
+
+
+def _not_listed(error: OSError) -> None:
+    """A folder that is there but closed would otherwise leave its pictures out without a word."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise UsageError(
+            f"data.folder: {error.filename} cannot be listed ({error.strerror}).\n"
+            "Expected a folder that can be read; change its permissions, or move it away."
+        ) from error
+
+
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
+def _labels(names: Sequence[str]) -> tuple[Tensor | None, tuple[str, ...]]:
+    """Labels (N,) and the names of the classes, sorted; none where a picture lies in no subfolder."""
+    tops = [name.partition("/")[0] for name in names if "/" in name]
+    if len(tops) < len(names):
+        return None, ()
+    classes = sorted(set(tops))
+    number = {name: label for label, name in enumerate(classes)}
+    return torch.tensor([number[top] for top in tops]), tuple(classes)
+
+
+def _in_order(function: Callable[[_In], _Out], items: Iterable[_In], num_threads: int) -> Iterator[_Out]:
+    """Results in the order of the items, a few ahead of the reader: `Executor.map` would hold them all.
+
+    Threads suffice, for Pillow decodes and resizes without the interpreter's lock.
+    """
+    with ThreadPoolExecutor(num_threads) as pool:
+        ahead: deque[Future[_Out]] = deque()
+        try:
+            for item in items:
+                ahead.append(pool.submit(function, item))
+                if len(ahead) > 4 * num_threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _stopped(problem: str) -> UsageError:
+    return UsageError(
+        f"{problem}\nExpected a whole picture; repair or remove the file, or go on without such files: "
+        "data.on_bad_image=skip"
+    )
+
+
+def _nothing_here(folder: Path) -> str:
+    kinds = ", ".join(suffix[1:] for suffix in SUFFIXES)
+    found = "no picture in" if folder.is_dir() else "a file and no archive," if folder.is_file() else "no folder"
+    fetch = ", or fetch them: python -m vae_lab.data.download pokemon" if folder.name == "pokemon" else ""
+    return (
+        f"data.folder: {found} {folder}\n"
+        f"Expected {kinds} files, in it or in folders inside it; set data.folder=DIR (or a zip or tar of it){fetch}\n"
+        "To start now, without a download: data=digits"
+    )

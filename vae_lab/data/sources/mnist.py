@@ -1,0 +1,136 @@
+"""MNIST and Fashion-MNIST: four IDX files, downloaded when they are missing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vae_lab.data.images import Images
+from vae_lab.data.progress import with_progress
+from vae_lab.data.sources.idx import read_idx
+from vae_lab.data.splits import hold_out
+from vae_lab.data.transfer import Check, Manner, TransferError, transfer
+from vae_lab.utils.errors import UsageError
+
+_PARTS = ("train", "t10k")
+_FILES = tuple(f"{part}-{kind}" for part in _PARTS for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
+_MANNER = Manner(timeout=30.0, attempts=3, longest_wait=10.0)  # then the next mirror
+
+
+@dataclass(frozen=True)
+class MNIST:
+    """70,000 handwritten digits in grey, 28x28, the official training images first.
+
+    `root` is the folder that holds `MNIST/raw`; `val_size` and `test_size` count images from the end, so the
+    defaults are the official test set and the last 5,000 training images.
+    """
+
+    root: str
+    val_size: int = 5000
+    test_size: int = 10000
+
+    dataset: ClassVar[str] = "MNIST"  # the folder, and the name in torchvision.datasets
+    class_names: ClassVar[tuple[str, ...]] = tuple("0123456789")
+
+    @property
+    def folder(self) -> Path:
+        """Where the four files are, raw or with .gz."""
+        return Path(self.root).expanduser().absolute() / self.dataset / "raw"
+
+    def load(self) -> Images:
+        """Uint8 pixels (70000, 1, 28, 28), downloaded first when a file is missing.
+
+        Raises UsageError when a file is broken, or missing where no download is possible.
+        """
+        if missing := [name for name in _FILES if not _find(self.folder, name).is_file()]:
+            _download(self.dataset, self.folder, missing)
+        (train, train_labels), (test, test_labels) = (self._read(part) for part in _PARTS)
+        if train.shape[1:] != test.shape[1:]:
+            raise UsageError(
+                f"{self.folder}: the training images are {_size(train)}, the test images {_size(test)}.\n"
+                "Expected one size; remove the four files, and the next run downloads them again."
+            )
+        return Images(
+            pixels=torch.cat([train, test]).unsqueeze(1),
+            splits=hold_out(len(train) + len(test), self.val_size, self.test_size),
+            labels=torch.cat([train_labels, test_labels]).long(),
+            class_names=self.class_names,
+        )
+
+    def _read(self, part: str) -> tuple[Tensor, Tensor]:
+        """Images (N, H, W) and labels (N,) of one part, both uint8."""
+        image_file, label_file = (_find(self.folder, name) for name in _FILES if name.startswith(part))
+        images, labels = read_idx(image_file, num_dims=3), read_idx(label_file, num_dims=1)
+        if len(images) != len(labels):
+            raise UsageError(
+                f"{label_file}: {len(labels)} labels for the {len(images)} images of {image_file.name}.\n"
+                "Expected as many; remove both files, and the next run downloads them again."
+            )
+        if len(labels) and int(labels.max()) >= len(self.class_names):
+            raise UsageError(
+                f"{label_file}: a label is {int(labels.max())}.\nExpected 0 to {len(self.class_names) - 1}; "
+                "remove the file, and the next run downloads it again."
+            )
+        return images, labels
+
+
+class FashionMNIST(MNIST):
+    """70,000 pictures of clothes in grey, 28x28; all as MNIST."""
+
+    dataset: ClassVar[str] = "FashionMNIST"
+    class_names: ClassVar[tuple[str, ...]] = (
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    )
+
+
+def _find(folder: Path, name: str) -> Path:
+    """Where the file is, or where it would be."""
+    raw, packed = folder / name, folder / f"{name}.gz"
+    return packed if packed.is_file() and not raw.is_file() else raw
+
+
+def _size(images: Tensor) -> str:
+    return "x".join(str(side) for side in images.shape[1:])
+
+
+def _download(dataset: str, folder: Path, missing: list[str]) -> None:
+    """Fetch the missing files, gzipped, each one whole and with the right checksum before it gets its name."""
+    import torchvision.datasets
+
+    source = getattr(torchvision.datasets, dataset)
+    checksums = dict(source.resources)  # MD5, by name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in with_progress(missing, len(missing), f"Downloading {dataset}"):
+            file = f"{name}.gz"
+            _from_a_mirror(source.mirrors, folder / file, partial(_problem, checksum=checksums[file]))
+    except (OSError, TransferError) as error:
+        raise UsageError(
+            f"{dataset} could not be downloaded: {error or type(error).__name__}\n"
+            f"Looked for {missing[0]} (or .gz) in {folder}, then at {' and '.join(source.mirrors)}\n"
+            "The same command goes on from there; to start now, without a download: data=digits"
+        ) from error
+
+
+def _from_a_mirror(mirrors: Sequence[str], final: Path, check: Check) -> None:
+    """Fetch the file from the first mirror that has it. Raises the last one's TransferError."""
+    *others, last = mirrors
+    for mirror in others:
+        with suppress(TransferError):
+            return transfer(mirror + final.name, final, check, _MANNER)
+    return transfer(last + final.name, final, check, _MANNER)
+
+
+def _problem(path: Path, checksum: str) -> str:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "md5").hexdigest()
+    return "" if found == checksum else f"what was sent has the checksum {found}, expected {checksum}"

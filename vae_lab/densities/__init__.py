@@ -1,1 +1,0 @@
-"""Distributions that torch.distributions lacks, gets wrong or is slow at, as torch Distributions."""

@@ -1,0 +1,280 @@
+"""Invertible maps of vectors with exact log-determinants and inverses, as transforms of torch.distributions.
+
+Weights live in networks, which live longer than a transform does. Everything acts on the last dimension, D, and
+broadcasts over those before it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.distributions.transforms import Transform, _InverseTransform
+from torch.nn.functional import logsigmoid, normalize, softplus
+
+from vae_lab.networks.made import MADE
+
+Mark = int | Tensor
+
+
+class Kept(NamedTuple):
+    """The last pair that a flow computed, and how to see that it still stands."""
+
+    x: Tensor
+    y: Tensor
+    log_det: Tensor  # log |det dy/dx|
+    marks: tuple[Mark, Mark]  # of x and y
+    tracked: tuple[bool, bool, bool]  # whether gradients were on, y required one and was a leaf
+
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor, log_det: Tensor) -> Kept:
+        """The pair as it is now."""
+        return cls(x, y, log_det, (mark(x), mark(y)), tracking(y))
+
+    def stands(self) -> bool:
+        """Whether nobody has changed the pair since, in place, nor asks for a gradient that was not followed."""
+        if not (unchanged(self.x, self.marks[0]) and unchanged(self.y, self.marks[1])):
+            return False
+        now = tracking(self.y)
+        return now[1:] == self.tracked[1:] and now[0] <= self.tracked[0]
+
+
+def mark(tensor: Tensor) -> Mark:
+    """What tells whether a tensor is changed in place: its version; a copy in inference mode, which counts none."""
+    if torch.compiler.is_compiling():
+        return 0  # compiled code is our own step's, which changes no sample, and cannot ask
+    return tensor.clone() if tensor.is_inference() else tensor._version
+
+
+def unchanged(tensor: Tensor, marked: Mark) -> bool:
+    """Whether a tensor is as it was when marked. (Reads back from the device in inference mode.)"""
+    if torch.compiler.is_compiling():
+        return True
+    return torch.equal(tensor, marked) if isinstance(marked, Tensor) else tensor._version == marked
+
+
+def tracking(y: Tensor) -> tuple[bool, bool, bool]:
+    """Whether gradients are on, y requires one and is a leaf."""
+    return torch.is_grad_enabled(), y.requires_grad, y.is_leaf
+
+
+class Flow(Transform):
+    """An invertible map x to y that knows the x and the log-determinant of the last y that it gave.
+
+    So the density of a sample costs no inverse. torch's own cache compares identities alone: it would also answer for a
+    sample changed in place, and without a gradient for one drawn under no_grad. Here those are computed anew.
+    Computes in the precision of x, whatever autocast says.
+    """
+
+    domain = codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self) -> None:
+        super().__init__(cache_size=1)
+        self._kept: Kept | None = None
+
+    def push(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (*, D) to y (*, D) and log |det dy/dx| (*)."""
+        raise NotImplementedError
+
+    def pull(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """y (*, D) to x (*, D) and, of the same map, log |det dy/dx| (*)."""
+        raise NotImplementedError
+
+    @property
+    def inv(self) -> Transform:
+        """The inverse; not kept, for the two in a circle would keep the samples alive after their step."""
+        return _InverseTransform(self)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The y of x, (*, D)."""
+        with full_precision(x):
+            y, log_det = self.push(x)
+        self._kept = Kept.of(x, y, log_det)
+        return y
+
+    def _inv_call(self, y: Tensor) -> Tensor:
+        if self._kept is not None and self._kept.y is y and self._kept.stands():
+            return self._kept.x
+        with full_precision(y):
+            x, log_det = self.pull(y)
+        self._kept = Kept.of(x, y, log_det)
+        return x
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """log |det dy/dx|, (*)."""
+        kept = self._kept
+        if kept is not None and kept.x is x and kept.y is y and kept.stands():
+            return kept.log_det
+        with full_precision(x):
+            return self.push(x)[1]
+
+
+def full_precision(x: Tensor) -> torch.autocast:
+    """No autocast: with it a map and its inverse would round differently."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+class InverseAutoregressive(Flow):
+    """y = gate x + (1 - gate) mean, both from the features of x before. Kingma et al. 2016, arXiv:1606.04934, alg. 1.
+
+    The inverse takes D passes of the network, the map itself one. Gates lie between 0.0009 and 0.9991, or a float could
+    not undo them. network: a MADE. context: (B, C).
+    """
+
+    GATE_START = 2.0  # the logit of a gate mostly open, as the paper advises
+    GATE_LIMIT = 7.0  # of the logit; near the identity well below it
+
+    def __init__(self, network: MADE, context: Tensor) -> None:
+        super().__init__()
+        self.network, self.context = network, context
+
+    def push(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """One pass."""
+        mean, logit = self._step(x)
+        return torch.lerp(mean, x, logit.sigmoid()), logsigmoid(logit).sum(-1)
+
+    def pull(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Feature after feature, in their order."""
+        degrees = self.network.degrees
+        x = torch.zeros_like(y)
+        for degree in range(y.shape[-1]):
+            mean, logit = self._step(x)
+            x = torch.where(degrees == degree, mean + (y - mean) / logit.sigmoid(), x)
+        return x, logsigmoid(logit).sum(-1)  # the last pass saw all that gates depend on
+
+    def _step(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, logit = self.network(x, self.context)
+        return mean, self.GATE_LIMIT * torch.tanh(logit / self.GATE_LIMIT)
+
+
+class Planar(Flow):
+    """y = x + u' tanh(w.x + b). Rezende & Mohamed 2015, arXiv:1505.05770, eq. 10.
+
+    u, w: (B, D), b: (B, 1), any numbers: u' is u moved along w until w.u' > -1, which makes the map invertible (A.1).
+    The paper's softplus is shifted here so that u' = u where w.u = 0; else u' would grow without limit as w vanishes.
+    The inverse solves a monotone equation of one unknown by bisection; it has first derivatives only.
+    """
+
+    LEAST_SLOPE = 1e-3  # of the map along w; at 0 it could not be inverted
+    SMALLEST = 1e-8  # |w|^2 to divide by
+    BISECTIONS = 60
+
+    def __init__(self, u: Tensor, w: Tensor, b: Tensor) -> None:
+        super().__init__()
+        along, square = dot(w, u), dot(w, w)
+        least = self.LEAST_SLOPE - 1
+        move = softplus(along + math.log(math.expm1(-least))) + least - along
+        move = move / square.clamp(min=self.SMALLEST)
+        self.u, self.w, self.b = u + move * w, w, b
+        self.slope = along + move * square  # w.u', without the rounding of that product
+
+    def push(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """By the matrix determinant lemma."""
+        bend = torch.tanh(dot(self.w, x) + self.b)
+        return x + self.u * bend, self._log_det(bend)
+
+    def pull(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """w.x + b first, then x."""
+        bend = torch.tanh(self._solved(dot(self.w, y) + self.b))
+        return y - self.u * bend, self._log_det(bend)
+
+    def _log_det(self, bend: Tensor) -> Tensor:
+        return torch.log1p(self.slope * (1 - bend.square())).squeeze(-1)
+
+    def _solved(self, target: Tensor) -> Tensor:
+        """The root a of a + slope tanh(a) = target."""
+        with torch.no_grad():
+            a, half = target, self.slope.abs()
+            for _ in range(self.BISECTIONS):
+                half = half / 2
+                a = a + half * torch.sign(target - a - self.slope * torch.tanh(a))
+        bend = torch.tanh(a)
+        # A step of Newton's: the last digits, and the gradient that the root has as an implicit function.
+        return a - (a + self.slope * bend - target) / (1 + self.slope * (1 - bend.square()))
+
+
+class Householder(Flow):
+    """The reflection y = x - 2 v (v.x) / |v|^2: orthogonal, its own inverse. Tomczak & Welling 2016, arXiv:1611.09630.
+
+    vector: v, (B, D); at v = 0 the identity.
+    """
+
+    def __init__(self, vector: Tensor) -> None:
+        super().__init__()
+        self.unit = normalize(vector, dim=-1)
+
+    def push(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """|det| is 1."""
+        y = x - 2 * dot(x, self.unit) * self.unit
+        return y, y.new_zeros(y.shape[:-1])
+
+    def pull(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The same reflection."""
+        return self.push(y)
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """(*, D) and (*, D) to (*, 1)."""
+    return (a * b).sum(-1, keepdim=True)
+
+
+class AffineCoupling(Flow):
+    """One half of the features scaled and shifted as the other half says. Dinh et al. 2017, arXiv:1605.08803, eq. 4.
+
+    network: from the half that is kept (the first, which has the odd feature; swapped: the second) to twice the other.
+    """
+
+    LOG_SCALE_LIMIT = 3.0  # scales of a layer between 0.05 and 20; near the identity well below
+
+    def __init__(self, network: nn.Module, swapped: bool) -> None:
+        super().__init__()
+        self.network, self.swapped = network, swapped
+
+    def push(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """One pass of the network."""
+        kept, changed = self._halves(x)
+        log_scale, shift = self._step(kept)
+        return self._whole(kept, changed * log_scale.exp() + shift), log_scale.sum(-1)
+
+    def pull(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """One pass of the network."""
+        kept, changed = self._halves(y)
+        log_scale, shift = self._step(kept)
+        return self._whole(kept, (changed - shift) * (-log_scale).exp()), log_scale.sum(-1)
+
+    def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = x.tensor_split(2, -1)
+        return (second, first) if self.swapped else (first, second)
+
+    def _whole(self, kept: Tensor, changed: Tensor) -> Tensor:
+        return torch.cat((changed, kept) if self.swapped else (kept, changed), -1)
+
+    def _step(self, kept: Tensor) -> tuple[Tensor, Tensor]:
+        log_scale, shift = self.network(kept).chunk(2, -1)
+        return self.LOG_SCALE_LIMIT * torch.tanh(log_scale / self.LOG_SCALE_LIMIT), shift
+
+
+class FeaturesFirst(Flow):
+    """(*, h, w, D) to (*, D, h, w): from where flows have the features of a place to where a map has them."""
+
+    domain = codomain = constraints.independent(constraints.real, 3)
+
+    def push(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """|det| is 1."""
+        return x.movedim(-1, -3), x.new_zeros(x.shape[:-3])
+
+    def pull(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Back."""
+        return y.movedim(-3, -1), y.new_zeros(y.shape[:-3])
+
+    def forward_shape(self, shape: torch.Size) -> torch.Size:
+        """(*, h, w, D) to (*, D, h, w)."""
+        return torch.Size((*shape[:-3], shape[-1], *shape[-3:-1]))
+
+    def inverse_shape(self, shape: torch.Size) -> torch.Size:
+        """(*, D, h, w) to (*, h, w, D)."""
+        return torch.Size((*shape[:-3], *shape[-2:], shape[-3]))

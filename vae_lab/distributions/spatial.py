@@ -1,0 +1,89 @@
+"""A latent that is a map: one distribution of vectors at each of its places, all independent."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, Normal, kl_divergence
+from torch.distributions.kl import register_kl
+
+from vae_lab.core import NO_SHAPE, SampleShape
+from vae_lab.distributions.gaussians import normal_of
+
+
+class Placewise(Distribution):
+    """Vectors at the places of a map. base: batch (*batch, h, w), event (F,).
+
+    This: batch (*batch), event (F, h, w).
+    """
+
+    arg_constraints = {}  # noqa: RUF012
+
+    def __init__(self, base: Distribution) -> None:
+        self.base_dist = base
+        self.has_rsample = base.has_rsample
+        event = torch.Size((*base.event_shape, *base.batch_shape[-2:]))
+        super().__init__(base.batch_shape[:-2], event, validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """In nats, the batch shape."""
+        return self.base_dist.log_prob(features_last(value)).sum((-2, -1))
+
+    def rsample(self, sample_shape: SampleShape = NO_SHAPE) -> Tensor:
+        """(*sample_shape, *batch, F, h, w)."""
+        return features_first(self.base_dist.rsample(torch.Size(sample_shape)))
+
+    def sample(self, sample_shape: SampleShape = NO_SHAPE) -> Tensor:
+        """The same without a gradient."""
+        return features_first(self.base_dist.sample(torch.Size(sample_shape)))
+
+    @property
+    def mean(self) -> Tensor:
+        """(*batch, F, h, w)."""
+        return features_first(self.base_dist.mean)
+
+    @property
+    def mode(self) -> Tensor:
+        """(*batch, F, h, w)."""
+        return features_first(self.base_dist.mode)
+
+    @property
+    def variance(self) -> Tensor:
+        """(*batch, F, h, w)."""
+        return features_first(self.base_dist.variance)
+
+    def entropy(self) -> Tensor:
+        """In nats, the batch shape."""
+        return self.base_dist.entropy().sum((-2, -1))
+
+
+def features_last(value: Tensor) -> Tensor:
+    """(*, F, h, w) to (*, h, w, F)."""
+    return value.movedim(-3, -1)
+
+
+def features_first(value: Tensor) -> Tensor:
+    """(*, h, w, F) to (*, F, h, w)."""
+    return value.movedim(-1, -3)
+
+
+@register_kl(Placewise, Placewise)  # type: ignore[untyped-decorator]
+def _between_places(q: Placewise, p: Placewise) -> Tensor:
+    """KL(q || p), the batch shape."""
+    return kl_divergence(q.base_dist, p.base_dist).sum((-2, -1))
+
+
+@register_kl(Placewise, Independent)  # type: ignore[untyped-decorator]
+def _to_diagonal(q: Placewise, p: Independent[Distribution]) -> Tensor:
+    """KL(q || p), the batch shape. NotImplementedError: p is no diagonal Gaussian over maps."""
+    base = normal_of(p)
+    if base is None or len(p.event_shape) != len(q.event_shape):
+        raise NotImplementedError
+    mean, scale = features_last(base.loc), features_last(base.scale)
+    vectors = Independent(Normal(mean, scale, validate_args=False), 1, validate_args=False)
+    return kl_divergence(q.base_dist, vectors).sum((-2, -1))
+
+
+def over_places(vectors: Distribution) -> Distribution:
+    """Batch (B,) as it is; batch (B, h, w) as one latent of independent places."""
+    return Placewise(vectors) if len(vectors.batch_shape) == 3 else vectors

@@ -1,0 +1,204 @@
+"""Distributions on the unit sphere S^{D-1} in R^D: uniform; von Mises-Fisher, its samples with exact gradients."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.distributions.kl import register_kl
+from torch.nn.functional import normalize
+
+from vae_lab.core import NO_SHAPE, SampleShape
+from vae_lab.distributions.bessel import log_bessel_and_ratio
+
+NUM_PROPOSALS = 24  # each is accepted with probability 0.65 or more, so that all are refused once in 10^11 samples
+NUM_NODES = 48
+
+
+def log_area(dim: int) -> float:
+    """The logarithm of the area of the unit sphere in R^dim."""
+    return math.log(2) + dim / 2 * math.log(math.pi) - math.lgamma(dim / 2)
+
+
+class SphericalUniform(Distribution):
+    """The uniform density on S^{D-1}. dim: D. like: a tensor that says dtype and device."""
+
+    arg_constraints = {}  # noqa: RUF012
+
+    def __init__(self, dim: int, batch_shape: SampleShape, like: Tensor) -> None:
+        self._like = like
+        super().__init__(torch.Size(batch_shape), torch.Size((dim,)), validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """In nats, (*batch) of value (*batch, D)."""
+        shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+        return value.new_full(shape, -log_area(value.shape[-1]))
+
+    def sample(self, sample_shape: SampleShape = NO_SHAPE) -> Tensor:
+        """(*sample_shape, *batch, D): Gaussians, divided by their length."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        return normalize(torch.randn(shape, dtype=self._like.dtype, device=self._like.device), dim=-1)
+
+    @property
+    def mean(self) -> Tensor:
+        """0, (*batch, D)."""
+        return self._like.new_zeros(self._extended_shape())
+
+    @property
+    def variance(self) -> Tensor:
+        """1/D, (*batch, D)."""
+        return self._like.new_full(self._extended_shape(), 1 / self.event_shape[0])
+
+    def entropy(self) -> Tensor:
+        """In nats, the batch shape."""
+        return self._like.new_full(self.batch_shape, log_area(self.event_shape[0]))
+
+
+class VonMisesFisher(Distribution):
+    """Density proportional to exp(concentration direction.z) on S^{D-1}. Davidson et al. 2018, arXiv:1804.00891.
+
+    direction: (*batch, D) of length 1, D >= 2. concentration: (*batch), above 0.
+
+    Bessel functions and angles are of float64. Sampling reads nothing back from a device, and its work depends on
+    shapes alone. A sample's gradient is unbiased: it is that of the accepted sample, where Davidson et al. take that of
+    the accepted proposal, which lacks a correction term; see `rsample`. It can be taken once, not twice.
+    """
+
+    arg_constraints = {}  # noqa: RUF012
+    has_rsample = True
+
+    def __init__(self, direction: Tensor, concentration: Tensor) -> None:
+        self.direction, self.concentration = direction, concentration
+        super().__init__(concentration.shape, direction.shape[-1:], validate_args=False)
+        # log(e^-k I_{D/2-1}(k)), and the length of the mean.
+        self._log_bessel, self._mean_length = log_bessel_and_ratio(direction.shape[-1] / 2 - 1, concentration)
+
+    @property
+    def _log_peak(self) -> Tensor:
+        """The log density at the direction, float64."""
+        dim, k = self.event_shape[0], self.concentration.double()
+        return (dim / 2 - 1) * k.log() - dim / 2 * math.log(2 * math.pi) - self._log_bessel
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """In nats, (*batch) of value (*batch, D) of length 1.
+
+        Of points of length 1, direction.value - 1 is minus half a squared distance, which does not cancel.
+        """
+        distance = (value - self.direction).square().sum(-1)
+        return self._log_peak.to(value.dtype) - 0.5 * self.concentration * distance
+
+    @property
+    def mean(self) -> Tensor:
+        """The direction, shortened, (*batch, D)."""
+        return self._mean_length.to(self.direction.dtype).unsqueeze(-1) * self.direction
+
+    @property
+    def mode(self) -> Tensor:
+        """The direction, (*batch, D)."""
+        return self.direction
+
+    @property
+    def variance(self) -> Tensor:
+        """Of each coordinate, (*batch, D)."""
+        along, across = (moment.to(self.direction.dtype).unsqueeze(-1) for moment in self._variances())
+        return across + (along - across) * self.direction.square()
+
+    def _variances(self) -> tuple[Tensor, Tensor]:
+        """Along the direction, and across it in each of the D - 1 others; float64."""
+        length = self._mean_length
+        across = length / self.concentration.double()
+        return (1 - length.square() - (self.event_shape[0] - 1) * across).clamp(min=0), across
+
+    def entropy(self) -> Tensor:
+        """In nats, the batch shape."""
+        k = self.concentration.double()
+        return (k * (1 - self._mean_length) - self._log_peak).to(self.concentration.dtype)
+
+    def rsample(self, sample_shape: SampleShape = NO_SHAPE) -> Tensor:
+        """(*sample_shape, *batch, D).
+
+        The gradient follows how a sample moves with its distribution. When the direction turns, the sample turns with
+        it, by the smallest rotation. When the concentration grows, its angle to the direction moves such that the
+        distribution function of the angle at the sample stays as it is (Figurnov et al. 2018, arXiv:1805.08498).
+        """
+        with torch.no_grad():
+            shape = self._extended_shape(torch.Size(sample_shape))
+            angle = _sampled_angle(shape[-1], self.concentration.double().expand(shape[:-1]))
+            cos, sin = (f(angle).to(self.direction.dtype).unsqueeze(-1) for f in (torch.cos, torch.sin))
+            noise = torch.randn(shape, dtype=self.direction.dtype, device=self.direction.device)
+            across = normalize(noise - (noise * self.direction).sum(-1, keepdim=True) * self.direction, dim=-1)
+            sample = cos * self.direction + sin * across
+            moves = self.concentration.requires_grad or self.direction.requires_grad
+        if not (moves and torch.is_grad_enabled()):
+            return sample
+        with torch.no_grad():
+            speed = _angular_speed(shape[-1], angle, self.concentration.double(), self._mean_length)
+            velocity = speed.to(sample.dtype).unsqueeze(-1) * (cos * across - sin * self.direction)
+        turned = self.direction * cos - self.direction.detach() * (self.direction * sample).sum(-1, keepdim=True)
+        path = turned + velocity * self.concentration.unsqueeze(-1)
+        return sample + (path - path.detach())  # its gradient, without a change of its value
+
+
+def _sampled_angle(dim: int, k: Tensor) -> Tensor:
+    """Angles between samples and their directions, in (0, pi), the shape of k.
+
+    Rejection sampling by Wood 1994, "Simulation of the von Mises Fisher distribution", algorithm VM*, which mends
+    Ulrich 1984. Of a fixed number of proposals the first that is accepted counts, rather than proposing until one is.
+    """
+    k = k.unsqueeze(-1)
+    root = torch.hypot(2 * k, torch.full_like(k, dim - 1))
+    a, b = (dim - 1 + 2 * k + root) / 4, (dim - 1) / (2 * k + root)
+    d = 4 * a * b / (1 + b) - (dim - 1) * math.log(dim - 1)
+    shape = (*k.shape[:-1], NUM_PROPOSALS)
+    beta = _symmetric_beta(dim, shape, k.device)
+    below = 1 - (1 - b) * beta
+    t = 2 * a * b / below
+    accepted = (dim - 1) * t.log() - t + d >= torch.rand(shape, dtype=k.dtype, device=k.device).log()
+    first = accepted.to(torch.uint8).argmax(-1, keepdim=True)
+    half_distance = (b * beta / below).gather(-1, first).squeeze(-1)  # (1 - cos) / 2
+    return (2 * torch.asin(half_distance.sqrt())).clamp(1e-9, math.pi - 1e-9)
+
+
+def _symmetric_beta(dim: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Samples of Beta((dim - 1) / 2, (dim - 1) / 2), float64. Ulrich 1984, "Computer generation of distributions on the
+    m-sphere", section 3.
+    """
+    u, v = torch.rand((2, *shape), dtype=torch.float64, device=device)
+    radius = (1 - u ** (2 / (dim - 2))).sqrt() if dim > 2 else torch.ones_like(u)
+    return 0.5 + 0.5 * radius * torch.cos(2 * math.pi * v)
+
+
+def _angular_speed(dim: int, angle: Tensor, k: Tensor, mean_length: Tensor) -> Tensor:
+    """d angle / d k at a constant value of the angle's distribution function, the shape of `angle`; float64.
+
+    Minus the integral of dp/dk from 0 to the angle, over p: the density p(f) ~ exp(k cos f) sin(f)^(D-2) has
+    dp/dk = (cos f - mean length) p. From 0 to pi this integrates to 0, so the side is chosen where it keeps its sign.
+    """
+    k, mean_length, angle = k.unsqueeze(-1), mean_length.unsqueeze(-1), angle.unsqueeze(-1)
+    cos = angle.cos()
+    inward = cos > mean_length  # towards 0, else towards pi
+    reach = 10 / (k * mean_length + dim - 2).sqrt()  # beyond it, p is less than 10^-9 of what it is at the angle
+    length = torch.minimum(torch.where(inward, angle, math.pi - angle), reach)
+    nodes, weights = _quadrature(angle.device)
+    f = angle + torch.where(inward, -length, length) * nodes
+    log_p = k * (f.cos() - cos) + torch.xlogy(dim - 2, f.sin().clamp(min=0)) - torch.xlogy(dim - 2, angle.sin())
+    integral = length.squeeze(-1) * (weights * (f.cos() - mean_length) * log_p.exp()).sum(-1)
+    return torch.where(inward.squeeze(-1), -integral, integral)
+
+
+def _quadrature(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Nodes in [0, 1] and their weights, exact for what is smooth within: tanh-sinh. Made on the device."""
+    step = 6 / (NUM_NODES - 1)
+    t = torch.arange(NUM_NODES, dtype=torch.float64, device=device) * step - 3
+    inner = math.pi / 2 * t.sinh()
+    return torch.sigmoid(2 * inner), step * math.pi / 4 * t.cosh() / inner.cosh().square()
+
+
+@register_kl(VonMisesFisher, SphericalUniform)  # type: ignore[untyped-decorator]
+def _to_uniform(q: VonMisesFisher, p: SphericalUniform) -> Tensor:
+    """KL(q || p), the batch shape: the log area of the sphere less q's entropy."""
+    k = q.concentration.double()
+    divergence = q._log_peak - k * (1 - q._mean_length) + log_area(q.event_shape[0])
+    return divergence.to(q.concentration.dtype)

@@ -1,0 +1,146 @@
+"""What pictures are drawn from: a model at one moment, and a few images to look at it with.
+
+What draws random numbers seeds them first, so that a picture is the same whichever others are drawn, and by whom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from vae_lab.core import Trace
+from vae_lab.figures.examples import Examples, OneLayer, has_one_layer
+from vae_lab.figures.latent_space import CHUNK, LatentSpace
+from vae_lab.figures.sizes import Sizes
+from vae_lab.models.base import Model
+from vae_lab.objectives.bounds import closed_form_kl
+
+FEW = 64  # images that the KL of layers is averaged over
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A model at one moment, and the images it is looked at with. Used under `looking_at`."""
+
+    model: Model
+    device: torch.device
+    examples: Examples
+    sizes: Sizes = field(default_factory=Sizes)
+    when: str = ""  # "epoch 7", for the titles
+    known_kl: Tensor | None = None  # (D,), of the last validation
+    corrupted: Callable[[Tensor], Tensor] | None = None  # what training does to the images that the encoder sees
+
+    def title(self, what: str) -> str:
+        """With the moment."""
+        return f"{what}, {self.when}" if self.when else what
+
+    @property
+    def class_names(self) -> list[str]:
+        """Of all classes."""
+        return [self.examples.class_of(label) for label in range(self.model.image.num_classes)]
+
+    def labels(self, count: int) -> Tensor | None:
+        """Of the first images, (count,); None for a model that is not given any."""
+        if not self.model.conditional:
+            return None
+        known = self.examples.labels
+        return torch.zeros(0, dtype=torch.int64) if known is None else known[:count]
+
+    @property
+    def first_label(self) -> Tensor | None:
+        """What a conditional model is told where one image stands for all, ()."""
+        labels = self.labels(1)
+        return labels if labels is None else torch.cat([labels, torch.zeros(1, dtype=torch.int64)])[0]
+
+    def on_device(self, values: Tensor | None) -> Tensor | None:
+        """Where the model is."""
+        return values if values is None else values.to(self.device)
+
+    @cached_property
+    def space(self) -> LatentSpace:
+        """The latents of a model with one layer of them."""
+        model, x = cast(OneLayer, self.model), self.examples.x
+        return LatentSpace(model, self.device, x, self.labels(len(x)), self.sizes.seed, self.known_kl)
+
+    @property
+    def has_points(self) -> bool:
+        """Whether the model has one layer of latents, and these are points of a space: anything but codes."""
+        return has_one_layer(self.model) and self.model.latents[0].kind != "codes"
+
+    def reconstructed(self, count: int) -> Distribution:
+        """p(x|z) at the centre of q(z|x) of the first images, batch (count,)."""
+        if self.has_points:  # the very centres of the other pictures: some families estimate theirs from samples
+            return self.space.likelihood(self.space.latents.centre[:count], self.labels(count))
+        return self.restored(self.examples.x[:count])
+
+    def restored(self, x: Tensor) -> Distribution:
+        """The same where the encoder sees x (count, C, H, W) in place of the first images."""
+        torch.manual_seed(self.sizes.seed)
+        return self.model.reconstruct(x.to(self.device), self.on_device(self.labels(len(x))))
+
+    def corrupt(self, x: Tensor) -> Tensor:
+        """Images x (count, C, H, W) as the encoder sees them in training, on the CPU; by the same chance every time."""
+        torch.manual_seed(self.sizes.seed)
+        return self.corrupted(x.to(self.device)).cpu() if self.corrupted is not None else x
+
+    def sample(self, count: int, y: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+        """The means of p(x|z) at latents from the prior, (count, C, H, W) on the CPU. y: labels (count,).
+
+        Of the same random numbers every time: the model, the labels and the temperature alone move the images.
+        """
+        torch.manual_seed(self.sizes.seed)
+        images = []
+        for first in range(0, count, CHUNK):
+            labels = self.on_device(y if y is None else y[first : first + CHUNK])
+            images.append(self.model.sample(min(CHUNK, count - first), labels, temperature).mean.float().cpu())
+        return torch.cat(images)
+
+    @cached_property
+    def can_sample(self) -> bool:
+        """Whether the prior has samples."""
+        return self._can_sample_at(1.0, NotImplementedError)
+
+    @cached_property
+    def can_temper(self) -> bool:
+        """Whether it has some at other temperatures."""
+        return self._can_sample_at(0.5, NotImplementedError, ValueError)
+
+    def _can_sample_at(self, temperature: float, *refusals: type[Exception]) -> bool:
+        try:
+            self.sample(1, torch.zeros(1, dtype=torch.int64) if self.model.conditional else None, temperature)
+        except refusals:
+            return False
+        return True
+
+    def traces(self, count: int) -> Iterator[Trace]:
+        """The first images through the whole model, some at a time."""
+        torch.manual_seed(self.sizes.seed)
+        y = self.labels(count)
+        for first in range(0, min(count, len(self.examples)), CHUNK):
+            last = min(first + CHUNK, count)
+            x = self.examples.x[first:last].to(self.device)
+            yield self.model(x, 1, self.on_device(y if y is None else y[first:last]))
+
+    @cached_property
+    def layer_kl(self) -> Tensor:
+        """KL of each layer in nats, (L,), mean over the first images."""
+        (trace,) = self.traces(FEW)
+        return torch.stack([closed_form_kl(latent).mean() for latent in trace.latents]).float().cpu()
+
+    def code_counts(self) -> dict[int, Tensor]:
+        """Of each layer of codes, by its number, how often each of its G variables took each of K codes, (G, K)."""
+        from vae_lab.metrics.diagnostics import numbers_of
+
+        sizes = {layer: latent.num_codes for layer, latent in enumerate(self.model.latents) if latent.num_codes}
+        counts = {layer: torch.zeros(self.model.latents[layer].code_shape[0], size) for layer, size in sizes.items()}
+        for trace in self.traces(len(self.examples)):
+            for layer, size in sizes.items():
+                for row, numbers in enumerate(numbers_of(trace.latents[layer], size).cpu().unbind(1)):
+                    counts[layer][row] += numbers.flatten().bincount(minlength=size)
+        return counts

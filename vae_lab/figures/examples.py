@@ -1,0 +1,84 @@
+"""What is looked at: what a picture asks of a model, and the images it is looked at with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from vae_lab.models.base import Model
+
+
+class OneLayer(Protocol):
+    """What pictures of the latents ask of a model with one layer of them."""
+
+    encoder: nn.Module
+    decoder: nn.Module
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Of one z: (D,), or (F, h, w)."""
+        ...
+
+    def encode(self, x: Tensor, y: Tensor | None = None) -> Distribution:
+        """q(z|x), batch (B,)."""
+        ...
+
+    def decode(self, z: Tensor, y: Tensor | None = None) -> Distribution:
+        """p(x|z), batch of z's leading dimensions, event (C, H, W)."""
+        ...
+
+    def prior_of(self, y: Tensor | None = None) -> Distribution:
+        """p(z), batch (); or (B,) where the prior depends on the labels."""
+        ...
+
+    def sample_latents(self, num_images: int, y: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+        """Latents from the prior, (num_images, *shape)."""
+        ...
+
+    def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Distribution:
+        """p(x|z) at the centre of q(z|x), batch (B,)."""
+        ...
+
+
+def has_one_layer(model: Model) -> bool:
+    """Whether there is one q(z|x), one p(z) and one p(x|z) to look at."""
+    return hasattr(model, "prior_of")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Images to look at, with what is known of them; there may be none."""
+
+    x: Tensor  # (N, C, H, W) in [0, 1]
+    labels: Tensor | None = None  # int64 (N,)
+    class_names: tuple[str, ...] = ()
+    split: str = "test"
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def class_of(self, label: int) -> str:
+        """Its name, or its number where the classes have no names."""
+        return self.class_names[label] if label < len(self.class_names) else str(label)
+
+
+@contextmanager
+def looking_at(model: Model, device: torch.device, seed: int) -> Iterator[None]:
+    """Eval mode, no gradients, a random state of our own; everything is as it was afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    devices = [device] if device.type == "cuda" else []
+    try:
+        for module, _ in modes:
+            module.training = False
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,96 @@
+"""The ELBO of a whole split: sums and a count, whatever the batch sizes and the number of devices were."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from vae_lab.core import LatentSpec, Trace
+from vae_lab.objectives.bounds import BoundTerms, elbo, kl_per_dimension, total_kl
+
+MOST_DIMENSIONS_LOGGED = 32
+ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, arXiv:1509.00519, section 5.2
+
+
+class SplitSums(Metric):
+    """Sums of the terms of the ELBO and the moments of the posterior means over images.
+
+    `compute` gives `elbo`, `log_px`, `kl`, `loss` (means in nats per image, beta = 1 in the ELBO). Of each dimension of
+    one latent `kl_means()`, None where the posterior does not factorise, and `active()`; of several latents the KL of
+    each layer.
+    """
+
+    full_state_update = False
+
+    totals: Tensor
+    count: Tensor
+    kl_sums: Tensor
+    mean_sums: Tensor
+    square_sums: Tensor
+    layer_sums: Tensor
+
+    def __init__(self, latent_dim: int, num_layers: int = 1) -> None:
+        super().__init__()
+        self.factorises, self.num_layers = num_layers == 1, num_layers
+        self.add_state("layer_sums", torch.zeros(num_layers), dist_reduce_fx="sum")
+        self.add_state("totals", torch.zeros(4), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        for name in ("kl_sums", "mean_sums", "square_sums"):
+            self.add_state(name, torch.zeros(latent_dim), dist_reduce_fx="sum")
+
+    @classmethod
+    def of(cls, latents: Sequence[LatentSpec]) -> SplitSums:
+        """For a model with these latents."""
+        return cls(math.prod(latents[0].shape), len(latents))
+
+    def update(self, trace: Trace, terms: BoundTerms, loss: Tensor) -> None:
+        """One batch: its trace, its terms, and what the objective makes of them, (B,)."""
+        per_image = torch.stack((elbo(terms), terms.log_px.mean(0), total_kl(terms).mean(0), loss))
+        self.totals += per_image.sum(1)
+        self.count += per_image.shape[1]
+        self.layer_sums += terms.kl.mean(1).sum(1)
+        per_dimension = kl_per_dimension(trace.latents[0]) if self.factorises else None
+        if per_dimension is None:
+            self.factorises = False
+            return
+        means = trace.latents[0].posterior.mean.flatten(1)
+        self.kl_sums += per_dimension.flatten(1).sum(0)
+        self.mean_sums += means.sum(0)
+        self.square_sums += means.square().sum(0)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Means over the images seen, in nats per image."""
+        means = self.totals / self.count
+        return dict(zip(("elbo", "log_px", "kl", "loss"), means.unbind(), strict=True))
+
+    def kl_means(self) -> Tensor | None:
+        """KL of each latent dimension, (D,), mean over images, on the CPU. Call after `compute`, inside its sync."""
+        return (self.kl_sums / self.count).cpu() if self.factorises else None
+
+    def latent_metrics(self) -> dict[str, float]:
+        """`active_units`, and `kl/dim_<d>` of the most active dimensions, or `kl/layer_<l>` from the top down.
+
+        Call as `kl_means`.
+        """
+        if self.num_layers > 1:
+            means = (self.layer_sums / self.count).tolist()
+            return {f"kl/layer_{layer}": kl for layer, kl in enumerate(means)}
+        kl = self.kl_means()
+        if kl is None:
+            return {}
+        top = kl.argsort(descending=True)[:MOST_DIMENSIONS_LOGGED].sort().values
+        return {"active_units": float(self.active().sum()), **{f"kl/dim_{d}": float(kl[d]) for d in top.tolist()}}
+
+    def active(self) -> Tensor:
+        """Which dimensions vary with the image: variance of the posterior mean above 0.01, (D,) bool."""
+        mean = self.mean_sums / self.count
+        return self.square_sums / self.count - mean.square() > ACTIVE_VARIANCE
+
+
+def bits_per_dim(nats: float, num_dims: int) -> float:
+    """Nats of an image to bits of a dimension; only for the log of a probability mass."""
+    return nats / (num_dims * math.log(2))

@@ -1,0 +1,65 @@
+"""A whole split scored under the ELBO: the same whatever was minimised, with noise of its own; no Lightning."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from vae_lab.data.batches import Batch
+from vae_lab.data.images import Split
+from vae_lab.data.transforms import Preprocess
+from vae_lab.metrics.diagnostics import Diagnostics
+from vae_lab.metrics.elbo_sums import SplitSums, bits_per_dim
+from vae_lab.models.base import Batches, Model, fit_likelihood
+from vae_lab.objectives.objective import Objective, Weights
+from vae_lab.utils.rng import EVALUATE, FIT, seed_noise
+
+
+class SplitEvaluation:
+    """What a validation and a test do: `start`, `add` of each batch, then `means`.
+
+    sums, diagnostics: on the device of the images. kl_per_dim: KL of each latent dimension at the last
+    `latent_metrics`, (D,).
+    """
+
+    def __init__(
+        self, sums: SplitSums, diagnostics: Diagnostics, objective: Objective, preprocess: Preprocess, seed: int
+    ) -> None:
+        self.sums, self.diagnostics = sums, diagnostics
+        self.objective, self.preprocess, self.seed = objective, preprocess, seed
+        self.kl_per_dim: Tensor | None = None
+
+    def start(self, model: Model, training_batches: Batches) -> None:
+        """Nothing is summed yet, and the likelihood is ready."""
+        self.sums.reset()
+        self.diagnostics.reset()
+        self.fit_likelihood(model, training_batches)
+
+    def fit_likelihood(self, model: Model, training_batches: Batches) -> None:
+        """Every process on the same images x (B, C, H, W) and noise, so that all of them find the same."""
+        seed_noise(self.sums.device, self.seed, FIT)
+        training = model.training
+        fit_likelihood(model.eval(), training_batches)
+        model.train(training)
+
+    def add(self, model: Model, batch: Batch, weights: Weights, rank: int, number: int) -> None:
+        """Batch `number` of process `rank`, of uint8 images (B, C, H, W). weights: in the loss alone."""
+        seed_noise(self.sums.device, self.seed, EVALUATE, rank, number)
+        x, y = self.preprocess.evaluate(batch.images), batch.labels if model.conditional else None
+        trace = model(x, self.objective.num_samples, y)
+        terms = self.objective.terms(trace, x)
+        loss, _ = self.objective(model.observed(trace, x, y), terms, weights)
+        self.sums.update(trace, terms, loss)
+        self.diagnostics.update(model, trace, terms.log_px, x, y)
+
+    def means(self, model: Model, split: Split) -> dict[str, float]:
+        """`<split>/elbo` and so on, in nats per image, over all processes."""
+        means = {f"{split}/{name}": float(value) for name, value in self.sums.compute().items()}
+        if model.is_mass_function:
+            means[f"{split}/bits_per_dim"] = bits_per_dim(-means[f"{split}/elbo"], model.image.num_dims)
+        return means
+
+    def latent_metrics(self) -> dict[str, float]:
+        """`active_units`, `kl/dim_<d>` or `kl/layer_<l>`, and the diagnostics; call after `means`."""
+        with self.sums.sync_context():
+            self.kl_per_dim = self.sums.kl_means()
+            return self.sums.latent_metrics() | self.diagnostics.compute()

@@ -1,0 +1,7 @@
+"""Models: networks, families and priors put together; images in, a Trace out."""
+
+from vae_lab.models.base import Model
+from vae_lab.models.ladder import LadderVAE
+from vae_lab.models.vae import VAE
+
+__all__ = ["VAE", "LadderVAE", "Model"]

@@ -1,0 +1,184 @@
+"""A ladder: many stochastic layers, from a coarse map at the top down to fine ones.
+
+Features of the image go up once. The way down is shared by the prior and the posterior of each layer: q(z_l | x, z_<l)
+sees what p(z_l | z_<l) sees, and the image's features at its resolution. Sonderby et al. 2016, arXiv:1602.02282;
+Vahdat & Kautz 2020, arXiv:2007.03898; Child 2021, arXiv:2011.10650.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import cast
+
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from vae_lab.core import ImageSpec, Latent, LatentSpec, Likelihood, Posterior, Prior, Trace
+from vae_lab.distributions.unflatten import folded
+from vae_lab.models.base import Model, centre, latent_spec, require_same_space
+from vae_lab.models.stochastic_layer import Layer
+from vae_lab.networks.conditioning import LabelPlane, require_labels
+from vae_lab.networks.ladder import BottomUp, Head, Plan, Rung, Start, descent, prepared
+from vae_lab.networks.ladder_sizes import resolutions
+from vae_lab.priors.temperature import tempered
+
+# A rung and its families, what is above (N, C, h, w) and the prior there, to z (M, F, h, w).
+Pick = Callable[[Rung, Layer, Tensor, Distribution], Tensor]
+
+
+class LadderVAE(Model):
+    """A top-down hierarchical variational autoencoder of residual blocks.
+
+    image: the images' spec. latent_dim: features of each place of each layer's z. posterior(latent_dim) and
+    prior(latent spec), called for each layer, and likelihood(image) are factories. layers: stochastic layers of each
+    resolution, from fine to coarse, or one number for all. channels, strides, width, max_width: see `resolutions`.
+    blocks: residual blocks behind each stochastic layer, and on the way up as many. squeeze: channels of a map over
+    those of its 3x3 convolutions. weight_norm: of all convolutions. conditional: whether the ways up and down begin
+    with the labels y.
+
+    ValueError: sides that cannot be divided so, families that do not go together, conditional without labels.
+    """
+
+    def __init__(
+        self,
+        image: ImageSpec,
+        latent_dim: int,
+        posterior: Callable[[int], Posterior],
+        prior: Callable[[LatentSpec], Prior],
+        likelihood: Callable[[ImageSpec], Likelihood],
+        layers: int | Sequence[int] = 1,
+        channels: Sequence[int] | None = None,
+        strides: Sequence[int] | None = None,
+        width: int = 32,
+        max_width: int = 64,
+        blocks: int = 1,
+        squeeze: int = 2,
+        weight_norm: bool = False,
+        conditional: bool = False,
+    ) -> None:
+        super().__init__()
+        _require_positive(latent_dim=latent_dim, blocks=blocks, squeeze=squeeze, width=width, max_width=max_width)
+        if conditional:
+            require_labels(image)
+        self.image, self.conditional = image, conditional
+        sides = (image.height, image.width)
+        plan = Plan(resolutions(sides, layers, channels, strides, width, max_width), blocks, squeeze)
+        self.likelihood = likelihood(image)
+        self.seen = LabelPlane(image) if conditional else None
+        self.bottom_up = BottomUp(image.channels + (self.seen.num_channels if self.seen else 0), plan)
+        self.start = Start(plan.resolutions[-1], image.num_classes if conditional else 0)
+        self.layers, self.rungs = nn.ModuleList(), nn.ModuleList()
+        self.specs: tuple[LatentSpec, ...] = ()
+        for level, is_last in plan.places():
+            self._add(plan, level, is_last, posterior(latent_dim), prior)
+        self.head = Head(plan.resolutions[0], self.likelihood.num_channels)
+        for network in (self.bottom_up, self.rungs, self.head):
+            prepared(network, weight_norm)
+
+    def _add(
+        self, plan: Plan, level: int, is_last: bool, posterior: Posterior, prior: Callable[[LatentSpec], Prior]
+    ) -> None:
+        """One more stochastic layer below those there are. is_last: of its resolution."""
+        spec = latent_spec(posterior, plan.resolutions[level].sides, self.image)
+        layer = Layer(posterior, prior(spec), is_top=not self.specs)
+        require_same_space(posterior, layer.prior)
+        layer.require_fitting(spec.shape, self.conditional)
+        asked = (posterior.num_params, layer.num_prior_params, posterior.num_features, layer.is_relative)
+        self.layers.append(layer)
+        self.rungs.append(Rung(plan, level, *asked, after=descent(plan, level, is_last)))
+        self.specs += (spec,)
+
+    @property
+    def latents(self) -> tuple[LatentSpec, ...]:
+        """Of each stochastic layer, from the top down."""
+        return self.specs
+
+    def tracer(self, x: Tensor, y: Tensor | None = None) -> Callable[[int], Trace]:
+        """Encode once; a function from S to a trace of S posterior samples. x: (B, C, H, W); y: labels (B,)."""
+        features = self._features(x, y)
+        return lambda num_samples: self._trace(features, num_samples, y)
+
+    def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Distribution:
+        """p(x|z), batch (B,), with each layer's z at the centre of its posterior given those above."""
+        features = self._features(x, y)
+
+        def pick(rung: Rung, layer: Layer, h: Tensor, prior: Distribution) -> Tensor:
+            return centre(_posterior(rung, layer, h, prior, features))
+
+        return self.likelihood(self.descend(pick, y))
+
+    def sample(
+        self, num_images: int, y: Tensor | None = None, temperature: float | Sequence[float] = 1.0
+    ) -> Distribution:
+        """p(x|z) at latents from the priors, batch (num_images,).
+
+        temperature: multiplies the priors' scales; a number, or one for each stochastic layer from the top down.
+        ValueError: as many as there are layers are needed. NotImplementedError: a prior that has no samples.
+        """
+        temperatures = iter(self._temperatures(temperature))
+
+        def pick(rung: Rung, layer: Layer, h: Tensor, prior: Distribution) -> Tensor:
+            prior = tempered(prior, next(temperatures))
+            return prior.sample(() if prior.batch_shape else (num_images,))
+
+        return self.likelihood(self.descend(pick, y))
+
+    def _features(self, x: Tensor, y: Tensor | None) -> list[Tensor]:
+        features: list[Tensor] = self.bottom_up(x if self.seen is None else self.seen(x, y))
+        return features
+
+    def _trace(self, features: list[Tensor], num_samples: int, y: Tensor | None) -> Trace:
+        latents: list[Latent] = []
+
+        def pick(rung: Rung, layer: Layer, h: Tensor, prior: Distribution) -> Tensor:
+            """S samples at the top; below, one for each of those."""
+            copies = num_samples if latents else 1
+            posterior = folded(_posterior(rung, layer, h, prior, features), copies)
+            z = posterior.rsample((num_samples,) if len(posterior.batch_shape) == 1 else ())
+            latents.append(Latent(z, posterior, folded(prior, copies)))
+            return z.flatten(0, 1)
+
+        params = self.descend(pick, y)
+        return Trace(self.likelihood(params.unflatten(0, (num_samples, -1))), tuple(latents))
+
+    def descend(self, pick: Pick, y: Tensor | None) -> Tensor:
+        """The parameters of p(x|z), (N, num_channels, H, W), at the latents that `pick` gives from the top down."""
+        h: Tensor = self.start(y)
+        for rung, layer in self._steps():
+            params, h = rung.foresee(h)
+            z = pick(rung, layer, h, layer.prior_of(params, y))
+            h = rung(repeated(h, len(z)), z)
+            y = None if y is None else repeated(y, len(z))
+        return cast("Tensor", self.head(h))
+
+    def _steps(self) -> Iterator[tuple[Rung, Layer]]:
+        return zip(cast("Sequence[Rung]", self.rungs), cast("Sequence[Layer]", self.layers), strict=True)
+
+    def _temperatures(self, temperature: float | Sequence[float]) -> Sequence[float]:
+        count = len(self.specs)
+        temperatures = temperature if isinstance(temperature, Sequence) else [temperature] * count
+        if len(temperatures) != count:
+            raise ValueError(
+                f"temperature is a number, or one for each of the {count} stochastic layers from the top down; "
+                f"found {len(temperatures)}"
+            )
+        return temperatures
+
+
+def _posterior(rung: Rung, layer: Layer, h: Tensor, prior: Distribution, features: list[Tensor]) -> Distribution:
+    """q(z | x, above), batch (N,) of h, or (B,) at the top."""
+    seen = features[rung.level]
+    count = max(len(h), len(seen))
+    return layer.posterior_of(rung.look(repeated(h, count), repeated(seen, count)), prior)
+
+
+def repeated(values: Tensor, count: int) -> Tensor:
+    """(N, ...) to (count, ...), over and over: S samples of B images are all images S times."""
+    copies = count // len(values)
+    return values if copies == 1 else values.repeat(copies, *(1 for _ in values.shape[1:]))
+
+
+def _require_positive(**options: int) -> None:
+    for name, value in options.items():
+        if value < 1:
+            raise ValueError(f"model.{name} is at least 1; found {value}")

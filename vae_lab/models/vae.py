@@ -1,0 +1,115 @@
+"""A variational autoencoder with one stochastic layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+from torch.distributions import Distribution
+
+from vae_lab.core import Given, ImageSpec, Latent, LatentSpec, Likelihood, Posterior, Prior, Trace
+from vae_lab.models.base import (
+    DecoderFactory,
+    EncoderFactory,
+    Model,
+    centre,
+    latent_spec,
+    require_labels_understood,
+    require_same_space,
+)
+from vae_lab.networks.conditioning import LabelFeatures, LabelPlane, require_labels
+from vae_lab.networks.spatial import require_same_map
+from vae_lab.priors.temperature import tempered
+
+
+class VAE(Model):
+    """A variational autoencoder with one stochastic layer.
+
+    image: the images' spec. latent_dim: D, features of z (of each place, where the encoder leaves a map).
+    conditional: whether encoder, decoder and prior see the labels y. The other arguments are factories, completed here:
+    encoder(in_shape, num_params), decoder(num_features, out_shape), posterior(latent_dim), prior(latent spec),
+    likelihood(image).
+
+    ValueError: a prior and a posterior of different spaces; conditional without labels.
+    """
+
+    def __init__(
+        self,
+        image: ImageSpec,
+        latent_dim: int,
+        encoder: EncoderFactory,
+        decoder: DecoderFactory,
+        posterior: Callable[[int], Posterior],
+        prior: Callable[[LatentSpec], Prior],
+        likelihood: Callable[[ImageSpec], Likelihood],
+        conditional: bool = False,
+    ) -> None:
+        super().__init__()
+        if latent_dim < 1:
+            raise ValueError(f"model.latent_dim: at least 1 latent dimension; found {latent_dim}")
+        self.image, self.conditional = image, conditional
+        if conditional:
+            require_labels(image)
+        self.posterior = posterior(latent_dim)
+        self.likelihood = likelihood(image)
+        self.seen = LabelPlane(image) if conditional else None
+        self.shown = LabelFeatures(image) if conditional else None
+        channels = image.channels + (self.seen.num_channels if self.seen else 0)
+        self.encoder = encoder((channels, image.height, image.width), self.posterior.num_params)
+        self.latent = latent_spec(self.posterior, getattr(self.encoder, "map_shape", ()), image)
+        features = self.posterior.num_features + (self.shown.num_features if self.shown else 0)
+        self.decoder = decoder(features, (self.likelihood.num_channels, image.height, image.width))
+        require_same_map(self.encoder, self.decoder)
+        self.prior = prior(self.latent)
+        require_same_space(self.posterior, self.prior)
+        require_labels_understood(self.prior, conditional)
+
+    @property
+    def latents(self) -> tuple[LatentSpec, ...]:
+        """Of the one layer."""
+        return (self.latent,)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Of one z: (D,), or (D, h, w)."""
+        return self.latent.shape
+
+    def encode(self, x: Tensor, y: Tensor | None = None) -> Distribution:
+        """q(z|x): batch (B,), event the latent's shape. x: (B, C, H, W); y: labels (B,) of a conditional model."""
+        return self.posterior(self.encoder(x if self.seen is None else self.seen(x, y)))
+
+    def decode(self, z: Tensor, y: Tensor | None = None) -> Distribution:
+        """p(x|z): batch of z's leading dimensions, event (C, H, W). z: (*batch, *shape); y: labels (B,)."""
+        batch = z.shape[: z.dim() - len(self.latent_shape)]
+        features = z.reshape(-1, *self.latent_shape)
+        if self.shown is not None:
+            features = self.shown(features, y if y is None else y.expand(batch).reshape(-1))
+        params: Tensor = self.decoder(features)
+        return self.likelihood(params.reshape(*batch, *params.shape[1:]))
+
+    def prior_of(self, y: Tensor | None = None) -> Distribution:
+        """p(z), batch (); or (B,) where the prior depends on the labels y (B,)."""
+        return self.prior(Given(y, self.encode, getattr(self.posterior, "codes", None)))
+
+    def tracer(self, x: Tensor, y: Tensor | None = None) -> Callable[[int], Trace]:
+        """Encode once; a function from S to a trace of S posterior samples. x: (B, C, H, W); y: labels (B,)."""
+        posterior = self.encode(x, y)
+        return lambda num_samples: self.trace(posterior, num_samples, y)
+
+    def trace(self, posterior: Distribution, num_samples: int, y: Tensor | None = None) -> Trace:
+        """The same from q(z|x) on, so that an encoded image may be sampled again."""
+        z = posterior.rsample((num_samples,))
+        return Trace(self.decode(z, y), (Latent(z, posterior, self.prior_of(y)),))
+
+    def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Distribution:
+        """p(x|z) at the centre of q(z|x), batch (B,)."""
+        return self.decode(centre(self.encode(x, y)), y)
+
+    def sample(self, num_images: int, y: Tensor | None = None, temperature: float = 1.0) -> Distribution:
+        """p(x|z) at latents from the prior, batch (num_images,). NotImplementedError: a prior that has no samples."""
+        return self.decode(self.sample_latents(num_images, y, temperature), y)
+
+    def sample_latents(self, num_images: int, y: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+        """Latents from the prior, (num_images, *shape)."""
+        prior = tempered(self.prior_of(y), temperature)
+        return prior.sample(() if prior.batch_shape else (num_images,))

@@ -1,0 +1,159 @@
+"""Convolutional networks: sizes derived from the shape of the image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import nn
+
+from vae_lab.core import ImageShape
+from vae_lab.networks.linear import Linear
+from vae_lab.networks.mlp import Activation, Initializer, Normalization, dense, initialize
+
+
+def group_normalized(channels: int) -> nn.Module:
+    """Group normalisation with groups of at least 4 channels where the width allows. Wu & He 2018, arXiv:1803.08494.
+
+    It neither mixes the images of a batch nor differs between training and evaluation.
+    """
+    groups = next(g for g in (8, 4, 2, 1) if channels % g == 0 and (g == 1 or channels // g >= 4))
+    return nn.GroupNorm(groups, channels)
+
+
+def convolved(
+    layer: nn.Module, channels: int, normalization: Normalization | None, activation: Activation
+) -> list[nn.Module]:
+    """A convolution, normalised if asked, and its activation."""
+    return [layer, *([normalization(channels)] if normalization else []), activation()]
+
+
+def num_halvings(height: int, width: int, smallest: int = 4) -> int:
+    """How often both sides can be halved before one is odd or at most `smallest`."""
+    count = 0
+    while min(height, width) > smallest and height % 2 == 0 and width % 2 == 0:
+        height, width, count = height // 2, width // 2, count + 1
+    return count
+
+
+def require_halvings(height: int, width: int, halvings: int) -> None:
+    """ValueError unless both sides of an image can be halved `halvings` times."""
+    step = 2**halvings
+    if height % step or width % step:
+        nearest = max(step, step * round(height / step))
+        raise ValueError(
+            f"a {height}x{width} image cannot be halved {halvings} times (sides must be multiples of {step}).\n"
+            f"Choose a size such as {nearest}x{nearest} (data.image_size={nearest}), or a network with fewer "
+            "layers of stride 2 (model.encoder.channels, model.decoder.channels)."
+        )
+
+
+def doubling_channels(height: int, width: int, first: int, most: int) -> list[int]:
+    """first, 2 first, 4 first, ... (at most `most`), one for each possible halving (at least one)."""
+    return [min(first * 2**i, most) for i in range(max(1, num_halvings(height, width)))]
+
+
+def convolved_size(size: int, kernel_size: int, stride: int, padding: int) -> int:
+    """One side of the map that a convolution leaves."""
+    return (size + 2 * padding - kernel_size) // stride + 1
+
+
+class ConvEncoder(nn.Sequential):
+    """Strided convolutions, dense layers, a linear head.
+
+    `channels=None` halves the map as often as the image allows, doubling `width` up to `max_width`; a list asks for
+    one convolution per entry. `padding` is `same` (each stride 2 halves an even side exactly) or `valid`.
+    `normalization` makes a layer of a number of channels.
+
+    ValueError: a side that cannot be halved as often as asked, or a map that a convolution leaves empty.
+    """
+
+    def __init__(
+        self,
+        in_shape: ImageShape,
+        out_features: int,
+        channels: Sequence[int] | None = None,
+        strides: Sequence[int] | int = 2,
+        kernel_size: int = 4,
+        padding: str = "same",
+        width: int = 32,
+        max_width: int = 256,
+        hidden: Sequence[int] = (),
+        normalization: Normalization | None = None,
+        activation: Activation = nn.SiLU,
+        initializer: Initializer | None = None,
+    ) -> None:
+        depth, height, breadth = in_shape
+        channels = channels or doubling_channels(height, breadth, width, max_width)
+        strides = [strides] * len(channels) if isinstance(strides, int) else strides
+        if len(strides) != len(channels):
+            raise ValueError(f"{len(channels)} channels ask for as many strides, found {list(strides)}")
+        pads = [same_padding(kernel_size, stride) if padding == "same" else 0 for stride in strides]
+        sides = [self._side(side, kernel_size, strides, pads) for side in (height, breadth)]
+        layers: list[nn.Module] = []
+        for a, b, stride, pad in zip([depth, *channels], channels, strides, pads, strict=False):
+            layers += convolved(nn.Conv2d(a, b, kernel_size, stride, pad), b, normalization, activation)
+        sizes = [channels[-1] * math.prod(sides), *hidden]
+        super().__init__(*layers, nn.Flatten(), *dense(sizes, activation), Linear(sizes[-1], out_features))
+        initialize(self, initializer)
+
+    @staticmethod
+    def _side(side: int, kernel_size: int, strides: Sequence[int], pads: Sequence[int]) -> int:
+        left = side
+        for i, (stride, pad) in enumerate(zip(strides, pads, strict=True)):
+            left = convolved_size(left, kernel_size, stride, pad)
+            if left < 1:
+                raise ValueError(
+                    f"an image side of {side} is used up by convolution {i + 1} of {len(strides)}: "
+                    "choose a larger data.image_size or fewer model.encoder.channels"
+                )
+        return left
+
+
+def same_padding(kernel_size: int, stride: int) -> int:
+    """Padding that keeps a side at stride 1 (odd kernels) and halves an even side at stride 2."""
+    return (kernel_size - 1) // 2 if stride > 1 else kernel_size // 2
+
+
+class ConvDecoder(nn.Sequential):
+    """Dense layers to a small map, transposed convolutions that double it, a last convolution to the image.
+
+    `channels` are those of the small map and of each doubled one but the last; None mirrors `ConvEncoder`'s.
+    ValueError: the image cannot be halved `len(channels)` times.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_shape: ImageShape,
+        channels: Sequence[int] | None = None,
+        map_channels: int | None = None,
+        kernel_size: int = 4,
+        last_kernel_size: int = 3,
+        width: int = 32,
+        max_width: int = 256,
+        hidden: Sequence[int] = (),
+        normalization: Normalization | None = None,
+        activation: Activation = nn.SiLU,
+        initializer: Initializer | None = None,
+    ) -> None:
+        depth, height, breadth = out_shape
+        channels = channels or doubling_channels(height, breadth, width, max_width)[::-1]
+        require_halvings(height, breadth, len(channels))
+        small = (map_channels or channels[0], height >> len(channels), breadth >> len(channels))
+        layers: list[nn.Module] = []
+        for a, b in pairwise([small[0], *channels]):
+            layers += convolved(doubling(a, b, kernel_size), b, normalization, activation)
+        head = nn.Conv2d(channels[-1], depth, last_kernel_size, padding=last_kernel_size // 2)
+        sizes = [in_features, *hidden, math.prod(small)]
+        super().__init__(*dense(sizes, activation), nn.Unflatten(1, small), *layers, head)
+        initialize(self, initializer)
+
+
+def doubling(in_channels: int, out_channels: int, kernel_size: int) -> nn.ConvTranspose2d:
+    """A transposed convolution of stride 2 whose output is exactly twice as high and wide."""
+    padding = (kernel_size - 1) // 2
+    return nn.ConvTranspose2d(
+        in_channels, out_channels, kernel_size, 2, padding, output_padding=2 + 2 * padding - kernel_size
+    )

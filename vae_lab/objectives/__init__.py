@@ -1,0 +1,18 @@
+"""Objectives: bounds, schedules, constraints and regularizers, and what is minimised."""
+
+from vae_lab.objectives.bounds import doubly_reparameterized_bound, elbo, importance_weighted_bound
+from vae_lab.objectives.constraints import DistortionConstraint
+from vae_lab.objectives.objective import Objective
+from vae_lab.objectives.schedules import Constant, Cosine, Cyclical, LinearWarmup
+
+__all__ = [
+    "Constant",
+    "Cosine",
+    "Cyclical",
+    "DistortionConstraint",
+    "LinearWarmup",
+    "Objective",
+    "doubly_reparameterized_bound",
+    "elbo",
+    "importance_weighted_bound",
+]

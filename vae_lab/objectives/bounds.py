@@ -1,0 +1,149 @@
+"""Bounds on log p(x), written once for every model.
+
+S posterior samples, B images, L stochastic layers; every term is in nats per image.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, kl_divergence
+
+from vae_lab.core import Latent, Trace
+from vae_lab.distributions.gaussians import normal_of
+
+KLEstimate = Literal["closed_form", "monte_carlo"]
+Weight = float | Tensor  # a number; a tensor () where a step is compiled or replayed
+
+
+class BoundTerms(NamedTuple):
+    """What a bound is made of."""
+
+    log_px: Tensor  # log p(x|z), (S, B)
+    log_ratio: Tensor | None  # log q(z|x) - log p(z), (S, B); None where the bound does not read it
+    kl: Tensor  # KL(q || p) of each layer, (L, S, B)
+    latents: tuple[Tensor, ...] = ()  # the z of each layer; where the bound changes how gradients reach them
+
+
+class Bound(Protocol):
+    """Terms to a lower bound on log p(x)."""
+
+    def __call__(self, terms: BoundTerms, beta: Weight = 1.0) -> Tensor:
+        """(B,), larger is better."""
+        ...
+
+
+def bound_terms(
+    trace: Trace, x: Tensor, kl: KLEstimate = "closed_form", log_ratio: bool = True, path_gradient: bool = False
+) -> BoundTerms:
+    """Score the images x (B, C, H, W) under the trace.
+
+    kl: `closed_form` where torch knows one (else the Monte-Carlo estimate), or `monte_carlo`:
+    log q(z|x) - log p(z) at the sampled z. log_ratio: whether the bound reads it. path_gradient: the encoder gets its
+    gradient through z alone, for the density of q is of detached parameters (Roeder et al. 2017, arXiv:1703.09194).
+    """
+    log_px = trace.likelihood.log_prob(x)
+    if path_gradient:
+        trace = trace._replace(latents=tuple(latent._replace(posterior=detached(latent)) for latent in trace.latents))
+    estimate = closed_form_kl if kl == "closed_form" else monte_carlo_kl
+    kls = [estimate(latent).expand_as(log_px) for latent in trace.latents]
+    ratio = functools.reduce(torch.add, [latent.log_ratio for latent in trace.latents]) if log_ratio else None
+    zs = tuple(latent.z for latent in trace.latents) if path_gradient else ()
+    return BoundTerms(log_px, ratio, kls[0].unsqueeze(0) if len(kls) == 1 else torch.stack(kls), zs)
+
+
+def detached(latent: Latent) -> Distribution:
+    """q(z|x) with its parameters held constant. ValueError: a family whose parameters are not known here."""
+    posterior = latent.posterior
+    if (base := normal_of(posterior)) is not None:
+        constant = Normal(base.loc.detach(), base.scale.detach(), validate_args=False)
+        return Independent(constant, len(posterior.event_shape), validate_args=False)
+    if isinstance(posterior, MultivariateNormal):
+        loc, scale = posterior.loc.detach(), posterior._unbroadcasted_scale_tril.detach()
+        return MultivariateNormal(loc, scale_tril=scale, validate_args=False)
+    raise ValueError(
+        "objective/bound=dreg holds the parameters of a Gaussian posterior constant: choose "
+        "model/posterior=diagonal_gaussian, or full_covariance where latents are vectors "
+        f"(found {type(posterior).__name__}), or objective/bound=importance_weighted"
+    )
+
+
+def monte_carlo_kl(latent: Latent) -> Tensor:
+    """The estimate of KL(q || p) at the sampled z, (S, B)."""
+    return latent.log_ratio
+
+
+def closed_form_kl(latent: Latent) -> Tensor:
+    """KL(q || p), (B,) or (S, B); the Monte-Carlo estimate where no closed form is known."""
+    per_dimension = kl_per_dimension(latent)
+    if per_dimension is not None:
+        return per_dimension.sum(tuple(range(-len(latent.posterior.event_shape), 0)))
+    try:
+        return kl_divergence(latent.posterior, latent.prior)
+    except NotImplementedError:
+        return latent.log_ratio
+
+
+def kl_per_dimension(latent: Latent) -> Tensor | None:
+    """KL of each latent dimension, (B, *event) or (S, B, *event); None where q and p do not factorise."""
+    posterior, prior = normal_of(latent.posterior), normal_of(latent.prior)
+    return None if posterior is None or prior is None else kl_divergence(posterior, prior)
+
+
+def elbo(terms: BoundTerms, beta: Weight = 1.0) -> Tensor:
+    """E_q[log p(x|z)] - beta KL(q || p), (B,); in expectation <= log p(x) if beta >= 1."""
+    return (terms.log_px - beta * total_kl(terms)).mean(0)
+
+
+def total_kl(terms: BoundTerms) -> Tensor:
+    """The KL of all layers, (S, B)."""
+    return terms.kl.squeeze(0) if len(terms.kl) == 1 else terms.kl.sum(0)
+
+
+def importance_weighted_bound(terms: BoundTerms, beta: Weight = 1.0) -> Tensor:
+    """log (1/S) sum_s p(x, z_s) / q(z_s|x), (B,). Burda et al. 2016, arXiv:1509.00519.
+
+    beta tempers the ratio q/p; at 1 the bound rises with S to log p(x).
+    """
+    if terms.log_ratio is None:
+        raise ValueError("importance weights need log q(z|x) - log p(z): bound_terms(..., log_ratio=True)")
+    log_weights = terms.log_px - beta * terms.log_ratio
+    return log_weights.logsumexp(0) - math.log(len(log_weights))
+
+
+def doubly_reparameterized_bound(terms: BoundTerms, beta: Weight = 1.0) -> Tensor:
+    """The importance-weighted bound, (B,), with a gradient for the encoder whose noise does not grow with S.
+
+    With normalised weights w~, the model's gradient is sum_s w~_s grad log w_s, the encoder's (through z alone)
+    sum_s ((1 - beta) w~_s + beta w~_s^2) grad log w_s; w~_s^2 at beta = 1, as in Tucker et al. 2019, arXiv:1810.04152,
+    eq. 8. Needs terms of `path_gradient=True`. ValueError: several layers of latents, whose gradients pass each other.
+    """
+    if terms.log_ratio is None or not terms.latents:
+        raise ValueError("doubly reparameterised gradients need bound_terms(..., log_ratio=True, path_gradient=True)")
+    if len(terms.latents) > 1:
+        raise ValueError(
+            f"objective/bound=dreg is for one layer of latents, and this model has {len(terms.latents)}: "
+            "choose objective/bound=importance_weighted"
+        )
+    log_weights = terms.log_px - beta * terms.log_ratio
+    shares = log_weights.detach().softmax(0)  # (S, B)
+    [z] = terms.latents
+    if z.requires_grad:
+        z.register_hook(functools.partial(_scaled, 1 - beta + beta * shares))
+    weighted = (shares * log_weights).sum(0)
+    return importance_weighted_bound(terms, beta).detach() + (weighted - weighted.detach())
+
+
+def _scaled(shares: Tensor, gradient: Tensor) -> Tensor:
+    """gradient: of z, (S, B, *event)."""
+    return gradient * shares.reshape(*shares.shape, *(1 for _ in gradient.shape[2:]))
+
+
+def capacity_bound(terms: BoundTerms, beta: Weight, capacity: Weight) -> Tensor:
+    """E_q[log p(x|z)] - beta |KL - capacity|, (B,), the KL averaged over the batch. arXiv:1804.03599, eq. 8."""
+    kl = total_kl(terms)
+    return terms.log_px.mean(0) - beta * (kl.mean() - capacity).abs()

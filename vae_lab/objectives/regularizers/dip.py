@@ -1,0 +1,74 @@
+"""The covariance of the aggregate posterior, drawn towards the identity: DIP-VAE I and II."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, MultivariateNormal
+
+from vae_lab.core import Observation, Setting
+from vae_lab.distributions.gaussians import normal_of
+from vae_lab.objectives.regularizers.checks import require_number, the_latent
+
+Of = Literal["means", "latents"]
+
+
+class DisentangledInferredPrior(nn.Module):
+    """Squared distance of a covariance from the identity: off the diagonal, plus `diagonal` times on it.
+
+    Kumar et al. 2018, arXiv:1711.00848, eqs. 6 and 7. covariance: of the `means` of q(z|x) (DIP-VAE-I), or of the
+    `latents` themselves (DIP-VAE-II), which is that plus the mean covariance of q(z|x). The batch stands for the
+    training set. weight: the paper's lambda_od; diagonal: its lambda_d / lambda_od.
+
+    ValueError: several layers of latents, latents that are no vectors; at the first step, a posterior that is not
+    Gaussian.
+    """
+
+    def __init__(self, setting: Setting, weight: float, diagonal: float, covariance: Of) -> None:
+        super().__init__()
+        name = "dip_vae_ii" if covariance == "latents" else "dip_vae_i"
+        if covariance not in get_args(Of):
+            raise ValueError(
+                f"objective.regularizers.{name}.covariance is of {' or '.join(get_args(Of))}; found {covariance}"
+            )
+        the_latent(setting, name)
+        require_number(name, "weight", weight)
+        require_number(name, "diagonal", diagonal)
+        self.weight, self.diagonal, self.covariance = weight, diagonal, covariance
+
+    def forward(self, seen: Observation) -> Tensor:
+        """The penalty of the batch, (); 0 of a single image, which has no covariance."""
+        [latent] = seen.trace.latents
+        if latent.z.shape[1] == 1:
+            return latent.z.new_zeros(())
+        with torch.autocast(latent.z.device.type, enabled=False):
+            covariance = self._covariance(latent.posterior)
+        variances = covariance.diagonal()
+        off_diagonal = (covariance - variances.diag()).square().sum()
+        return off_diagonal + self.diagonal * (variances - 1).square().sum()
+
+    def _covariance(self, posterior: Distribution) -> Tensor:
+        means, within = gaussian_moments(posterior)
+        between = covariance_of(means)
+        return between + within if self.covariance == "latents" else between
+
+
+def covariance_of(rows: Tensor) -> Tensor:
+    """The unbiased covariance of the columns of `rows` (B, D), over B > 1 rows, (D, D)."""
+    centred = rows - rows.mean(0)
+    return centred.mT @ centred / (len(rows) - 1)
+
+
+def gaussian_moments(posterior: Distribution) -> tuple[Tensor, Tensor]:
+    """Means of q(z|x), (B, D), and their mean covariance, (D, D). ValueError: a posterior that is not Gaussian."""
+    if normal_of(posterior) is not None:
+        return posterior.mean.flatten(1), posterior.variance.flatten(1).mean(0).diag()
+    if isinstance(posterior, MultivariateNormal):
+        return posterior.mean, posterior.covariance_matrix.mean(0)
+    raise ValueError(
+        "objective.regularizers: DIP-VAE needs the mean and the covariance of q(z|x): choose "
+        "model/posterior=diagonal_gaussian, or full_covariance where latents are vectors "
+        f"(found {type(posterior).__name__})"
+    )

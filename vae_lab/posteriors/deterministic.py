@@ -1,0 +1,29 @@
+"""Posteriors without spread: an autoencoder's."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from vae_lab.core import Kind
+from vae_lab.distributions.degenerate import Delta
+
+
+class Deterministic(nn.Module):
+    """z = f(x), an autoencoder: all mass of q(z|x) in one point.
+
+    `is_density` is False: there is no log q(z|x), it is 0 by convention. With model/prior=flat the rate is then 0 and
+    the "elbo" minus the distortion; with a prior that has a density (of Wasserstein autoencoders, Tolstikhin et al.
+    2018, arXiv:1711.01558) the rate is -log p(z). Neither is a bound on log p(x).
+    """
+
+    kind: Kind = "vector"
+    is_density = False
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.num_params, self.num_features = latent_dim, latent_dim
+
+    def forward(self, params: Tensor) -> Distribution:
+        """params: (B, D, *map), the latents."""
+        return Delta(params.float())

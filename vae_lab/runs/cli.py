@@ -1,0 +1,144 @@
+"""How every command starts and ends: Hydra runs the task; what goes wrong is a few lines and an exit code.
+
+0 done, 1 the run failed, 2 the request was wrong, 130 and 143 interrupted. HYDRA_FULL_ERROR=1 shows
+tracebacks in place of messages.
+"""
+
+import functools
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from vae_lab.config.help import HELP, help_text, is_plain_request
+from vae_lab.config.schema import conf_dir, register
+from vae_lab.runs.run_dir import RunFolder, register_resolvers
+from vae_lab.utils.errors import RunFailed, find_cause
+from vae_lab.utils.signals import Interrupted, InterruptedAtOnce
+
+Task = Callable[[DictConfig], object]
+FULL_ERROR = "HYDRA_FULL_ERROR"
+MULTIRUN = ("-m", "--multirun")
+
+
+def run_command(task: Task, config_name: str, config_path: str | None = None) -> None:
+    """Compose the config `config_name` of conf/ from the command line and run the task on it, or on a sweep.
+
+    Returns when all went well, else exits with 1, 2, 130 or 143 after a message on stderr.
+    """
+    directory = config_path or conf_dir()
+    # Hydra's parser takes flags before or after all overrides, not between them.
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in MULTIRUN)
+    register()
+    register_resolvers()
+    # Hydra turns what a callback raises into a warning; this one's word is final.
+    warnings.filterwarnings("error", message=rf"Callback {RunFolder.__name__}\b")
+    command = _Command(task, directory)
+    if is_plain_request(sys.argv[1:]):
+        main = command.help(config_name)
+    else:
+        main = hydra.main(version_base="1.3", config_path=directory, config_name=config_name)(command.job())
+    code = command.run(main)
+    if code:
+        sys.exit(code)
+
+
+def run_first() -> None:
+    """Let the first word of a command that looks at a run be the run itself: RUN for run=RUN."""
+    if len(sys.argv) > 1 and "=" not in sys.argv[1] and not sys.argv[1].startswith("-"):
+        sys.argv[1] = f"run={sys.argv[1]}"
+
+
+class _Command:
+    """One command: its task, and the failures of its jobs."""
+
+    def __init__(self, task: Task, directory: str) -> None:
+        self.task, self.directory = task, directory
+        self.users_choice = os.environ.get(FULL_ERROR)
+        self.failures: list[Exception] = []
+        self.codes: list[int] = []
+
+    def run(self, main: Callable[[], object]) -> int:
+        """Run Hydra's main to its end; the exit code."""
+        try:
+            with _environment(FULL_ERROR, "1"):  # so that Hydra leaves exceptions to us
+                main()
+        except (KeyboardInterrupt, InterruptedAtOnce) as stop:
+            interrupted = find_cause(stop, InterruptedAtOnce) or find_cause(stop, Interrupted)
+            sys.stderr.write(f"{interrupted or 'interrupted'}\n")
+            return interrupted.exit_code if interrupted else 130
+        except Exception as error:
+            if not any(error is failure for failure in self.failures):
+                self._report(error, in_job=False)
+        return max(self.codes, default=0)
+
+    def help(self, config_name: str) -> Callable[[], object]:
+        """Prints what the command takes."""
+        overrides = [word for word in sys.argv[1:] if word not in HELP]
+        return lambda: sys.stdout.write(help_text(self.directory, config_name, overrides))
+
+    def job(self) -> Task:
+        """The task as Hydra calls it: a failure is told at once, and in a sweep the other jobs go on."""
+
+        @functools.wraps(self.task)
+        def job(config: DictConfig) -> object:
+            try:
+                with _environment(FULL_ERROR, self.users_choice):  # the children of a job inherit the user's
+                    return self.task(config)
+            except Exception as error:
+                if find_cause(error, Interrupted) or find_cause(error, InterruptedAtOnce):
+                    raise KeyboardInterrupt from error  # an Exception would only end this job of a sweep
+                self._report(error, in_job=True)
+                self.failures.append(error)
+                if HydraConfig.get().mode is RunMode.MULTIRUN:
+                    raise  # the sweeper must know
+                return None  # Hydra would add lines of its own
+
+        return job
+
+    def _report(self, error: Exception, in_job: bool) -> None:
+        from vae_lab.config.messages import explain
+
+        wrong_request = explain(error, self.directory, in_job)
+        failed_run = find_cause(error, RunFailed)
+        message = wrong_request or (str(failed_run) if failed_run else None)
+        if message is None or self.users_choice == "1":
+            traceback.print_exception(error)
+        else:
+            sys.stderr.write(_layout(message, _job_name() if in_job else ""))
+        self.codes.append(2 if wrong_request else 1)
+
+
+def _layout(message: str, job: str) -> str:
+    return "\n  ".join(f"error: {job}{message}".splitlines()) + "\n"
+
+
+def _job_name() -> str:
+    """Which job of a sweep fails; nothing where there is one run."""
+    config = HydraConfig.get()
+    if config.mode is not RunMode.MULTIRUN:
+        return ""
+    return f"job {config.job.num} ({' '.join(config.overrides.task)}): "
+
+
+@contextmanager
+def _environment(name: str, value: str | None) -> Iterator[None]:
+    before = os.environ.get(name)
+    _set_environment(name, value)
+    try:
+        yield
+    finally:
+        _set_environment(name, before)
+
+
+def _set_environment(name: str, value: str | None) -> None:
+    os.environ.pop(name, None)
+    if value is not None:
+        os.environ[name] = value

@@ -1,0 +1,76 @@
+"""What identifies a run: the hash of its config, the commit of the code, the versions of what it ran on."""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import TypedDict
+
+from omegaconf import DictConfig, OmegaConf
+
+# The same experiment has the same hash wherever, under whatever name and however long it ran.
+NOT_HASHED = (
+    *("name", "resume", "trusted", "seed", "data.root", "data.folder", "data.cache_dir"),
+    *(
+        "trainer.max_epochs",
+        "trainer.min_epochs",
+        "trainer.max_steps",
+        "trainer.min_steps",
+        "trainer.max_time",
+    ),
+)
+
+
+class GitState(TypedDict):
+    """The commit of the code that ran, and whether that code had been changed since."""
+
+    commit: str
+    dirty: bool
+
+
+def config_hash(config: DictConfig) -> str:
+    """SHA-256 of the resolved config as canonical JSON, less seed, name, folders and lengths of training."""
+    content = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(content, dict)
+    for key in NOT_HASHED:
+        *parents, last = key.split(".")
+        node = content
+        for parent in parents:
+            node = node.get(parent) or {}
+        node.pop(last, None)
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def git_state() -> GitState | None:
+    """The state of the checkout that this package runs from; None outside one or without git.
+
+    Dirty means that the code or conf/ is not what the commit holds: a changed README does not count.
+    """
+    checkout = Path(__file__).resolve().parents[2]
+    if not (checkout / ".git").exists():  # an installed package may lie inside another project's repository
+        return None
+    command = ["git", "-C", str(checkout), "status", "--porcelain=v2", "--branch", "--", "vae_lab", "conf"]
+    quiet = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    try:
+        status = subprocess.run(command, capture_output=True, text=True, env=quiet, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    lines = status.stdout.splitlines()
+    commit = next((line.split()[2] for line in lines if line.startswith("# branch.oid")), "unknown")
+    return GitState(commit=commit, dirty=any(not line.startswith("#") for line in lines))
+
+
+def versions() -> dict[str, str]:
+    """The versions of python, torch, lightning and vae_lab ("unknown" where not installed)."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in ("torch", "lightning", "vae_lab")}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # run from a checkout
+        return "unknown"

@@ -1,0 +1,134 @@
+"""The run directory: a fresh folder for every run, and the config in it.
+
+In a primary config: `hydra.run.dir: ${run_dir:outputs}`, `hydra.sweep.dir: ${sweep_dir:outputs}` and
+`hydra.callbacks.run_folder._target_: vae_lab.runs.run_dir.RunFolder`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from vae_lab.runs.resume import AUTO, is_unfinished, newest_unfinished, require_resumable, run_of
+from vae_lab.utils.errors import UsageError
+
+
+def register_resolvers() -> None:
+    """Register `${run_dir:ROOT}` and `${sweep_dir:ROOT}`; every reference in one config gives one folder."""
+    OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True)
+    OmegaConf.register_new_resolver("sweep_dir", _sweep_dir, replace=True)
+
+
+class RunFolder(Callback):
+    """Refuses, before Hydra writes anything, a folder that holds a run already or cannot be written.
+
+    Hydra turns what a callback raises into a warning; `vae_lab.runs.cli` turns that warning into the error again.
+    """
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Open the folder of a single run; a resumed one keeps the config that it has."""
+        if "LOCAL_RANK" in os.environ:  # a child of Lightning's: the folder is the parent's
+            return
+        folder = _chosen_folder(config, "hydra.run.dir")
+        resume = OmegaConf.select(config, "resume")
+        if resume is None or (resume == AUTO and not is_unfinished(folder, config)):
+            _open_fresh(folder, "hydra.run.dir")
+        elif resume == AUTO or folder.resolve() == run_of(resume).resolve():
+            _require_writable(folder)
+            config.hydra.output_subdir = None
+        else:
+            raise UsageError(f"hydra.run.dir={folder}: a resumed run goes on in its own folder\nleave it out")
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Open the folder of a sweep."""
+        if OmegaConf.select(config, "resume") is not None:
+            raise UsageError(f"resume={config.resume}: one run is resumed at a time\nleave out --multirun")
+        _open_fresh(_chosen_folder(config, "hydra.sweep.dir"), "hydra.sweep.dir")
+
+
+def _chosen_folder(config: DictConfig, key: str) -> Path:
+    HydraConfig.instance().set_config(config)  # for ${hydra:...} in the folder's name
+    OmegaConf.set_readonly(config.hydra, False)
+    return Path(OmegaConf.select(config, key))
+
+
+def _run_dir(outputs: str, *, _root_: DictConfig) -> str:
+    resume, parent = OmegaConf.select(_root_, "resume"), Path(outputs) / _run_name(_root_)
+    if resume == AUTO:
+        made = OmegaConf.get_cache(_root_)["vae_lab.runs.run_dir"]  # asked again, it has not ended meanwhile
+        unfinished = made.get(parent) or newest_unfinished(parent, _root_)
+        if unfinished is not None:
+            made[parent] = unfinished
+            return str(unfinished)
+    elif resume is not None:
+        return str(require_resumable(resume))
+    return _fresh(parent, _root_)
+
+
+def _sweep_dir(outputs: str, *, _root_: DictConfig) -> str:
+    return _fresh(Path(outputs) / "sweeps", _root_)
+
+
+def _run_name(config: DictConfig) -> str:
+    choices = config.hydra.runtime.choices
+    pair = "-".join(str(choices[group]) for group in ("model", "data") if choices.get(group))
+    name = config.get("name") or choices.get("experiment") or pair or "run"
+    return re.sub(r"[^\w.=+-]+", "_", str(name)).lstrip(".") or "run"  # stays inside outputs/
+
+
+def _fresh(parent: Path, config: DictConfig) -> str:
+    """A new folder named by the time; only named, not made, where nothing runs (`--cfg`).
+
+    Kept where Hydra keeps `${now:}`: with the config, from which the jobs of a sweep copy it.
+    """
+    made = OmegaConf.get_cache(config)["vae_lab.runs.run_dir"]
+    if parent not in made:
+        folder = parent / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+        made[parent] = folder if config.hydra.mode is None else _claim(folder)
+    return str(made[parent])
+
+
+def _claim(folder: Path) -> Path:
+    """Make the folder, or <folder>_2, _3 ... if another run was faster: mkdir lets only one of them win."""
+    for number in count(1):
+        candidate = folder if number == 1 else folder.with_name(f"{folder.name}_{number}")
+        try:
+            candidate.mkdir(parents=True)
+        except FileExistsError:
+            if candidate.exists():  # else a file stands in the way further up
+                continue
+            raise _not_writable(folder, "a file is in the way") from None
+        except OSError as error:
+            raise _not_writable(folder, str(error.strerror)) from error
+        return candidate
+    raise AssertionError("count() has no end")
+
+
+def _open_fresh(folder: Path, key: str) -> None:
+    held = next((name for name in (".hydra", "summary.json", "multirun.yaml") if (folder / name).exists()), None)
+    if held is not None:
+        raise UsageError(
+            f"{key}={folder}: holds a run already ({held})\ngive another folder; to go on with a run, resume={folder}"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_writable(folder, str(error.strerror)) from error
+    _require_writable(folder)
+
+
+def _require_writable(folder: Path) -> None:
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise _not_writable(folder, "permission denied, or a read-only file system")
+
+
+def _not_writable(folder: Path, reason: str) -> UsageError:
+    return UsageError(f"cannot write the run folder {folder}: {reason}\nhydra.run.dir=FOLDER names another")

@@ -1,0 +1,201 @@
+"""A second stage at work on the model and the images of a run; what came of it, as plain values."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from vae_lab.data.datamodule import ImageData
+from vae_lab.data.images import Split
+from vae_lab.models.base import Model
+from vae_lab.models.vae import VAE
+from vae_lab.second_stage.comparison import Estimate, elbo_terms, mean_importance_bound, with_prior
+from vae_lab.second_stage.fitting import LATENTS, SAMPLES, Latents, Task, Watch
+from vae_lab.second_stage.stage import SecondStage, draw_latents, new_prior, one_layer
+from vae_lab.training.build import instantiated, restore_model
+from vae_lab.utils.errors import UsageError
+from vae_lab.utils.rng import FIT, seed_noise
+
+Metrics = dict[str, float | None]
+FEWEST_FITTED_TO = 512  # training images, if there are so many
+
+
+@dataclass(frozen=True)
+class SplitImages:
+    """The first `size` images of a split, as `second_stage.Images`."""
+
+    data: ImageData
+    split: Split
+    size: int
+    device: torch.device
+    conditional: bool
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        left = len(self)
+        for x, y in islice(self._batches(), -(-left // self.data.eval_batch_size)):
+            yield x[:left].to(self.device), y[:left].to(self.device) if y is not None and self.conditional else None
+            left -= len(x)
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        if self.split == "train":
+            return self.data.some_training_images(len(self))
+        batches = self.data.val_dataloader() if self.split == "val" else self.data.test_dataloader()
+        return ((self.data.preprocess.evaluate(batch.images), batch.labels) for batch in batches)
+
+
+class Results(NamedTuple):
+    """What came of it, as plain values."""
+
+    metrics: dict[str, Metrics]  # under the prior that the model was `trained` with, and under the `fitted` one
+    log_pz: dict[str, float]  # mean in nats, of the latents `fitted` to and of those `held_out`
+    protocol: dict[str, Any]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One second stage, and what it works on: the model of a run, its images, a prior that is not yet fitted."""
+
+    stage: SecondStage
+    model: VAE
+    prior: nn.Module
+    data: ImageData
+    sizes: Mapping[Split, int]  # how many images of each split to look at
+    device: torch.device
+    seed: int
+    watch: Watch
+
+    def done(self, estimate: Estimate) -> Results:
+        """Fit the prior, then judge the model under it and under its own."""
+        start = time.perf_counter()
+        latents, held_out = self._latents()
+        task = Task(self.prior, latents, held_out, self.seed, self.watch)
+        self.stage.fitting(task)
+        log_pz = {"fitted": task.mean_log_prob(latents), "held_out": task.mean_log_prob(held_out)}
+        middle = time.perf_counter()
+        metrics = self._compared(estimate)
+        seconds = {"fit": middle - start, "comparison": time.perf_counter() - middle}
+        return Results(metrics, log_pz, self._protocol(estimate), seconds)
+
+    def _latents(self) -> tuple[Latents, Latents]:
+        """Of the training images, and of validation images; where there are none, of a part of the training images."""
+        latents = self._drawn("train", 0)
+        if self.sizes["val"]:
+            return latents, self._drawn("val", 1)
+        return latents.divided(self.stage.samples_per_image)
+
+    def _drawn(self, split: Split, number: int) -> Latents:
+        seed = (self.seed, FIT, LATENTS, number)
+        return draw_latents(self.model, self._images(split), self.stage.samples_per_image, seed, self.watch)
+
+    def _compared(self, estimate: Estimate) -> dict[str, Metrics]:
+        trained = self._metrics(estimate)
+        with with_prior(self.model, self.prior.eval()):
+            return {"trained": trained, "fitted": self._metrics(estimate)}
+
+    def _metrics(self, estimate: Estimate) -> Metrics:
+        found: Metrics = {}
+        splits: tuple[Split, ...] = ("val", "test")
+        for split in (split for split in splits if self.sizes[split]):
+            terms = elbo_terms(self.model, self._images(split), estimate, self.watch)
+            found |= {f"{split}/{name}": value for name, value in terms.items()}
+        if scored := self._scored:
+            count = self.stage.num_samples
+            bound = mean_importance_bound(self.model, scored, count, self.seed, self.watch)
+            found[f"test/iw_elbo_{count}"] = bound
+        return found
+
+    def _images(self, split: Split, most: int | None = None) -> SplitImages:
+        size = self.sizes[split] if most is None else min(most, self.sizes[split])
+        return SplitImages(self.data, split, size, self.device, self.model.conditional)
+
+    @property
+    def _scored(self) -> SplitImages:
+        """The images whose importance-weighted bound is estimated."""
+        return self._images("test", self.stage.num_images)
+
+    @torch.no_grad()
+    def samples(self, num_latents: int, num_classes: int | None = None) -> Tensor:
+        """Mean images of latents from the fitted prior, (num_latents, C, H, W) on the CPU.
+
+        num_classes: the same latents as images of each of the first classes, (num_classes, num_latents, C, H, W).
+        """
+        seed_noise(self.device, self.seed, FIT, SAMPLES)
+        with with_prior(self.model, self.prior):
+            z, y = self.model.sample_latents(num_latents), None
+            if num_classes is not None:
+                z = z.expand(num_classes, *z.shape)
+                y = torch.arange(num_classes, device=self.device)[:, None].expand(-1, num_latents)
+            return self.model.decode(z, y).mean.float().cpu()
+
+    def _protocol(self, estimate: Estimate) -> dict[str, Any]:
+        """What a reader has to know of the numbers."""
+        return {
+            "binarize": self.data.preprocess.binarize,
+            "images": dict(self.sizes),
+            "elbo": {"samples_per_image": estimate.num_samples, "kl": estimate.kl},
+            f"test/iw_elbo_{self.stage.num_samples}": {"images": len(self._scored)},
+            "latents": {"samples_per_image": self.stage.samples_per_image},
+            "held_out": "val" if self.sizes["val"] else "every twentieth training image, not fitted to",
+            "seed": self.seed,
+            "device": str(self.device),
+        }
+
+
+def work_on(
+    saved: dict[str, Any], experiment: DictConfig, node: DictConfig, device: torch.device, seed: int, watch: Watch
+) -> Work:
+    """A second stage of a config, on the model of a run's checkpoint and the images of its checked config.
+
+    UsageError: a model or latents that it is not for; images that are not those of the run.
+    """
+    stage: SecondStage = instantiated(node)
+    model = one_layer(restore_model(saved, experiment).to(device))
+    prior = new_prior(stage, model, seed).to(device)  # before the images are read: it may be refused
+    data: ImageData = instantiated(experiment.data)
+    require_same_images(data, model)
+    data.setup()
+    sizes = sizes_of(experiment, data, saved["global_step"])
+    return Work(stage, model, prior, data, sizes, device, seed, watch)
+
+
+def sizes_of(experiment: DictConfig, data: ImageData, steps: int) -> dict[Split, int]:
+    """How many images of each split a run looked at by some optimiser step: what was a quick look stays one here."""
+    trained = steps * data.batch_size * experiment.optimizer.accumulate
+    return {
+        "train": min(data.size("train"), max(trained, FEWEST_FITTED_TO)),
+        "val": evaluated(data, "val", experiment.trainer.limit_val_batches),
+        "test": evaluated(data, "test", experiment.trainer.limit_test_batches),
+    }
+
+
+def evaluated(data: ImageData, split: Split, limit: int | float | None) -> int:
+    """Images of a split, at most so many of its batches, or such a share of them (Lightning's limit_*_batches)."""
+    size, batch = data.size(split), data.eval_batch_size
+    if limit is None:
+        return size
+    return min(size, batch * (limit if isinstance(limit, int) else int(limit * math.ceil(size / batch))))
+
+
+def require_same_images(data: ImageData, model: Model) -> None:
+    """UsageError: the data set is another one by now, or holds no training images."""
+    if data.image != model.image:
+        raise UsageError(f"data: the model was trained on images of {model.image}\nthese are of {data.image}")
+    if not data.size("train"):
+        raise UsageError("data: there are no training images, to whose latents a prior could be fitted")
+
+
+def estimate_of(experiment: DictConfig) -> Estimate:
+    """How a run estimated its ELBO."""
+    return Estimate(experiment.objective.num_samples, experiment.objective.kl, experiment.seed)

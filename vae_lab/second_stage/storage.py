@@ -1,0 +1,138 @@
+"""RUN/prior/: a prior that was fitted to the latents of a run, and the weights it belongs to.
+
+config.yaml names it (`second_stage`), weights.ckpt holds its weights and a fingerprint of the model's, scores.json what
+came of it (no summary.json: a folder with one is a run). The folder appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor, nn
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from vae_lab.config.safety import vetted
+from vae_lab.config.validation import check_targets
+from vae_lab.models.base import Model
+from vae_lab.runs.checkpoint_io import copied, damage, load_checkpoint, write_checkpoint
+from vae_lab.second_stage.stage import one_layer, require_kind
+from vae_lab.training.build import instantiated
+from vae_lab.utils.errors import UsageError
+from vae_lab.utils.files import sync_folder, write_whole
+
+FOLDER, CONFIG, WEIGHTS = "prior", "config.yaml", "weights.ckpt"
+
+
+class FittedTo(NamedTuple):
+    """The model whose latents a prior was fitted to."""
+
+    checkpoint: str  # the name of its file
+    step: int
+    fingerprint: str
+
+    @classmethod
+    def of(cls, checkpoint: str, step: int, weights: Mapping[str, Tensor]) -> FittedTo:
+        """These weights."""
+        return cls(checkpoint, step, fingerprint(weights))
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the names, types, shapes and values of weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        values = value.detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {(*values.shape,)}\n".encode())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+# --- writing ----------------------------------------------------------------------------------------------
+
+
+def require_none(run: Path) -> None:
+    """UsageError where the run has a fitted prior already."""
+    if (run / FOLDER).exists():
+        raise UsageError(f"{run / FOLDER}: there is a fitted prior already\nto replace it, overwrite=true")
+
+
+@contextmanager
+def new_folder(run: Path) -> Iterator[Path]:
+    """A folder to be filled, which then takes the place of the fitted prior that there may be."""
+    partial, before = (run / f".{FOLDER}.{os.getpid()}.{what}" for what in ("partial", "before"))
+    partial.mkdir()
+    try:
+        yield partial
+        if (run / FOLDER).exists():
+            (run / FOLDER).rename(before)
+        partial.rename(run / FOLDER)
+    finally:
+        for left in (partial, before):
+            shutil.rmtree(left, ignore_errors=True)
+    sync_folder(run)
+
+
+def write(folder: Path, node: DictConfig, prior: nn.Module, fitted_to: FittedTo) -> None:
+    """The config of a second stage and the weights of its prior."""
+    content = OmegaConf.create({"second_stage": OmegaConf.to_container(node, resolve=True)})
+    write_whole(folder / CONFIG, OmegaConf.to_yaml(content).encode())
+    state = {name: copied(value) for name, value in prior.state_dict().items()}
+    write_checkpoint({"prior": state, **fitted_to._asdict()}, folder / WEIGHTS)
+
+
+# --- reading ----------------------------------------------------------------------------------------------
+
+
+def read(run: Path, model: Model, found: FittedTo, trusted: bool) -> tuple[str, nn.Module]:
+    """The name of the prior fitted to a run, and the prior. found: the weights of the model.
+
+    UsageError: it was fitted to other weights, its files are damaged or do not fit together, or they name what a run's
+    config may not, unless it is trusted.
+    """
+    folder = run / FOLDER
+    again = f"fit it again: python -m vae_lab.fit_prior run={run} overwrite=true"
+    config = _config(folder / CONFIG, again, trusted)
+    if (damaged := damage(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else "no such file") is not None:
+        raise UsageError(f"{folder / WEIGHTS}: damaged or not whole ({damaged})\n{again}")
+    saved = load_checkpoint(folder / WEIGHTS, needed=("prior", *FittedTo._fields))
+    _require_same(FittedTo(*(saved[name] for name in FittedTo._fields)), found, folder, again)
+    layer = one_layer(model)
+    prior: nn.Module = instantiated(config.second_stage.prior, latent=layer.latent)
+    require_kind(prior, layer)
+    try:
+        prior.load_state_dict(saved["prior"])
+    except (RuntimeError, TypeError) as error:
+        raise UsageError(f"{folder}: {CONFIG} and {WEIGHTS} do not fit together\n{again}") from error
+    return str(config.second_stage.name), prior.eval().requires_grad_(False)
+
+
+def _require_same(fitted_to: FittedTo, found: FittedTo, folder: Path, again: str) -> None:
+    """Another model's latents lie elsewhere: its samples and every number of it would silently be wrong."""
+    if fitted_to.fingerprint != found.fingerprint:
+        raise UsageError(
+            f"{folder}: this prior was fitted to the weights of {fitted_to.checkpoint} at step {fitted_to.step}, and "
+            f"{found.checkpoint} (step {found.step}) holds others\n{again},\n"
+            'or leave it aside: vae_lab.load(run, prior="trained")'
+        )
+
+
+def _config(path: Path, again: str, trusted: bool) -> DictConfig:
+    try:
+        written = OmegaConf.load(path)
+        config = written if trusted else vetted(written, path)
+        named = all(OmegaConf.select(config, f"second_stage.{key}") for key in ("name", "prior._target_"))
+    except (OmegaConfBaseException, YAMLError, RecursionError, OSError, UnicodeError) as error:
+        raise UsageError(f"{path}: {str(error).partition(chr(10))[0]}\n{again}") from error
+    if not named:
+        raise UsageError(f"{path}: names no second_stage with a prior\n{again}")
+    assert isinstance(config, DictConfig)
+    check_targets(config)
+    return config

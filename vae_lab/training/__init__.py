@@ -1,0 +1,1 @@
+"""Training: one step, its optimiser, and Lightning around it."""

@@ -1,0 +1,93 @@
+"""The end of an epoch that an interruption left out: its validation, its pictures, its checks are made up for.
+
+A run that goes on from such a step enters the epoch once more, with no step left in it. So does one that was
+stopped after its last step: what comes after training comes again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Timer
+
+from vae_lab.data.datamodule import data_of, last_step, validates, within_epoch
+
+
+class EpochEnd:
+    """The step of the last validation and of the last whole epoch end, and whether one is being made up for."""
+
+    def __init__(self) -> None:
+        self.validated_at = 0
+        self.ended_at = 0
+        self._max_steps: int | None = None
+
+    def state_dict(self) -> dict[str, int]:
+        """What a resumed run has to know."""
+        return {"validated_at": self.validated_at, "ended_at": self.ended_at}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """As it was."""
+        self.validated_at, self.ended_at = state["validated_at"], state["ended_at"]
+
+    def resume(self, trainer: Trainer, steps: int) -> dict[str, Any]:
+        """The state of a fit loop that goes on after so many optimiser steps."""
+        data = data_of(trainer)
+        epochs, at = divmod(steps, data.steps_per_epoch)
+        end = last_step(trainer, data.steps_per_epoch)
+        data.making_up = (epochs > 0 and at == 0 and self.ended_at != steps) or (end is not None and steps >= end)
+        if data.making_up and at == 0:
+            epochs -= 1
+        if data.making_up and trainer.max_steps == steps:  # or Lightning would see nothing left to do
+            self._max_steps, trainer.fit_loop.epoch_loop.max_steps = steps, steps + 1
+        return progress_at(trainer.fit_loop.state_dict(), epochs, steps)
+
+    def make_up_for_validation(self, trainer: Trainer) -> None:
+        """Run the one that is owed."""
+        if not self._owes_validation(trainer):
+            return
+        validation = trainer.fit_loop.epoch_loop.val_loop
+        validation.restarting = False
+        trainer.validating = True
+        validation.run()
+        trainer.training = True
+
+    def _owes_validation(self, trainer: Trainer) -> bool:
+        """Whether the epoch that is made up for ends with a validation that was not done."""
+        data, step = data_of(trainer), trainer.global_step
+        epoch = -(-step // data.steps_per_epoch)
+        due = epoch % (trainer.check_val_every_n_epoch or 1) == 0
+        return data.making_up and due and self.validated_at != step and validates(trainer)
+
+    def last_step(self, trainer: Trainer) -> int | None:
+        """The step that training ends with, whatever Lightning is told meanwhile."""
+        end = last_step(trainer, data_of(trainer).steps_per_epoch)
+        return end if end is None or self._max_steps is None else min(end, self._max_steps)
+
+    def entered(self, trainer: Trainer) -> None:
+        """The epoch has begun: Lightning may know again where training ends."""
+        if self._max_steps is not None:
+            trainer.fit_loop.epoch_loop.max_steps, self._max_steps = self._max_steps, None
+
+    def over(self, trainer: Trainer) -> None:
+        """All that comes with the end of an epoch is done but its checkpoints: training goes on, or ends."""
+        data_of(trainer).making_up = False
+        if not within_epoch(trainer):
+            self.ended_at = trainer.global_step
+
+
+def forget_the_absent(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Drop the states of callbacks that are not here; and the time of earlier sessions, for max_time is of one."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    here = {callback.state_key for callback in callbacks if not isinstance(callback, Timer)}
+    checkpoint["callbacks"] = {key: state for key, state in checkpoint["callbacks"].items() if key in here}
+
+
+def progress_at(fresh: dict[str, Any], epochs: int, steps: int) -> dict[str, Any]:
+    """The state of a fit loop that has done `epochs` whole epochs and `steps` optimiser steps, none of them half."""
+    for when in ("total", "current"):
+        for event in ("ready", "started", "processed", "completed"):
+            fresh["epoch_progress"][when][event] = epochs
+    for event in ("ready", "completed"):
+        fresh["epoch_loop.manual_optimization.optim_step_progress"]["total"][event] = steps
+    return fresh

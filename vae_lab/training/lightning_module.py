@@ -1,0 +1,308 @@
+"""The LightningModule: thin glue between a trainer and the step."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from vae_lab.data.batches import Batch
+from vae_lab.data.datamodule import data_of, validates
+from vae_lab.data.images import Split
+from vae_lab.data.transforms import Preprocess
+from vae_lab.metrics.diagnostics import Diagnostics
+from vae_lab.metrics.elbo_sums import SplitSums
+from vae_lab.metrics.evaluator import SplitEvaluation
+from vae_lab.models.base import Batches, Model
+from vae_lab.objectives.constraints import DistortionConstraint
+from vae_lab.objectives.objective import Objective
+from vae_lab.training.epoch_end import EpochEnd, forget_the_absent
+from vae_lab.training.nonfinite import BadSteps, OnNonFinite, require_finite
+from vae_lab.training.optimizer import OptimizerSettings, WeightAverage
+from vae_lab.training.step import Execution, TrainingStep, term_names
+from vae_lab.training.step_dump import capture, save
+from vae_lab.training.step_log import StepLog
+
+log = logging.getLogger("vae_lab")
+OF_TRAINING_OR_TEST = ("train/", "test/", "learning_rate", "beta", "capacity", "multiplier", "gradient_norm", "skipped")
+
+
+class Experiment(LightningModule):
+    """Trains, validates and tests a VAE; logs the terms of the ELBO in nats per image.
+
+    config: the composed config as plain values, for the loggers.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        objective: Objective,
+        optimizer: OptimizerSettings,
+        preprocess: Preprocess,
+        batch_size: int,
+        seed: int,
+        config: Mapping[str, Any],
+        execution: Execution | None = None,
+        on_nonfinite: OnNonFinite = "stop",
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model = model
+        self.average = WeightAverage(model, optimizer.ema_decay) if optimizer.ema_decay else None
+        self.objective, self.settings, self.preprocess = objective, optimizer, preprocess
+        self.batch_size, self.seed, self.config = batch_size, seed, config
+        self.execution = execution or Execution()
+        self.sums = SplitSums.of(model.latents)  # here, so that it goes where the model goes
+        self.diagnostics = Diagnostics(model)
+        self.evaluation = SplitEvaluation(self.sums, self.diagnostics, objective, preprocess, seed)
+        self.epoch_end = EpochEnd()
+        self.metrics: dict[str, float] = {}  # the last of each, by its name
+        self.on_nonfinite = on_nonfinite
+        self.bad_steps = BadSteps(on_nonfinite)
+        self.interrupted: Callable[[], bool] = lambda: False  # asked between steps: True ends the call
+        self.log_of_steps = StepLog(term_names(objective))
+
+    @property
+    def evaluation_model(self) -> Model:
+        """What is validated, drawn and tested: averaged weights if they are on."""
+        return self.model if self.average is None else self.average.model
+
+    @property
+    def kl_per_dim(self) -> Tensor | None:
+        """KL of each latent dimension at the last validation, (D,)."""
+        return self.evaluation.kl_per_dim
+
+    @property
+    def log_every_n_steps(self) -> int:
+        """Optimiser steps between what the loggers are given."""
+        steps: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return steps
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader of the numbers has to know of the training."""
+        found, skipped = [], self.bad_steps.num_left_out
+        if skipped:
+            found.append(f"{skipped} of {self.global_step} steps were left out: a loss or gradient was not finite")
+        values = {name: self.metrics.get(name, 0.0) for name in ("val/elbo", "test/elbo")}
+        bad = {name: value for name, value in values.items() if not math.isfinite(value)}
+        return found + [
+            f"{name} is {value}: an image without a finite density, or weights that diverged"
+            for name, value in bad.items()
+        ]
+
+    # Training
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimiser; its step is taken by `TrainingStep`."""
+        return self.settings.build(self.model.parameters(), self.objective.critics)
+
+    def on_train_start(self) -> None:
+        """Put the step together, now that the trainer has an optimiser and a length."""
+        self.step = TrainingStep(
+            model=self.model,
+            objective=self.objective,
+            preprocess=self.preprocess,
+            optimizer=self.trainer.optimizers[0],
+            settings=self.settings,
+            batch_size=self.batch_size,
+            total_steps=self._total_steps(),
+            seed=self.seed,
+            rank=self.global_rank,
+            average=self.average,
+            reduce_gradients=getattr(self.trainer.strategy, "reduce_gradients", None),
+            execution=self.execution,
+            on_nonfinite=self.on_nonfinite,
+        )
+        self.epoch_end.make_up_for_validation(self.trainer)
+
+    def _total_steps(self) -> int | None:
+        return self.epoch_end.last_step(self.trainer)
+
+    def training_step(self, call: list[Batch], batch_idx: int) -> None:
+        """Several optimiser steps; nothing is read back from the device but at every `log_every_n_steps`."""
+        first, every = self.global_step, self.log_every_n_steps
+        for step, batch in enumerate(call, first):
+            if self.interrupted() and self.trainer.world_size == 1:  # several would have to agree
+                return
+            logs = (step + 1) % every == 0
+            record = self.step(batch.images, step, measure=logs, labels=batch.labels)
+            self.log_of_steps.add(record)
+            self._count_steps(1)
+            if logs:
+                self.log_steps()
+            elif self.step.looks and record.bad:
+                self.read_steps()
+
+    def _count_steps(self, steps: int) -> None:
+        """Advance `global_step`: Lightning's wrapper of an optimiser would, at 1 to 2 per cent of a small step."""
+        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total
+        progress.ready += steps
+        progress.completed += steps
+
+    def read_steps(self) -> None:
+        """Read the steps since the last time. Raises NonFiniteLoss, unless such steps are left out."""
+        first = self.global_step - len(self.log_of_steps)
+        # Over devices the mean: a process that is not finite stops them all.
+        bad = self.log_of_steps.read(lambda terms: self.trainer.strategy.reduce(terms, reduce_op="mean"))
+        for row, (terms, own) in bad.items():
+            step = first + row
+            if self.on_nonfinite == "stop":  # nothing was changed since: the clock goes back
+                self._count_steps(step - self.global_step)
+            self.bad_steps.answer(step, terms, partial(self._keep, step, own))
+
+    def _keep(self, step: int, terms: dict[str, float]) -> Path:
+        """Write a step that was not finite into a file."""
+        unchanged = self.on_nonfinite == "stop" or self.step.looks  # by the steps after it
+        data = data_of(self.trainer)
+        batch = data.train_dataloader().step(step)
+        now = step if unchanged else self.global_step
+        bad = capture(self.step, step, now, batch, terms, data.size("train"), self.config.get("trainer", {}))
+        return save(bad, Path(self.trainer.default_root_dir) / "checkpoints")
+
+    def log_steps(self) -> None:
+        """Read the steps since the last time and log their mean."""
+        self.read_steps()
+        sums = self.log_of_steps.since_log
+        if not sums.num_images:
+            return
+        shown = {**sums.means(), **self._rates()}
+        sums.reset()
+        if self.log_of_steps.last_norm is not None:
+            shown["gradient_norm"] = float(self.log_of_steps.last_norm)
+        if self.on_nonfinite == "skip":
+            shown["skipped_steps"] = float(self.bad_steps.num_left_out)
+        self.metrics |= shown
+        self._to_loggers(shown)
+
+    def _rates(self) -> dict[str, float]:
+        """What the schedules gave the last step."""
+        last = self.global_step - 1
+        rates = self.step.rates(last)
+        shown = {"learning_rate": float(rates.lr), "beta": float(rates.beta)}
+        if self.objective.capacity is not None:
+            shown["capacity"] = float(rates.capacity)
+        if isinstance(self.objective.constraint, DistortionConstraint):
+            shown["multiplier"] = self.objective.constraint.multiplier
+        return shown
+
+    def on_train_epoch_start(self) -> None:
+        """Start the epoch's own sums; one that was cut short goes on with those it had."""
+        self.epoch_end.entered(self.trainer)
+        data = data_of(self.trainer)
+        if self.global_step % data.steps_per_epoch == 0 and not data.making_up:
+            self.log_of_steps.epoch.reset()
+
+    def epoch_means(self) -> dict[str, float]:
+        """Means of the training terms over the epoch so far, in nats per image."""
+        self.log_steps()
+        means = self.log_of_steps.epoch.means()
+        self.metrics |= means
+        return means
+
+    def table_row(self) -> dict[str, float]:
+        """What is known at the end of an epoch: functions of the weights and the step, whatever was logged when."""
+        found = {name: value for name, value in self.metrics.items() if not name.startswith(OF_TRAINING_OR_TEST)}
+        return {**self.epoch_means(), **self._rates(), **found}
+
+    # Evaluation
+
+    def on_validation_epoch_start(self) -> None:
+        """Nothing that is not finite is validated or saved."""
+        if not self.trainer.sanity_checking:
+            self.log_steps()
+        self._start_split()
+
+    def on_test_epoch_start(self) -> None:
+        """Start from nothing."""
+        self._start_split()
+
+    def on_train_epoch_end(self) -> None:
+        """The last weights count as the best where nothing is validated: they are saved after this."""
+        self.log_steps()
+        if not validates(self.trainer):
+            self.evaluation.fit_likelihood(self.evaluation_model, self._training_batches())
+        self.epoch_end.over(self.trainer)
+
+    def _start_split(self) -> None:
+        self.evaluation.start(self.evaluation_model, self._training_batches())
+
+    def _training_batches(self) -> Batches:
+        for x, y in data_of(self.trainer).some_training_images():
+            yield x.to(self.device), y.to(self.device) if y is not None and self.model.conditional else None
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the split's sums."""
+        self._evaluate(batch, batch_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the split's sums."""
+        self._evaluate(batch, batch_idx)
+
+    def _evaluate(self, batch: Batch, batch_idx: int) -> None:
+        weights = self.objective.weights_at(max(self.global_step - 1, 0), self._total_steps())  # the last step's
+        self.evaluation.add(self.evaluation_model, batch, weights, self.global_rank, batch_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the whole split's means."""
+        if not self.trainer.sanity_checking:
+            self.epoch_end.validated_at = self.global_step
+            self._log_split("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the whole split's means."""
+        self._log_split("test")
+
+    def _log_split(self, split: Split) -> None:
+        means = self.evaluation.means(self.evaluation_model, split)
+        if split == "val" or "val/elbo" not in self.metrics:
+            # Which dimensions are the most active changes: none of the last time's may stay.
+            self.metrics = {name: value for name, value in self.metrics.items() if not name.startswith("kl/dim_")}
+            means |= self.evaluation.latent_metrics()
+        self.metrics |= means
+        if not math.isfinite(means[f"{split}/elbo"]):
+            log.warning("warning: %s/elbo is %s at step %d", split, means[f"{split}/elbo"], self.global_step)
+        self.log_dict(means, logger=False)
+        self._to_loggers(means)
+
+    def _to_loggers(self, values: Mapping[str, float]) -> None:
+        for logger in self.trainer.loggers:
+            logger.log_metrics(dict(values), step=self.global_step)
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check the last steps and the weights before the file is written, and add what a model is rebuilt from."""
+        self.read_steps()
+        require_finite((self.model, self.objective), self.global_step)
+        checkpoint["image"] = dataclasses.asdict(self.model.image)
+        checkpoint["steps_per_epoch"] = data_of(self.trainer).steps_per_epoch
+        checkpoint["epoch_end"] = self.epoch_end.state_dict()
+        checkpoint["kl_per_dim"] = self.kl_per_dim
+        checkpoint["metrics"] = self.metrics
+        checkpoint["log_of_steps"] = self.log_of_steps.state_dict()
+        checkpoint["bad_steps"] = self.bad_steps.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Resume by the clock alone: Lightning starts the epoch that the step lies in, the data cuts it short.
+
+        For a test the weights alone are of interest, and whatever watched the fit stays as it is.
+        """
+        if self.trainer.state.fn != "fit":
+            checkpoint["callbacks"] = {}
+            return
+        self.evaluation.kl_per_dim = checkpoint["kl_per_dim"]
+        self.metrics = dict(checkpoint["metrics"])
+        self.epoch_end.load_state_dict(checkpoint["epoch_end"])
+        self.log_of_steps.load_state_dict(checkpoint["log_of_steps"])
+        self.bad_steps.load_state_dict(checkpoint["bad_steps"])
+        checkpoint["loops"]["fit_loop"] = self.epoch_end.resume(self.trainer, checkpoint["global_step"])
+        forget_the_absent(self.trainer, checkpoint)

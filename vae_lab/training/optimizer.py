@@ -1,0 +1,101 @@
+"""How weights are updated: algorithm, schedule, clipping, averaging."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vae_lab.models.base import Model
+from vae_lab.objectives.bounds import Weight
+from vae_lab.objectives.regularizers.base import Critic
+from vae_lab.objectives.schedules import Constant, Schedule
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """How weights are updated; the options are those of `optimizer.*`.
+
+    algorithm: a torch.optim class that takes (parameters, lr). schedule: a factor on `lr` per step.
+    clip_norm: largest norm of the gradient, None for no limit. accumulate: batches in one step.
+    ema_decay: decay of an exponential moving average of the weights, used wherever the model is evaluated.
+    """
+
+    algorithm: Callable[..., torch.optim.Optimizer]
+    lr: float = 1e-3
+    schedule: Schedule = field(default_factory=Constant)
+    clip_norm: float | None = None
+    accumulate: int = 1
+    ema_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.lr < 0:
+            raise ValueError(f"optimizer.lr is at least 0; found {self.lr}")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(f"optimizer.clip_norm is above 0, or null for no limit; found {self.clip_norm}")
+        if self.accumulate < 1:
+            raise ValueError(f"optimizer.accumulate is a number of batches, at least 1; found {self.accumulate}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"optimizer.ema_decay lies between 0 and 1, or is null; found {self.ema_decay}")
+
+    def build(self, parameters: Iterable[nn.Parameter], critics: Sequence[Critic] = ()) -> torch.optim.Optimizer:
+        """The optimiser of a model's parameters; of each critic's in a group of its own, at its own learning rate."""
+        groups: list[Any] = [p for p in parameters if p.requires_grad]
+        if critics:
+            others = [{"params": list(critic.critic.parameters()), "lr": critic.critic_lr} for critic in critics]
+            groups = [{"params": groups}, *others]
+        return self.algorithm(groups, lr=self.lr)
+
+
+class WeightAverage(nn.Module):
+    """An exponential moving average of a model's weights: a model of its own, never trained.
+
+    The decay rises as (1 + step) / (10 + step) to `decay`, so that early averages forget the initial weights.
+    """
+
+    def __init__(self, model: Model, decay: float) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        self.decay = decay
+
+    def train(self, mode: bool = True) -> WeightAverage:
+        """Never in training mode: it is what evaluation sees."""
+        return super().train(False)
+
+    def weight(self, step: int) -> float:
+        """How far the average moves towards the weights after step number `step`."""
+        return 1 - min(self.decay, (1 + step) / (10 + step))
+
+    @torch.no_grad()
+    def update(self, model: Model, weight: Weight) -> None:
+        """Move by the share `weight` towards the model's weights; buffers are copied."""
+        averages: list[Tensor] = list(self.model.parameters())
+        weights: list[Tensor] = list(model.parameters())
+        if isinstance(weight, Tensor):  # lerp would read it back
+            moves = torch._foreach_sub(weights, averages)
+            torch._foreach_mul_(moves, weight)
+            torch._foreach_add_(averages, moves)
+        else:
+            torch._foreach_lerp_(averages, weights, weight)
+        for average, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
+            average.copy_(buffer)
+
+
+def adopt_state(optimizer: torch.optim.Optimizer, capturable: bool) -> None:
+    """Fit a loaded state to how this run is executed: its checkpoint may come from one with another layout."""
+    for group in optimizer.param_groups:
+        if "capturable" in group:
+            group["capturable"] = capturable
+        for weight in group["params"]:
+            state = optimizer.state.get(weight, {})
+            if isinstance(count := state.get("step"), Tensor):
+                there = capturable or group.get("fused")  # else torch reads it from the host
+                state["step"] = count.to(weight.device if there else "cpu", torch.float32)
+            for name, value in state.items():
+                # A fused update reads both in the order of memory, without a look at their strides.
+                if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
+                    state[name] = torch.empty_like(weight).copy_(value)

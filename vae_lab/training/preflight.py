@@ -1,0 +1,118 @@
+"""Whether a model and the images go together, found out before anything is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from vae_lab.core import LatentSpec
+from vae_lab.data.datamodule import ImageData
+from vae_lab.models.base import Model, parts_without_density
+from vae_lab.objectives.objective import IMPORTANCE_WEIGHTED, Objective, Weights
+from vae_lab.utils.errors import UsageError
+
+NUM_LOOKED_AT = 64  # training images
+NUM_SCORED = 8
+DARKEST = 3  # of 255: a brightest pixel below it is that of a mask, not of a picture
+
+
+def check_model(model: Model, objective: Objective, data: ImageData) -> list[str]:
+    """What a reader of the numbers has to know of a model and these images.
+
+    UsageError: the likelihood gives a training image no finite log p(x|z), or the objective cannot score the model.
+    """
+    data.setup()
+    x, y = next(iter(data.some_training_images(NUM_LOOKED_AT)))
+    _require_scored(model, objective, x[:NUM_SCORED], y[:NUM_SCORED] if y is not None and model.conditional else None)
+    return [*_of_the_images(x), *_of_the_likelihood(model, x), *_of_the_latents(model, objective, data.size("train"))]
+
+
+def _require_scored(model: Model, objective: Objective, x: Tensor, y: Tensor | None) -> None:
+    modes = model.training, objective.training
+    model.eval(), objective.eval()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        log_px = _scored(model, objective, x, y)
+    model.train(modes[0]), objective.train(modes[1])
+    bad = (~log_px.isfinite()).sum().item()
+    if bad:
+        raise UsageError(
+            f"model.likelihood: {type(model.likelihood).__name__} gives {bad} of the first {len(x)} training images "
+            f"no finite log p(x|z) (found {log_px.flatten()[~log_px.flatten().isfinite()][0].item()}).\n"
+            f"Their pixels lie in [{x.min():.3g}, {x.max():.3g}]; choose a model/likelihood of such values"
+        )
+
+
+def _scored(model: Model, objective: Objective, x: Tensor, y: Tensor | None) -> Tensor:
+    """log p(x|z), (S, B). UsageError: what a part of the objective finds wrong with the model at first sight."""
+    try:
+        trace = model(x, objective.num_samples, y)
+        terms = objective.terms(trace, x)
+        seen = model.observed(trace, x, y)
+        objective(seen, terms, Weights())
+        objective.critic_loss(seen)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return terms.log_px
+
+
+def _of_the_images(x: Tensor) -> Iterator[str]:
+    low, high = round(x.min().item() * 255), round(x.max().item() * 255)
+    if low == high:
+        yield f"every pixel of the first {len(x)} training images is {low}: are these the right pictures?"
+    elif high < DARKEST:
+        yield (
+            f"the brightest pixel of the first {len(x)} training images is {high} of 255: "
+            "masks stored as 0 and 1 have to be multiplied by 255"
+        )
+
+
+def _of_the_likelihood(model: Model, x: Tensor) -> Iterator[str]:
+    levels, binary = model.likelihood.levels, bool(((x == 0) | (x == 1)).all())
+    if levels == 2 and not binary:
+        yield "cross-entropy on grey values is not a likelihood: compare it with the same only"
+    elif levels is None and binary and not _is_bounded(model):
+        yield (
+            "a density of pixels that are only 0 or 1 has no upper bound, so log p(x|z) says little: "
+            "choose model/likelihood=bernoulli, or data.binarize=none for grey values"
+        )
+    elif levels is not None and levels > 2 and binary:
+        yield f"a likelihood of {levels} levels scores pixels that are only 0 or 1: choose model/likelihood=bernoulli"
+
+
+def _of_the_latents(model: Model, objective: Objective, num_images: int) -> Iterator[str]:
+    points = parts_without_density(model)
+    if points:
+        have = "have" if len(points) > 1 else "has"
+        yield (
+            f"elbo is no bound on log p(x), for {' and '.join(points)} {have} no density: compare log_px, or choose "
+            "model/posterior=diagonal_gaussian and model/prior=standard_normal"
+        )
+    codes = any(latent.kind == "codes" for latent in model.latents)
+    if objective.bound in IMPORTANCE_WEIGHTED and (points or codes):
+        yield (
+            "importance weights are ratios of densities, which these latents have not while training: choose "
+            "objective/bound=elbo"
+        )
+    if (sentence := too_many_codes(model.latents, num_images)) is not None:
+        yield sentence
+
+
+def _is_bounded(model: Model) -> bool:
+    """A density whose one scale is fixed."""
+    scale = getattr(model.likelihood, "log_scale", None)
+    return isinstance(scale, torch.nn.Parameter) and not scale.requires_grad
+
+
+def too_many_codes(latents: Sequence[LatentSpec], num_images: int) -> str | None:
+    """A sentence of warning where a latent has more codes than the training set has images; else None."""
+    num_codes = max((latent.num_codes or 0 for latent in latents), default=0)
+    if num_codes <= num_images:
+        return None
+    fewer = 2 ** max(1, int(math.log2(max(num_images, 1))) - 2)
+    return (
+        f"model.posterior: a codebook of {num_codes} codes is larger than the training set of {num_images} images; "
+        f"choose fewer codes, such as model.posterior.num_codes={fewer}"
+    )

@@ -1,0 +1,1 @@
+"""Leaves that know nothing of VAEs: errors, files, seeds, signals, processes, the CPU."""
