@@ -50,10 +50,10 @@ def trained(name: str, runs: Path, epochs: int, overrides: list[str]) -> Path:
 def test_images(run: Path) -> tuple[Any, Any]:
     """The test set as the run's own evaluation prepares it, and its labels."""
     from vae_lab.runs.stored_config import load_config
-    from vae_lab.training.build import instantiated
+    from vae_lab.training.build import build_node
 
-    data = instantiated(load_config(run).data)
-    return data.examples("test", data.size("test"))
+    data = build_node(load_config(run).data)
+    return data.example_images("test", data.size("test"))
 
 
 def bound(lab: Any, x: Any, y: Any, num_samples: int) -> float | None:

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from vae_lab.data.batches import Batch
-    from vae_lab.data.datamodule import ImageData
-    from vae_lab.training.lightning_module import Experiment
+    from vae_lab.data.datamodule import ImageDataModule
+    from vae_lab.training.lightning_module import VAEModule
     from vae_lab.training.step import TrainingStep
 
 ROUNDS = 5  # epochs inside the trainer, each beside as many steps alone; the first does not count
@@ -109,11 +109,11 @@ def refused(error: Exception) -> int:
     return 2
 
 
-def requested(overrides: Sequence[str], steps: int) -> tuple[DictConfig, ImageData, Experiment]:
+def requested(overrides: Sequence[str], steps: int) -> tuple[DictConfig, ImageDataModule, VAEModule]:
     """The config and what it describes; epochs of so many steps, no end, and no pictures."""
     from scripts.benchmarks.configs import composed
     from vae_lab.config.validation import check_targets
-    from vae_lab.train import quiet_libraries
+    from vae_lab.train import silence_libraries
 
     config = composed(overrides)
     check_targets(config)
@@ -123,7 +123,7 @@ def requested(overrides: Sequence[str], steps: int) -> tuple[DictConfig, ImageDa
     for name in ("images", "summary"):
         if config.callbacks and name in config.callbacks:
             config.callbacks[name] = None
-    quiet_libraries()
+    silence_libraries()
     from vae_lab.training.build import build
 
     return config, *build(config)
@@ -131,13 +131,13 @@ def requested(overrides: Sequence[str], steps: int) -> tuple[DictConfig, ImageDa
 
 def trainer_of(config: DictConfig, folder: Path) -> Trainer:
     """The trainer as the command has it."""
-    from vae_lab.train import assembled_trainer
-    from vae_lab.utils.signals import Interruption
+    from vae_lab.train import assemble_trainer
+    from vae_lab.utils.signals import StopSignals
 
-    return assembled_trainer(config, folder, Interruption())
+    return assemble_trainer(config, folder, StopSignals())
 
 
-def measured(trainer: Trainer, experiment: Experiment, data: ImageData, arguments: argparse.Namespace) -> Profile:
+def measured(trainer: Trainer, experiment: VAEModule, data: ImageDataModule, arguments: argparse.Namespace) -> Profile:
     """Train a few epochs; at the end of each, while the trainer has everything in place, run the step alone."""
     from lightning.pytorch import Callback
 
@@ -172,17 +172,17 @@ def rates_of(trainer: Trainer) -> list[float]:
 class Alone:
     """The step of a trainer that waits, on batches of its data."""
 
-    def __init__(self, trainer: Trainer, experiment: Experiment, data: ImageData, steps: int) -> None:
+    def __init__(self, trainer: Trainer, experiment: VAEModule, data: ImageDataModule, steps: int) -> None:
         self.trainer, self.experiment, self.data, self.steps = trainer, experiment, data, steps
         self.device = experiment.device
 
     def batches(self) -> Iterator[Batch]:
         """One at a time, epoch after epoch."""
-        pace, self.data.plan.steps_per_execution = self.data.plan.steps_per_execution, 1
+        pace, self.data.loader_options.steps_per_execution = self.data.loader_options.steps_per_execution, 1
         try:
             loader = self.data.train_dataloader()
         finally:
-            self.data.plan.steps_per_execution = pace
+            self.data.loader_options.steps_per_execution = pace
         while True:
             for call in loader:
                 yield from call

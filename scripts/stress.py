@@ -18,12 +18,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:1] = [str(ROOT), str(ROOT / "tests")]  # in place of scripts/, whose profile.py would hide Python's own
-
-from commands import Command, warm_process  # noqa: E402
+sys.path[:1] = [str(ROOT)]  # in place of scripts/, whose profile.py would hide Python's own
 
 from scripts.stressing import cases, fuzz, matrix, signals  # noqa: E402
 from scripts.stressing.cases import Case  # noqa: E402
+from scripts.stressing.commands import Command, warm_process  # noqa: E402
 from scripts.stressing.kills import Kills, Session, killed_run  # noqa: E402
 from scripts.stressing.picture import draw  # noqa: E402
 

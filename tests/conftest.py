@@ -3,25 +3,18 @@
 import logging
 import os
 import signal
-import sys
-from pathlib import Path
 
-# Before torch is imported: its threads and the other test workers' would wait for each other.
+# Before numpy and torch are imported: their threads and the other test workers' would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np
 import pytest
-from commands import TESTS, Command, warm_process
-from PIL import Image
+from helpers.data import FAST, write_pictures
 
-__all__ = ["FAST", "TESTS", "Command", "write_pictures"]
+from scripts.stressing.commands import Command, warm_process
 
 # A job in the background of a script ignores Ctrl-C, and so would every process that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-sys.path.append(str(TESTS.parent))  # scripts/ is beside the package, not in it
-FAST = ("debug=fast", "trainer.num_threads=1")
 
 
 @pytest.fixture(scope="session")
@@ -66,18 +59,6 @@ def fast_run(warm, tmp_path_factory):
     finished = Command(warm, tmp_path_factory.mktemp("fast"))(*FAST)
     assert finished.code == 0, finished.stderr
     return finished
-
-
-def write_pictures(folder: Path, count: int = 30, size: int = 20, seed: int = 0) -> Path:
-    """Colour pictures that differ: a bright square somewhere on a coloured ground."""
-    rng = np.random.default_rng(seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    for i in range(count):
-        pixels = np.full((size, size, 3), rng.integers(0, 200, 3), dtype=np.uint8)
-        y, x = rng.integers(0, size // 2, 2)
-        pixels[y : y + size // 3, x : x + size // 3] = 255
-        Image.fromarray(pixels).save(folder / f"{i:03d}.png")
-    return folder
 
 
 @pytest.fixture

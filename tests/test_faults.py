@@ -7,10 +7,10 @@ import time
 from contextlib import nullcontext
 
 import pytest
-from commands import Command
 
 from scripts import stress
 from scripts.stressing import cases, leavings, matrix, signals
+from scripts.stressing.commands import Command
 from scripts.stressing.kills import killed_run
 
 SHORT = (*stress.KILLED, "trainer.max_epochs=50")
@@ -42,9 +42,9 @@ def test_the_comparison_sees_every_difference(whole, command):
 
 def test_an_experiment_file_survives_a_kill(command, tmp_path):
     root = matrix.write_data(tmp_path / "data")
-    found = list(matrix.matrix(command, root, tmp_path, ["pytorch_examples_vae"]))
+    found = list(matrix.matrix(command, root, tmp_path, ["replica_pytorch_examples"]))
     assert [case.ok for case in found] == [True], found
-    assert set(matrix.experiments()) >= {"pytorch_examples_vae", "seed_pokemon_keras"}
+    assert set(matrix.experiments()) >= {"replica_pytorch_examples", "replica_pokemon_keras"}
 
 
 @pytest.fixture(scope="module")

@@ -59,14 +59,14 @@ def test_a_wheel_names_its_licence_and_its_needs(unpacked):
 
 def test_an_installed_command_finds_its_config_from_any_folder(unpacked, tmp_path):
     done = python("-m", "vae_lab.train", "--cfg", "job", "model=conv", "data=mnist", cwd=tmp_path, path=unpacked)
-    assert "_target_: vae_lab.networks.conv.ConvEncoder" in done.stdout
+    assert "_target_: vae_lab.networks.ConvEncoder" in done.stdout
     assert "_target_: vae_lab.data.sets.mnist" in done.stdout
     assert list(tmp_path.iterdir()) == []  # printed, nothing run, no folder made
     code = (
         "import vae_lab.config.schema; print(vae_lab.config.schema.__file__); print(vae_lab.config.schema.conf_dir())"
     )
     module, conf = python("-c", code, cwd=tmp_path, path=unpacked).stdout.split()
-    assert Path(module).parent == Path(conf).parent == unpacked / "vae_lab"
+    assert Path(module).parents[1] == Path(conf).parent == unpacked / "vae_lab"
 
 
 def test_help_is_whole_and_imports_nothing_heavy(tmp_path):

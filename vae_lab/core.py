@@ -41,7 +41,7 @@ class ImageSpec:
 
 
 # Where a latent lives: anywhere in R^D; on the unit sphere in R^D; on finitely many points, its codes.
-Kind = Literal["vector", "sphere", "codes"]
+LatentKind = Literal["vector", "sphere", "codes"]
 
 
 class Codes(Protocol):
@@ -61,14 +61,14 @@ class Codes(Protocol):
 class LatentSpec(NamedTuple):
     """What a prior is told of the latent that it is to cover."""
 
-    kind: Kind
+    kind: LatentKind
     shape: tuple[int, ...]  # of one z: (D,), or (D, h, w) where the encoder leaves a map
     image: ImageSpec
     num_codes: int | None = None  # K, of codes
     code_shape: tuple[int, ...] = ()  # of the numbers of one z: (G,), or (G, h, w)
 
 
-class Given(NamedTuple):
+class PriorInputs(NamedTuple):
     """What a prior may depend on; most need nothing of it."""
 
     y: Tensor | None = None  # labels of the images, int64 (B,)
@@ -76,7 +76,7 @@ class Given(NamedTuple):
     codes: Codes | None = None  # of the posterior family
 
 
-NOTHING = Given()
+NO_INPUTS = PriorInputs()
 
 
 class Latent(NamedTuple):
@@ -102,7 +102,7 @@ class Trace(NamedTuple):
 class Posterior(Protocol):
     """q(z|x) from an encoder's output (B, num_params, *map)."""
 
-    kind: Kind
+    kind: LatentKind
     num_params: int
     num_features: int  # mostly latent_dim
 
@@ -114,9 +114,9 @@ class Posterior(Protocol):
 class Prior(Protocol):
     """p(z), or p(z|y)."""
 
-    kinds: tuple[Kind, ...]
+    kinds: tuple[LatentKind, ...]
 
-    def __call__(self, given: Given = NOTHING) -> Distribution:
+    def __call__(self, inputs: PriorInputs = NO_INPUTS) -> Distribution:
         """Event the latent's shape; batch (), or (B,) where the prior depends on the labels."""
         ...
 
@@ -138,7 +138,7 @@ class ConditionalPrior(Prior, Protocol):
 
     num_params: int  # asked of what is above
 
-    def below(self, params: Tensor) -> Distribution:
+    def conditioned_on(self, params: Tensor) -> Distribution:
         """params: (N, num_params, *map). Batch (N,)."""
         ...
 
@@ -147,12 +147,12 @@ class ConditionalPrior(Prior, Protocol):
 class RelativePosterior(Posterior, Protocol):
     """q(z|x) told by its difference from a prior; its call takes a standard normal one."""
 
-    def around(self, prior: Distribution, params: Tensor) -> Distribution:
+    def relative_to(self, prior: Distribution, params: Tensor) -> Distribution:
         """params: (N, num_params, *map); of 0, the prior. Batch (N,). ValueError: a prior of another family."""
         ...
 
 
-class Setting(NamedTuple):
+class TrainingSpec(NamedTuple):
     """What a regularizer is told when it is made (a config leaves it open with `_partial_`)."""
 
     image: ImageSpec
@@ -160,7 +160,7 @@ class Setting(NamedTuple):
     num_images: int  # N, of the training set
 
 
-class Observation(NamedTuple):
+class RegularizerInputs(NamedTuple):
     """What it is shown at a step: one batch of B images."""
 
     trace: Trace

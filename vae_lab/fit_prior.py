@@ -11,23 +11,23 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from vae_lab.runs.cli import run_command, run_first
-from vae_lab.runs.lock import sole_use
+from vae_lab.runs.cli import run_as_first_argument, run_command
+from vae_lab.runs.lock import exclusive_lock
 from vae_lab.utils.errors import UsageError
-from vae_lab.utils.files import write_whole
-from vae_lab.utils.signals import Interruption
+from vae_lab.utils.files import write_atomically
+from vae_lab.utils.signals import StopSignals
 
 if TYPE_CHECKING:
     import torch
 
-    from vae_lab.second_stage.prior_fit import Results, Work
+    from vae_lab.second_stage.prior_fit import PriorFit, PriorFitResults
 
 COLUMNS, MOST_CLASSES = 8, 20  # of the picture
 
 
 def main() -> None:
     """The command; its first word may be the run itself."""
-    run_first()
+    run_as_first_argument()
     run_command(fit_prior, config_name="fit_prior")
 
 
@@ -39,21 +39,21 @@ def fit_prior(config: DictConfig) -> None:
         raise UsageError("second_stage=none: nothing to fit\nchoose gaussian, mixture, flow or autoregressive_codes")
     from vae_lab.config.validation import check_targets
     from vae_lab.runs.stored_config import load_config
-    from vae_lab.second_stage.storage import require_none
+    from vae_lab.second_stage.storage import require_no_fitted_prior
 
     run = Path(config.run)
     experiment = load_config(run, config.trusted)
     check_targets(experiment)
     check_targets(config)
     if not config.overwrite:
-        require_none(run)
-    with Interruption() as interruption, sole_use(run):
-        device = prepared(config.device, experiment)
-        interruption.wait_for_asking()
-        fit_to_run(run, experiment, config.second_stage, device, interruption.raise_if_requested, config.seed)
+        require_no_fitted_prior(run)
+    with StopSignals() as stop_signals, exclusive_lock(run):
+        device = prepare_device(config.device, experiment)
+        stop_signals.defer_to_safe_points()
+        fit_to_run(run, experiment, config.second_stage, device, stop_signals.raise_if_requested, config.seed)
 
 
-def prepared(name: str, experiment: DictConfig) -> torch.device:
+def prepare_device(name: str, experiment: DictConfig) -> torch.device:
     """A device, set up as the run's trainer did. UsageError: it is not there."""
     import torch
 
@@ -82,55 +82,55 @@ def fit_to_run(
     """Fit what a node of a config describes to a run's best weights; RUN/prior/, a picture and a table tell of it.
 
     experiment: the run's checked config. pause: called after each piece of work; what it raises ends the work, and the
-    run is as it was. seed: default the run's. UsageError: no best weights; what `work_on` refuses.
+    run is as it was. seed: default the run's. UsageError: no best weights; what `prepare_prior_fit` refuses.
     """
     from vae_lab.runs.checkpoint_io import BEST, load_checkpoint
-    from vae_lab.second_stage.prior_fit import estimate_of, work_on
-    from vae_lab.second_stage.storage import FittedTo, new_folder
-    from vae_lab.second_stage.storage import write as write_prior
+    from vae_lab.second_stage.prior_fit import elbo_settings, prepare_prior_fit
+    from vae_lab.second_stage.storage import FittedWeights, replace_prior_folder
+    from vae_lab.second_stage.storage import write_fitted_prior as write_prior
     from vae_lab.training.build import model_weights
     from vae_lab.utils.files import write_json
 
     saved = load_checkpoint(run / "checkpoints" / BEST, needed=("state_dict", "image", "global_step"))
     with Bar(pause) as bar:
-        work = work_on(saved, experiment, node, device, experiment.seed if seed is None else seed, bar)
-        results = work.done(estimate_of(experiment))
-    fitted_to = FittedTo.of(BEST, saved["global_step"], model_weights(saved))
-    picture = drawn(work, fitted_to.step)
+        fit = prepare_prior_fit(saved, experiment, node, device, experiment.seed if seed is None else seed, bar)
+        results = fit.run(elbo_settings(experiment))
+    fitted_to = FittedWeights.of(BEST, saved["global_step"], model_weights(saved))
+    picture = render_samples(fit, fitted_to.step)
     pause()
-    with new_folder(run) as folder:
-        write_prior(folder, node, work.prior, fitted_to)
-        write_json(folder / "scores.json", scores(work.stage.name, fitted_to._asdict(), results))
-    write_whole(run / "images" / f"prior_samples={work.stage.name}.png", picture)
-    show(run, work.stage.name, results)
+    with replace_prior_folder(run) as folder:
+        write_prior(folder, node, fit.prior, fitted_to)
+        write_json(folder / "scores.json", score_table(fit.stage.name, fitted_to._asdict(), results))
+    write_atomically(run / "images" / f"prior_samples={fit.stage.name}.png", picture)
+    show(run, fit.stage.name, results)
 
 
 # --- what is told of it -----------------------------------------------------------------------------------
 
 
-def scores(name: str, fitted_to: dict[str, Any], results: Results) -> dict[str, Any]:
+def score_table(name: str, fitted_to: dict[str, Any], results: PriorFitResults) -> dict[str, Any]:
     """What RUN/prior/scores.json says."""
     from vae_lab.runs.provenance import git_state, versions
 
     return {"name": name, "fitted_to": fitted_to, **results._asdict(), "versions": versions(), "git": git_state()}
 
 
-def drawn(work: Work, step: int) -> bytes:
+def render_samples(fit: PriorFit, step: int) -> bytes:
     """Samples as a PNG; of a conditional model, the same latents as images of each class."""
     from vae_lab.figures import tiles
     from vae_lab.figures.canvas import render
     from vae_lab.figures.encoding import encode_png
 
-    title = f"Samples of the prior '{work.stage.name}', fitted to the latents of step {step:,}"
-    if work.model.conditional:
-        classes = work.data.class_names[:MOST_CLASSES]
-        figure = tiles.sample_rows(work.samples(COLUMNS, len(classes)), classes, ylabel="class", title=title)
+    title = f"Samples of the prior '{fit.stage.name}', fitted to the latents of step {step:,}"
+    if fit.model.conditional:
+        classes = fit.data.class_names[:MOST_CLASSES]
+        figure = tiles.sample_rows(fit.samples(COLUMNS, len(classes)), classes, ylabel="class", title=title)
     else:
-        figure = tiles.samples(work.samples(COLUMNS**2), title=title)
+        figure = tiles.samples(fit.samples(COLUMNS**2), title=title)
     return encode_png(render(figure), step)
 
 
-def show(run: Path, name: str, results: Results) -> None:
+def show(run: Path, name: str, results: PriorFitResults) -> None:
     """Print the metrics, in nats per image, under the two priors."""
     from rich.console import Console
     from rich.table import Table

@@ -16,8 +16,8 @@ from vae_lab.metrics.importance import importance_bound
 from vae_lab.models.base import Model, parts_without_density
 from vae_lab.runs.checkpoint_io import load_checkpoint
 from vae_lab.runs.stored_config import load_config
-from vae_lab.second_stage.stage import one_layer
-from vae_lab.second_stage.storage import FOLDER, FittedTo, read
+from vae_lab.second_stage.stage import require_single_layer
+from vae_lab.second_stage.storage import FOLDER, FittedWeights, read_fitted_prior
 from vae_lab.training.build import model_weights, restore_model
 from vae_lab.utils.errors import UsageError
 
@@ -114,12 +114,12 @@ def load(
         raise UsageError(f"{run}: no prior was fitted to it\npython -m vae_lab.fit_prior run={run}")
     if prior == "trained" or not is_fitted:
         return lab
-    found = FittedTo.of(name, saved["global_step"], model_weights(saved))
-    return with_fitted(lab, *read(Path(run), lab.model, found, trusted))
+    found = FittedWeights.of(name, saved["global_step"], model_weights(saved))
+    return with_fitted_prior(lab, *read_fitted_prior(Path(run), lab.model, found, trusted))
 
 
-def with_fitted(lab: Lab, name: str, prior: torch.nn.Module) -> Lab:
+def with_fitted_prior(lab: Lab, name: str, prior: torch.nn.Module) -> Lab:
     """The same lab, with a prior fitted to its latents."""
-    model = one_layer(lab.model)
+    model = require_single_layer(lab.model)
     model.prior = cast("Prior", prior)
     return Lab(model, lab.config, name)

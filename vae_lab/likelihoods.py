@@ -15,18 +15,18 @@ from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Distribution, Independent, Normal
 
 from vae_lab.core import ImageSpec
-from vae_lab.distributions.gaussians import bounded, unbounded
+from vae_lab.distributions.gaussians import inverse_soft_clamp, soft_clamp
 from vae_lab.distributions.pixels import ContinuousBernoulli as ExactContinuousBernoulli
 from vae_lab.distributions.pixels import DiscretizedLogisticMixture as LogisticMixture
 from vae_lab.distributions.pixels import num_mixture_params
-from vae_lab.utils.callables import plain
+from vae_lab.utils.callables import unwrap_partial
 
 LOG_SCALE_LIMIT = 10.0  # scales of a likelihood between 0.000045 and 22,000
 SMALLEST_VARIANCE = 1e-6  # of pixels in [0, 1], whose steps are 1/255
 IMAGE_DIMS = 3
 
 
-def pixels_independent(distribution: Distribution) -> Distribution:
+def independent_pixels(distribution: Distribution) -> Distribution:
     """Declare (C, H, W) the event: log_prob sums over pixels."""
     return Independent(distribution, IMAGE_DIMS, validate_args=False)
 
@@ -51,7 +51,7 @@ class Bernoulli(nn.Module):
 
     def forward(self, params: Tensor) -> Distribution:
         """params: logits."""
-        return pixels_independent(TorchBernoulli(logits=params.float(), validate_args=False))
+        return independent_pixels(TorchBernoulli(logits=params.float(), validate_args=False))
 
 
 class ContinuousBernoulli(nn.Module):
@@ -65,7 +65,7 @@ class ContinuousBernoulli(nn.Module):
 
     def forward(self, params: Tensor) -> Distribution:
         """params: logits."""
-        return pixels_independent(ExactContinuousBernoulli(params.float(), validate_args=False))
+        return independent_pixels(ExactContinuousBernoulli(params.float(), validate_args=False))
 
 
 class LocationScale(nn.Module):
@@ -84,13 +84,15 @@ class LocationScale(nn.Module):
         if scale <= 0 or abs(math.log(scale)) >= LOG_SCALE_LIMIT:
             raise ValueError(f"model.likelihood.scale is a width above 0, between 4.6e-5 and 22,000; found {scale}")
         self.num_channels = image.channels
-        self.density = plain(density)
-        self.log_scale = nn.Parameter(torch.tensor(unbounded(math.log(scale), LOG_SCALE_LIMIT)), requires_grad=learned)
+        self.density = unwrap_partial(density)
+        self.log_scale = nn.Parameter(
+            torch.tensor(inverse_soft_clamp(math.log(scale), LOG_SCALE_LIMIT)), requires_grad=learned
+        )
 
     def forward(self, params: Tensor) -> Distribution:
         """params: logits of the mean."""
-        scale = torch.exp(bounded(self.log_scale, LOG_SCALE_LIMIT))
-        return pixels_independent(self.density(params.float().sigmoid(), scale, validate_args=False))
+        scale = torch.exp(soft_clamp(self.log_scale, LOG_SCALE_LIMIT))
+        return independent_pixels(self.density(params.float().sigmoid(), scale, validate_args=False))
 
 
 class OptimalGaussian(nn.Module):
@@ -114,7 +116,7 @@ class OptimalGaussian(nn.Module):
         mean = params.float().sigmoid()
         if self.training:
             return FittedNormal(mean)
-        return pixels_independent(Normal(mean, self.mse.sqrt(), validate_args=False))
+        return independent_pixels(Normal(mean, self.mse.sqrt(), validate_args=False))
 
     def fit(self, squared_errors: Tensor) -> None:
         """Set the variance used in evaluation to the mean of these."""
@@ -138,7 +140,7 @@ class FittedNormal(Distribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """In nats, the batch shape. At the optimum the gradient through the scale is 0, so it is a constant here."""
         mse = (value - self._mean).detach().square().mean().clamp(min=SMALLEST_VARIANCE)
-        return pixels_independent(Normal(self._mean, mse.sqrt(), validate_args=False)).log_prob(value)
+        return independent_pixels(Normal(self._mean, mse.sqrt(), validate_args=False)).log_prob(value)
 
 
 class LogisticMixture256(nn.Module):
@@ -156,4 +158,4 @@ class LogisticMixture256(nn.Module):
         logits, rest = params.float().split((m, self.num_channels - m), -3)
         means, log_scales, coefficients = rest.unflatten(-3, (m, -1)).split((c, c, math.comb(c, 2)), -3)
         # Scales from e^-7 to e^7 around e^-2: a few grey levels, where training starts well.
-        return LogisticMixture(logits, means, bounded(log_scales - 2, 7), coefficients.tanh())
+        return LogisticMixture(logits, means, soft_clamp(log_scales - 2, 7), coefficients.tanh())

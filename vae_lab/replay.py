@@ -12,20 +12,20 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from vae_lab.runs.cli import run_command, run_first
+from vae_lab.runs.cli import run_as_first_argument, run_command
 from vae_lab.utils.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
 
-    from vae_lab.training.nonfinite_report import Findings
+    from vae_lab.training.nonfinite_report import NonFiniteReport
     from vae_lab.training.step import StepRecord, TrainingStep
-    from vae_lab.training.step_dump import BadStep
+    from vae_lab.training.step_dump import StepDump
 
 
 def main() -> None:
     """The command; its first word may be the run itself."""
-    run_first()
+    run_as_first_argument()
     run_command(replay, config_name="replay")
 
 
@@ -35,64 +35,64 @@ def replay(config: DictConfig) -> None:
         raise UsageError("one step is made again at a time\nleave out --multirun")
     from vae_lab.config.validation import check_targets
     from vae_lab.runs.stored_config import load_config
-    from vae_lab.training.nonfinite_report import traced
+    from vae_lab.training.nonfinite_report import watch_nonfinite
     from vae_lab.utils.errors import RunFailed
 
     run = Path(config.run)
     experiment = load_config(run, config.trusted)
     check_targets(experiment)
-    path, bad = kept_step(run, config.step)
-    step, precision = rebuilt(experiment, bad)
-    with precision, traced(step.model) as findings:
-        labels = None if bad.labels is None else bad.labels.to(step.device)
-        record = step(bad.images.to(step.device), bad.step, measure=True, labels=labels)
-    found = dict(zip(bad.terms, record.terms.tolist(), strict=True))
-    same = all(_same(found[name], value) for name, value in bad.terms.items())
-    show(path, bad, record, found, findings, same)
+    path, dump = find_dump(run, config.step)
+    step, precision = rebuild_step(experiment, dump)
+    with precision, watch_nonfinite(step.model) as findings:
+        labels = None if dump.labels is None else dump.labels.to(step.device)
+        record = step(dump.images.to(step.device), dump.step, measure=True, labels=labels)
+    found = dict(zip(dump.terms, record.terms.tolist(), strict=True))
+    same = all(_same(found[name], value) for name, value in dump.terms.items())
+    show(path, dump, record, found, findings, same)
     if not same:
-        raise RunFailed(f"the step came out otherwise: {found}, and was {bad.terms}\n{_why_otherwise(bad, step)}")
+        raise RunFailed(f"the step came out otherwise: {found}, and was {dump.terms}\n{_why_otherwise(dump, step)}")
 
 
-def kept_step(run: Path, number: int | None) -> tuple[Path, BadStep]:
+def find_dump(run: Path, number: int | None) -> tuple[Path, StepDump]:
     """A step and its file. UsageError: none was kept, or none of this number."""
-    from vae_lab.training.step_dump import PATTERN, read
+    from vae_lab.training.step_dump import DUMP_PATTERN, read_step_dump
 
-    kept = sorted((run / "checkpoints").glob(PATTERN))
+    kept = sorted((run / "checkpoints").glob(DUMP_PATTERN))
     if not kept:
-        raise UsageError(f"run={run}: no step of it was kept\nexpected checkpoints/{PATTERN}, as a run leaves them "
+        raise UsageError(f"run={run}: no step of it was kept\nexpected checkpoints/{DUMP_PATTERN}, as a run leaves them "
                          "whose loss or gradient was not finite")  # fmt: skip
     chosen = [path for path in kept if number is None or f"step={number:08d}" in path.name]
     if not chosen:
         raise UsageError(f"step={number}: not among those kept\nthere are {', '.join(path.name for path in kept)}")
-    steps = ((path, read(path)) for path in chosen)
+    steps = ((path, read_step_dump(path)) for path in chosen)
     first = next(steps)
     # Of several processes, the one it was.
     return next((step for step in chain([first], steps) if not _is_finite(step[1])), first)
 
 
-def _is_finite(bad: BadStep) -> bool:
-    return all(map(math.isfinite, bad.terms.values()))
+def _is_finite(dump: StepDump) -> bool:
+    return all(map(math.isfinite, dump.terms.values()))
 
 
-def rebuilt(config: DictConfig, bad: BadStep) -> tuple[TrainingStep, Any]:
+def rebuild_step(config: DictConfig, dump: StepDump) -> tuple[TrainingStep, Any]:
     """The step as it stood before, and the precision that it ran in."""
     import torch
 
     from vae_lab.core import ImageSpec
-    from vae_lab.training.build import build_experiment, instantiated
+    from vae_lab.training.build import build_module, build_node
     from vae_lab.training.step import Execution, TrainingStep
 
-    config.trainer.update(bad.trainer)
-    torch.set_num_threads(bad.trainer["num_threads"])
-    device = torch.device(bad.device if bad.device == "cpu" or torch.cuda.is_available() else "cpu")
-    data, settings = instantiated(config.data), instantiated(config.optimizer)
-    experiment = build_experiment(config, data, ImageSpec(**bad.image), bad.num_images, settings).to(device)
-    experiment.model.load_state_dict(bad.weights)
-    experiment.objective.load_state_dict(bad.objective)
+    config.trainer.update(dump.trainer)
+    torch.set_num_threads(dump.trainer["num_threads"])
+    device = torch.device(dump.device if dump.device == "cpu" or torch.cuda.is_available() else "cpu")
+    data, settings = build_node(config.data), build_node(config.optimizer)
+    experiment = build_module(config, data, ImageSpec(**dump.image), dump.num_images, settings).to(device)
+    experiment.model.load_state_dict(dump.weights)
+    experiment.objective.load_state_dict(dump.objective)
     if experiment.average is not None:
-        experiment.average.model.load_state_dict(bad.average)
+        experiment.average.model.load_state_dict(dump.average)
     optimizer = experiment.configure_optimizers()
-    optimizer.load_state_dict(bad.optimizer)
+    optimizer.load_state_dict(dump.optimizer)
     step = TrainingStep(
         model=experiment.model.train(),
         objective=experiment.objective,
@@ -100,9 +100,9 @@ def rebuilt(config: DictConfig, bad: BadStep) -> tuple[TrainingStep, Any]:
         optimizer=optimizer,
         settings=settings,
         batch_size=experiment.batch_size,
-        total_steps=bad.total_steps,
+        total_steps=dump.total_steps,
         seed=experiment.seed,
-        rank=bad.rank,
+        rank=dump.rank,
         average=experiment.average,
         execution=Execution(compile=config.trainer.compile),
     )
@@ -116,22 +116,24 @@ def _precision(config: DictConfig, device: torch.device) -> Any:
     return torch.autocast(device.type, torch.bfloat16) if mixed else nullcontext()
 
 
-def show(path: Path, bad: BadStep, record: StepRecord, found: dict[str, float], findings: Findings, same: bool) -> None:
+def show(
+    path: Path, dump: StepDump, record: StepRecord, found: dict[str, float], findings: NonFiniteReport, same: bool
+) -> None:
     """Print what was found, as a table."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"optimiser step {bad.step + 1} of {path.parents[1]}", show_header=False, title_justify="left")
+    table = Table(title=f"optimiser step {dump.step + 1} of {path.parents[1]}", show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in found.items():
         table.add_row(name, f"{value:.6g}")
     table.add_row("gradient norm", "-" if record.gradient_norm is None else f"{float(record.gradient_norm):.6g}")
     table.add_row("reproduced", "bit for bit" if same else "no")
-    if bad.weights_of != bad.step:
-        table.add_row("weights", f"those before step {bad.weights_of + 1}: the file was written later")
-    low, high = bad.images.min().item(), bad.images.max().item()
-    table.add_row("images", f"{len(bad.images)}, values {low} to {high} of 255")
+    if dump.weights_step != dump.step:
+        table.add_row("weights", f"those before step {dump.weights_step + 1}: the file was written later")
+    low, high = dump.images.min().item(), dump.images.max().item()
+    table.add_row("images", f"{len(dump.images)}, values {low} to {high} of 255")
     for name, text in findings.rows():
         table.add_row(name, text)
     Console().print(table)
@@ -141,9 +143,9 @@ def _same(a: float, b: float) -> bool:
     return a == b or (math.isnan(a) and math.isnan(b))
 
 
-def _why_otherwise(bad: BadStep, step: TrainingStep) -> str:
-    if bad.device != str(step.device):
-        return f"it was made on {bad.device}, and this is {step.device}"
+def _why_otherwise(dump: StepDump, step: TrainingStep) -> str:
+    if dump.device != str(step.device):
+        return f"it was made on {dump.device}, and this is {step.device}"
     return "bits agree on the CPU, and at the same version of torch"
 
 

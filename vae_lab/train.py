@@ -14,17 +14,17 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from vae_lab.runs.cli import run_command
-from vae_lab.runs.lock import sole_use
-from vae_lab.runs.resume import AUTO, checkpoint_of
-from vae_lab.runs.stored_config import concerns_run, resumed_config
+from vae_lab.runs.lock import exclusive_lock
+from vae_lab.runs.resume import AUTO, resume_checkpoint
+from vae_lab.runs.stored_config import changes_run, resumed_config
 from vae_lab.utils.errors import UsageError
-from vae_lab.utils.signals import Interruption
+from vae_lab.utils.signals import StopSignals
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-    from vae_lab.data.datamodule import ImageData
-    from vae_lab.training.lightning_module import Experiment
+    from vae_lab.data.datamodule import ImageDataModule
+    from vae_lab.training.lightning_module import VAEModule
 
 
 def main() -> None:
@@ -36,18 +36,18 @@ def train(config: DictConfig) -> float | None:
     """Train and test one experiment; the value of `optimized_metric`, which a sweep optimises."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     if config.resume == AUTO:  # the config is the same, and the user's own
-        config.resume = str(folder) if checkpoint_of(folder).is_file() else None
+        config.resume = str(folder) if resume_checkpoint(folder).is_file() else None
     elif config.resume is not None:
         config = resumed_config(config.resume, HydraConfig.get().overrides.task, config.trusted)
-    with Interruption() as interruption, sole_use(folder):
+    with StopSignals() as stop_signals, exclusive_lock(folder):
         try:
-            return _train(config, folder, interruption)
+            return _train(config, folder, stop_signals)
         except Exception:
-            forget_if_nothing_ran(folder)
+            remove_empty_run_dir(folder)
             raise
 
 
-def forget_if_nothing_ran(folder: Path) -> None:
+def remove_empty_run_dir(folder: Path) -> None:
     """Remove the folder of a refused request: nothing but the config is in it."""
     left = {path.name: path for path in folder.glob("*")}  # none where another process of the run was first
     log = left.get("train.log")
@@ -55,10 +55,10 @@ def forget_if_nothing_ran(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _train(config: DictConfig, folder: Path, interruption: Interruption) -> float | None:
-    quiet_libraries()
-    from vae_lab.callbacks.monitors import require_monitored
-    from vae_lab.callbacks.rollback import go_on_from
+def _train(config: DictConfig, folder: Path, stop_signals: StopSignals) -> float | None:
+    silence_libraries()
+    from vae_lab.callbacks.monitors import require_known_monitors
+    from vae_lab.callbacks.rollback import roll_back_run
     from vae_lab.callbacks.run_summary import RunSummary
     from vae_lab.config.validation import check_targets
     from vae_lab.training.build import build, initialize_from
@@ -67,58 +67,58 @@ def _train(config: DictConfig, folder: Path, interruption: Interruption) -> floa
     data, experiment = build(config)
     if config.init_from is not None and config.resume is None:
         initialize_from(experiment, config.init_from)
-    trainer = assembled_trainer(config, folder, interruption)
-    experiment.interrupted = lambda: interruption.requested is not None
-    require_monitored(trainer, experiment.model, data, config.optimized_metric)
+    trainer = assemble_trainer(config, folder, stop_signals)
+    experiment.stop_requested = lambda: stop_signals.requested is not None
+    require_known_monitors(trainer, experiment.model, data, config.optimized_metric)
     # An experiment file may set an option of a stage that the command line then leaves out.
     chosen = config.second_stage is not None and "_target_" in config.second_stage
     fits_prior = chosen and not config.trainer.fast_dev_run  # which keeps no weights
     if fits_prior:
         require_second_stage(config, trainer, experiment)
-    noticed = warnings_about(trainer, data, experiment)
-    interruption.wait_for_asking()
-    interruption.raise_if_requested()
+    extra_warnings = collect_warnings(trainer, data, experiment)
+    stop_signals.defer_to_safe_points()
+    stop_signals.raise_if_requested()
     if config.resume is not None:
-        changed = any(map(concerns_run, HydraConfig.get().overrides.task))
-        go_on_from(config.resume, folder, trainer, data, changed)
+        changed = any(map(changes_run, HydraConfig.get().overrides.task))
+        roll_back_run(config.resume, folder, trainer, data, changed)
     with RunSummary(folder, config, trainer, experiment) as summary:
-        summary.noticed += noticed
+        summary.extra_warnings += extra_warnings
         trainer.fit(experiment, data, ckpt_path=resumed_checkpoint(config))
-        interruption.raise_if_requested()
+        stop_signals.raise_if_requested()
         test(trainer, experiment, data)
         if fits_prior and trainer.is_global_zero:
-            fit_second_stage(config, folder, trainer, interruption)
-    return optimized(config, experiment, data)
+            fit_second_stage(config, folder, trainer, stop_signals)
+    return optimized_value(config, experiment, data)
 
 
-def assembled_trainer(config: DictConfig, folder: Path, interruption: Interruption) -> Trainer:
+def assemble_trainer(config: DictConfig, folder: Path, stop_signals: StopSignals) -> Trainer:
     """The trainer of a config, with the callbacks that every run has around the ones it chose."""
     from vae_lab import callbacks
-    from vae_lab.training.build import instantiated
+    from vae_lab.training.build import build_node
 
-    chosen = {name: instantiated(node) for name, node in (config.callbacks or {}).items() if node is not None}
-    loggers = [instantiated(node, save_dir=str(folder)) for node in (config.logger or {}).values() if node is not None]
+    chosen = {name: build_node(node) for name, node in (config.callbacks or {}).items() if node is not None}
+    loggers = [build_node(node, save_dir=str(folder)) for node in (config.logger or {}).values() if node is not None]
     for callback in chosen.values():
         if isinstance(callback, callbacks.ImageLogger):
-            callback.interrupted = lambda: interruption.requested is not None
+            callback.stop_requested = lambda: stop_signals.requested is not None
     throughput = callbacks.Throughput()
     always = [
         throughput,
-        callbacks.MetricsTable(),
-        callbacks.EventFiles(),
+        callbacks.MetricsCSV(),
+        callbacks.EventFileLengths(),
         callbacks.Progress(throughput, enabled=config.trainer.enable_progress_bar is not False),
     ]
-    every = [*always, *chosen.values(), callbacks.StopOnSignal(interruption)]
-    trainer: Trainer = instantiated(config.trainer, default_root_dir=str(folder), callbacks=every, logger=loggers)
+    every = [*always, *chosen.values(), callbacks.StopOnSignal(stop_signals)]
+    trainer: Trainer = build_node(config.trainer, default_root_dir=str(folder), callbacks=every, logger=loggers)
     return trainer
 
 
 def resumed_checkpoint(config: DictConfig) -> str | None:
     """The checkpoint that training goes on from."""
-    return None if config.resume is None else str(checkpoint_of(config.resume))
+    return None if config.resume is None else str(resume_checkpoint(config.resume))
 
 
-def test(trainer: Trainer, experiment: Experiment, data: ImageData) -> None:
+def test(trainer: Trainer, experiment: VAEModule, data: ImageDataModule) -> None:
     """Test once, on the best weights (on the last, where none are kept)."""
     from vae_lab.callbacks.checkpoint import best_checkpoint
 
@@ -127,28 +127,28 @@ def test(trainer: Trainer, experiment: Experiment, data: ImageData) -> None:
         trainer.test(experiment, data, ckpt_path=None if best is None else str(best), verbose=False)
 
 
-def require_second_stage(config: DictConfig, trainer: Trainer, experiment: Experiment) -> None:
+def require_second_stage(config: DictConfig, trainer: Trainer, experiment: VAEModule) -> None:
     """UsageError where the second stage does not fit the model, or where no best weights will be there for it."""
     from vae_lab.callbacks import BestCheckpoint
-    from vae_lab.second_stage.stage import new_prior, one_layer
-    from vae_lab.training.build import instantiated
+    from vae_lab.second_stage.stage import build_prior, require_single_layer
+    from vae_lab.training.build import build_node
 
     if not any(isinstance(it, BestCheckpoint) and it.save_top_k != 0 for it in trainer.checkpoint_callbacks):
         raise UsageError(
             "second_stage is fitted to checkpoints/best.ckpt, which callbacks.best does not keep here\n"
             "leave it as it is by default, or say second_stage=none"
         )
-    new_prior(instantiated(config.second_stage), one_layer(experiment.model), config.seed)
+    build_prior(build_node(config.second_stage), require_single_layer(experiment.model), config.seed)
 
 
-def fit_second_stage(config: DictConfig, folder: Path, trainer: Trainer, interruption: Interruption) -> None:
+def fit_second_stage(config: DictConfig, folder: Path, trainer: Trainer, stop_signals: StopSignals) -> None:
     """Fit the prior that the config asks for to the best weights; one of before a resume makes way."""
     from vae_lab.fit_prior import fit_to_run
 
-    fit_to_run(folder, config, config.second_stage, trainer.strategy.root_device, interruption.raise_if_requested)
+    fit_to_run(folder, config, config.second_stage, trainer.strategy.root_device, stop_signals.raise_if_requested)
 
 
-def optimized(config: DictConfig, experiment: Experiment, data: ImageData) -> float | None:
+def optimized_value(config: DictConfig, experiment: VAEModule, data: ImageDataModule) -> float | None:
     """The metric a sweep optimises; the test's where nothing was validated."""
     name = config.optimized_metric
     if data.size("val") == 0:
@@ -156,7 +156,7 @@ def optimized(config: DictConfig, experiment: Experiment, data: ImageData) -> fl
     return experiment.metrics.get(name)
 
 
-def warnings_about(trainer: Trainer, data: ImageData, experiment: Experiment) -> list[str]:
+def collect_warnings(trainer: Trainer, data: ImageDataModule, experiment: VAEModule) -> list[str]:
     """What a reader of the numbers has to know. UsageError: the images and the likelihood do not go together."""
     from vae_lab.callbacks import LastCheckpoint
     from vae_lab.training.preflight import check_model
@@ -172,7 +172,7 @@ def warnings_about(trainer: Trainer, data: ImageData, experiment: Experiment) ->
     return found + check_model(experiment.model, experiment.objective, data)
 
 
-def quiet_libraries() -> None:
+def silence_libraries() -> None:
     """Keep what Lightning says of itself out of the way of what it found."""
     import logging
     import threading
@@ -180,7 +180,7 @@ def quiet_libraries() -> None:
 
     import lightning.pytorch  # noqa: F401  (sets the levels of its loggers as it is imported)
 
-    threading.excepthook = quiet_about_disks(threading.excepthook)
+    threading.excepthook = without_disk_errors(threading.excepthook)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
@@ -196,7 +196,7 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def quiet_about_disks(say: Callable[[Any], object]) -> Callable[[Any], object]:
+def without_disk_errors(say: Callable[[Any], object]) -> Callable[[Any], object]:
     """TensorBoard's thread hands a refused write on to the run, which says it in a line: no traceback before."""
     return lambda told: None if isinstance(told.exc_value, OSError) else say(told)
 

@@ -38,7 +38,7 @@ def run_command(overrides: Sequence[str], callback: Callable[[], Any]) -> None:
     """The command, its trainer given one more callback."""
     import vae_lab.train as command
 
-    assembled = command.assembled_trainer
+    assembled = command.assemble_trainer
 
     def with_callback(*arguments: Any) -> Any:
         trainer = assembled(*arguments)
@@ -46,7 +46,7 @@ def run_command(overrides: Sequence[str], callback: Callable[[], Any]) -> None:
         trainer.callbacks.insert(added.place, added)  # type: ignore[attr-defined]
         return trainer
 
-    command.assembled_trainer = with_callback  # type: ignore[assignment]
+    command.assemble_trainer = with_callback  # type: ignore[assignment]
     sys.argv = ["train", *overrides]
     command.main()
 

@@ -13,10 +13,10 @@ import torch
 from PIL import Image, ImageDraw
 
 from scripts.benchmarks.workers import Turn
-from vae_lab.data.cache import Row, build_cache, open_cache
-from vae_lab.data.datamodule import BatchOptions, ImageData
-from vae_lab.data.images import Images
-from vae_lab.data.splits import hold_out
+from vae_lab.data.cache import DecodedPicture, build_cache, open_cache
+from vae_lab.data.datamodule import BatchOptions, ImageDataModule
+from vae_lab.data.images import DecodedImages
+from vae_lab.data.splits import split_by_count
 
 HELD_OUT = 500  # images, at most a tenth
 MAPPED_SHAPE = (3, 128, 128)
@@ -31,11 +31,11 @@ class Noise:
     channels: int
     image_size: int
 
-    def load(self) -> Images:
+    def load(self) -> DecodedImages:
         """Uint8 pixels (N, C, H, W)."""
         shape = (self.num_images, self.channels, self.image_size, self.image_size)
         pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-        return Images(pixels, hold_out(self.num_images, min(HELD_OUT, self.num_images // 10), 0))
+        return DecodedImages(pixels, split_by_count(self.num_images, min(HELD_OUT, self.num_images // 10), 0))
 
 
 @dataclass(frozen=True)
@@ -44,28 +44,30 @@ class Mapped:
 
     root: str
 
-    def load(self) -> Images:
+    def load(self) -> DecodedImages:
         """Uint8 pixels (N, 3, 128, 128)."""
         cached = open_cache(Path(self.root), KEY, MAPPED_SHAPE)
         if cached is None:
             raise ValueError(f"data.root={self.root}: no cache made by the benchmark")
-        return Images(cached.pixels, hold_out(len(cached.names), min(HELD_OUT, len(cached.names) // 10), 0))
+        return DecodedImages(
+            cached.pixels, split_by_count(len(cached.names), min(HELD_OUT, len(cached.names) // 10), 0)
+        )
 
 
-def noise(num_images: int, channels: int = 1, image_size: int = 28, **options: Unpack[BatchOptions]) -> ImageData:
+def noise(num_images: int, channels: int = 1, image_size: int = 28, **options: Unpack[BatchOptions]) -> ImageDataModule:
     """Generated images in memory."""
-    return ImageData(Noise(num_images, channels, image_size), **options)
+    return ImageDataModule(Noise(num_images, channels, image_size), **options)
 
 
-def mapped(root: str, **options: Unpack[BatchOptions]) -> ImageData:
+def mapped(root: str, **options: Unpack[BatchOptions]) -> ImageDataModule:
     """Generated images on disk."""
-    return ImageData(Mapped(root), **options)
+    return ImageDataModule(Mapped(root), **options)
 
 
 def write_mapped(turn: Turn, folder: str, num_images: int) -> None:
     """The cache that `mapped` opens: one noise, rolled, since a picture of its own for each would take minutes."""
     pixels = np.random.default_rng(0).integers(0, 256, MAPPED_SHAPE, dtype=np.uint8)
-    rows = (Row(f"{i}.png", np.roll(pixels, i, axis=2)) for i in range(num_images))
+    rows = (DecodedPicture(f"{i}.png", np.roll(pixels, i, axis=2)) for i in range(num_images))
     build_cache(Path(folder), KEY, MAPPED_SHAPE, rows)
     turn()
 
@@ -93,7 +95,7 @@ def pictures(num_pictures: int, size: int) -> Iterator[np.ndarray]:
 
 
 def setup_seconds(turn: Turn, folder: str, cache: str, image_size: int = 128) -> None:
-    """The time of ImageData.setup on a folder of pictures, in a process that has done nothing else."""
+    """The time of ImageDataModule.setup on a folder of pictures, in a process that has done nothing else."""
     from hydra.utils import instantiate
 
     from scripts.benchmarks.configs import composed

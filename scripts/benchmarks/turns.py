@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from scripts.benchmarks.processes import family, running
 from scripts.benchmarks.workers import Turn
 from vae_lab.callbacks import Throughput
-from vae_lab.data.datamodule import data_of
+from vae_lab.data.datamodule import datamodule_of
 
 
 def rates_of(trainer: Trainer) -> list[float]:
@@ -75,7 +75,7 @@ class Validation(Callback):
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         """The epoch before this one is over."""
         if len(self.seconds) == self.passes:
-            self.turn(self.passes * data_of(trainer).size("val") / sum(self.seconds))
+            self.turn(self.passes * datamodule_of(trainer).size("val") / sum(self.seconds))
             self.seconds = []
 
 
@@ -91,7 +91,7 @@ class ImportanceBound(Callback):
         """All of it: training never starts."""
         from vae_lab.metrics.importance import importance_bound
 
-        x, _ = data_of(trainer).examples("test", self.num_images)
+        x, _ = datamodule_of(trainer).example_images("test", self.num_images)
         model = pl_module.evaluation_model.eval()
         self.turn()
         while True:

@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from commands import Command, Finished, Started, warm_process
 from PIL import Image
 
+from scripts.stressing.commands import Command, Finished, Started, warm_process
 from vae_lab.runs.checkpoint_io import load_checkpoint
 from vae_lab.utils.errors import UsageError
 

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from commands import Command, Finished
-
 from scripts.stressing.cases import told
+from scripts.stressing.commands import Command, Finished
 from scripts.stressing.leavings import differences
 from vae_lab.callbacks.metrics_csv import read_rows
 from vae_lab.runs.checkpoint_io import load_checkpoint

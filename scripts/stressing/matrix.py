@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from commands import Command
 
 from scripts.stressing.cases import Case, case, told, wait_for, write_pictures
+from scripts.stressing.commands import Command
 from scripts.stressing.fuzz_corpus import idx
 from scripts.stressing.leavings import differences
 

@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from commands import Command, Started
-
 from scripts.stressing.cases import Case, ends_in_time, saved, wait_for, write_pictures
+from scripts.stressing.commands import Command, Started
 
 ONE = ("trainer.num_threads=1", "trainer.max_epochs=1000", "callbacks.last.every_n_seconds=0")
 SLOW_VALIDATION = ("model=resnet", "data.eval_batch_size=1", "data.val_size=1400", "trainer.limit_train_batches=1")

@@ -14,8 +14,8 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from vae_lab.callbacks.images import image_loggers
 from vae_lab.callbacks.workers import BackgroundError
-from vae_lab.data.datamodule import data_of, last_step, validates, within_epoch
-from vae_lab.runs.checkpoint_io import BEFORE, BEST, LAST, AtomicCheckpointIO
+from vae_lab.data.datamodule import datamodule_of, final_step, has_validation, is_within_epoch
+from vae_lab.runs.checkpoint_io import BEST, LAST, PREVIOUS_BEST, AtomicCheckpointIO
 from vae_lab.training.nonfinite import NonFiniteLoss
 
 PATIENCE = 3  # times every_n_seconds, for pictures that are being drawn
@@ -62,7 +62,7 @@ class BestCheckpoint(ModelCheckpoint):
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Find the run directory, and whether there is anything to monitor."""
         self.dirpath = str(checkpoint_folder(trainer))
-        if not validates(trainer):
+        if not has_validation(trainer):
             self.monitor, self.save_top_k = None, min(self.save_top_k, 1)  # all or the last: none is better
         super().setup(trainer, pl_module, stage)
 
@@ -83,14 +83,14 @@ class BestCheckpoint(ModelCheckpoint):
         writer = trainer.strategy.checkpoint_io
         saved_otherwise = any(isinstance(callback, LastCheckpoint) for callback in trainer.checkpoint_callbacks)
         if isinstance(writer, AtomicCheckpointIO) and saved_otherwise and not self._several:
-            writer.may_wait.add(Path(self.dirpath or "") / BEST)
+            writer.deferred.add(Path(self.dirpath or "") / BEST)
         self._name_the_best(trainer)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         best = Path(filepath)
-        if within_epoch(trainer) and best.is_file():
+        if is_within_epoch(trainer) and best.is_file():
             # A stop within an epoch is validated; a run that goes on was not, and has the best one of before.
-            _second_name(best, best.with_name(BEFORE))
+            _second_name(best, best.with_name(PREVIOUS_BEST))
         super()._save_checkpoint(trainer, filepath)
         self._name_the_best(trainer)
 
@@ -138,12 +138,12 @@ class LastCheckpoint(Checkpoint):
         Where training stops within an epoch, the state is saved now: a run that goes on has neither the validation nor
         the row that come with a stop.
         """
-        if within_epoch(trainer) and (self._is_due(trainer.global_step) or _stops_here(trainer)):
+        if is_within_epoch(trainer) and (self._is_due(trainer.global_step) or _stops_here(trainer)):
             self._save_with_pictures(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Save, unless it was done a moment ago."""
-        if within_epoch(trainer):
+        if is_within_epoch(trainer):
             return
         step = trainer.global_step
         passed = trainer.strategy.broadcast(time.monotonic() - self._saved_at)  # all or none of several processes
@@ -154,7 +154,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, *args: Any) -> None:
         """The end of training is always saved."""
-        if not within_epoch(trainer) or self._saved_step != trainer.global_step:
+        if not is_within_epoch(trainer) or self._saved_step != trainer.global_step:
             self.save_now(trainer)
         elif isinstance(writer := trainer.strategy.checkpoint_io, AtomicCheckpointIO):
             writer.flush()  # the best of the stop, beside the state before it
@@ -185,7 +185,7 @@ def _second_name(file: Path, name: Path) -> None:
 
 
 def _stops_here(trainer: Trainer) -> bool:
-    return trainer.should_stop or trainer.global_step == last_step(trainer, data_of(trainer).steps_per_epoch)
+    return trainer.should_stop or trainer.global_step == final_step(trainer, datamodule_of(trainer).steps_per_epoch)
 
 
 def _moved(path: str | None, folder: Path) -> str:

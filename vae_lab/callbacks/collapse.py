@@ -15,7 +15,7 @@ log = logging.getLogger("vae_lab")
 UNSETTLED_KL = 1.0
 
 
-class Metrics(dict[str, float]):
+class MetricsOrNaN(dict[str, float]):
     """Metrics by name; one that a model does not have is NaN, of which no comparison holds."""
 
     def __missing__(self, name: str) -> float:
@@ -26,7 +26,7 @@ class Rule(NamedTuple):
     """What is wrong with a run, and what to try; the sentence may name metrics in braces."""
 
     name: str
-    holds: Callable[[Metrics, CollapseWatch], bool]
+    holds: Callable[[MetricsOrNaN, CollapseMonitor], bool]
     sentence: str
 
 
@@ -71,7 +71,7 @@ RULES = (
 )
 
 
-class CollapseWatch(Callback):
+class CollapseMonitor(Callback):
     """Says once, through the log, what has been wrong at `patience` validations in a row, and what to try.
 
     Args:
@@ -129,12 +129,12 @@ class CollapseWatch(Callback):
                 log.warning("warning: %s", sentence)
         self._warned += [rule.name for rule in wrong if rule.name not in self._warned]
 
-    def _count(self, rule: Rule, metrics: Metrics) -> int:
+    def _count(self, rule: Rule, metrics: MetricsOrNaN) -> int:
         return self._counts.get(rule.name, 0) + 1 if rule.holds(metrics, self) else 0
 
-    def _seen(self, found: dict[str, float]) -> Metrics:
+    def _seen(self, found: dict[str, float]) -> MetricsOrNaN:
         """The metrics, and how far val/elbo is below train/elbo and below its best, as shares of the training terms."""
-        m = Metrics(found)
+        m = MetricsOrNaN(found)
         self._best = max(self._best, m["val/elbo"])
         scale = abs(m["train/log_px"]) + m["train/kl"]
         if scale > 0:

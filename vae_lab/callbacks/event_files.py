@@ -9,12 +9,12 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from vae_lab.callbacks.tensorboard import writers
-from vae_lab.utils.files import sync, sync_folder
+from vae_lab.utils.files import fsync, fsync_folder
 
 KEY = "event_files"  # in a checkpoint: name of each file to its bytes
 
 
-class EventFiles(Callback):
+class EventFileLengths(Callback):
     """Writes into each checkpoint how long the event files are, once all that was logged is in them.
 
     All that lie in the run directory, whichever logger of whichever session wrote them.
@@ -30,11 +30,11 @@ class EventFiles(Callback):
         for writer in writers(trainer):  # the files of earlier sessions are on the disk
             for path in event_files(Path(writer.get_logdir()))[-1:]:
                 with path.open("rb") as file:
-                    sync(file)
+                    fsync(file)
         checkpoint[KEY] = {str(path.relative_to(run)): path.stat().st_size for path in event_files(run)}
 
 
-def cut_back(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+def truncate_event_files(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     """Undo what was logged after the checkpoint, before anything is logged again. On the first process."""
     if KEY not in checkpoint:
         return
@@ -46,7 +46,7 @@ def cut_back(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
             path.unlink()  # of a session that was killed before its first checkpoint
         elif path.stat().st_size > sizes[name]:
             os.truncate(path, sizes[name])
-        sync_folder(path.parent)
+        fsync_folder(path.parent)
 
 
 def event_files(folder: Path) -> list[Path]:

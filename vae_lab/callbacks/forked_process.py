@@ -21,14 +21,14 @@ from typing import IO, Any, NamedTuple, NoReturn
 
 import torch
 
-Work = Callable[[], Iterable[Any]]
+Job = Callable[[], Iterable[Any]]
 
 HURRY = getattr(signal, "SIGUSR1", signal.SIGTERM)  # Windows has none, and no copies either
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded before a fork: the loader has a lock
 
 
-class Outcome(NamedTuple):
+class JobResult(NamedTuple):
     """What a copy sends when it ends."""
 
     values: list[Any]
@@ -36,7 +36,7 @@ class Outcome(NamedTuple):
     failure: str | None  # a traceback
 
 
-class Copy(NamedTuple):
+class ForkedProcess(NamedTuple):
     """A forked process and the file that it leaves its outcome in."""
 
     name: str
@@ -44,7 +44,7 @@ class Copy(NamedTuple):
     sent: IO[bytes]
 
 
-def unfit_for_copies(device: torch.device, world_size: int) -> str | None:
+def reason_not_to_fork(device: torch.device, world_size: int) -> str | None:
     """Why the process cannot be forked to draw; None where it can."""
     if sys.platform != "linux":
         return f"{sys.platform} does not fork safely"
@@ -57,7 +57,7 @@ def unfit_for_copies(device: torch.device, world_size: int) -> str | None:
     return None
 
 
-def fork(name: str, work: Work, idle: bool) -> Copy:
+def fork(name: str, work: Job, idle: bool) -> ForkedProcess:
     """Start the work in a copy; idle: with the processor's idle time alone, until it is sent HURRY. Raises OSError."""
     sent, parent = tempfile.TemporaryFile(), os.getpid()  # noqa: SIM115 - the parent reads it when the copy has ended
     # A signal between the fork and the copy's own settings would be answered by what training does.
@@ -69,31 +69,31 @@ def fork(name: str, work: Work, idle: bool) -> Copy:
             warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
             pid = os.fork()
         if pid == 0:
-            _be_the_copy(work, sent, parent, idle)
+            _run_in_child(work, sent, parent, idle)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return Copy(name, pid, sent)
+    return ForkedProcess(name, pid, sent)
 
 
-def exit_status(copy: Copy) -> int | None:
+def exit_status(copy: ForkedProcess) -> int | None:
     """0, minus a signal's number, or an exit code; None while it runs."""
     pid, status = os.waitpid(copy.pid, os.WNOHANG)
     return os.waitstatus_to_exitcode(status) if pid else None
 
 
-def _be_the_copy(work: Work, sent: IO[bytes], parent: int, idle: bool) -> NoReturn:
+def _run_in_child(work: Job, sent: IO[bytes], parent: int, idle: bool) -> NoReturn:
     """Never returns into the code that training runs, nor flushes what the parent had buffered."""
     code = 1
     try:
-        _leave_the_parent_alone(parent)
-        code = _in_idle_time(work, sent) if idle else _do(work, sent)
+        _detach_from_parent(parent)
+        code = _run_at_idle_priority(work, sent) if idle else _run_job(work, sent)
     finally:
         os._exit(code)
 
 
-def _leave_the_parent_alone(parent: int) -> None:
+def _detach_from_parent(parent: int) -> None:
     """Die with it; leave signals, its streams and its threads to it."""
-    _die_with(parent)
+    _die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
@@ -103,22 +103,22 @@ def _leave_the_parent_alone(parent: int) -> None:
     sys.stdout = sys.stderr = io.StringIO()
 
 
-def _die_with(parent: int) -> None:
+def _die_with_parent(parent: int) -> None:
     assert LIBC is not None
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)  # it had ended before it could be watched
 
 
-def _in_idle_time(work: Work, sent: IO[bytes]) -> int:
+def _run_at_idle_priority(work: Job, sent: IO[bytes]) -> int:
     """Have a copy of this one do the work with idle time alone; do it here when hurried. The exit code."""
     parent = os.getpid()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     pid = os.fork()
     if pid == 0:
-        _die_with(parent)
-        _take_idle_time_only()
-        os._exit(_do(work, sent))
+        _die_with_parent(parent)
+        _set_idle_priority()
+        os._exit(_run_job(work, sent))
     hurried, done, status = False, 0, 0
     while not (done or hurried):
         hurried = signal.sigwait({HURRY, signal.SIGCHLD}) == HURRY  # SIGCHLD also comes when the child is stopped
@@ -126,14 +126,14 @@ def _in_idle_time(work: Work, sent: IO[bytes]) -> int:
     if not done:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        return _do(work, sent)
+        return _run_job(work, sent)
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
         os.kill(parent, -code)  # ended by a signal: this copy tells by ending the same way
     return code
 
 
-def _take_idle_time_only() -> None:
+def _set_idle_priority() -> None:
     """Not by niceness: a thread of training that waits for its turn holds up the others, step by step."""
     try:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
@@ -141,12 +141,12 @@ def _take_idle_time_only() -> None:
         os.nice(19)
 
 
-def _do(work: Work, sent: IO[bytes]) -> int:
+def _run_job(work: Job, sent: IO[bytes]) -> int:
     """Do it and leave its outcome in the file; the exit code."""
     try:
-        told = pickle.dumps(_outcome(work))
+        told = pickle.dumps(_job_result(work))
     except Exception:  # what came of it cannot be sent
-        told = pickle.dumps(Outcome([], [], traceback.format_exc()))
+        told = pickle.dumps(JobResult([], [], traceback.format_exc()))
     sent.seek(0)
     sent.truncate()
     sent.write(told)
@@ -154,7 +154,7 @@ def _do(work: Work, sent: IO[bytes]) -> int:
     return 0
 
 
-def _outcome(work: Work) -> Outcome:
+def _job_result(work: Job) -> JobResult:
     values: list[Any] = []
     failure = None
     with warnings.catch_warnings(record=True) as caught:
@@ -163,4 +163,4 @@ def _outcome(work: Work) -> Outcome:
         except Exception:
             failure = traceback.format_exc()
     told = [(str(warning.message), warning.category, warning.filename, warning.lineno) for warning in caught]
-    return Outcome(values, told, failure)
+    return JobResult(values, told, failure)

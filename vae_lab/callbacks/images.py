@@ -13,26 +13,26 @@ from typing import Any, Literal, Unpack, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from vae_lab.callbacks.figure_context import Shown, require_pictures, scene_of
-from vae_lab.callbacks.forked_process import unfit_for_copies
+from vae_lab.callbacks.figure_context import EvaluatedModule, figure_context, require_pictures
+from vae_lab.callbacks.forked_process import reason_not_to_fork
 from vae_lab.callbacks.rendering import (
     HISTOGRAMS,
-    Moment,
-    Picture,
-    Values,
-    animation,
-    draw,
+    HistogramValues,
+    RenderedImage,
+    SnapshotLabel,
     image_folder,
     log_graph,
     log_projector,
-    network,
-    publish,
-    see,
+    precompute,
+    render_animation,
+    render_network,
+    render_pictures,
+    write_rendered,
 )
-from vae_lab.callbacks.workers import Background, BackgroundError, InProcess, Workers
-from vae_lab.data.datamodule import data_of
+from vae_lab.callbacks.workers import BackgroundError, ForkedWorkers, InProcessWorkers, Workers
+from vae_lab.data.datamodule import datamodule_of
 from vae_lab.figures.pictures import PICTURES
-from vae_lab.figures.sizes import SizeOptions, Sizes
+from vae_lab.figures.sizes import FigureSizes, SizeOptions
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.signals import Interrupted
 
@@ -54,7 +54,7 @@ class ImageLogger(Callback):
         background: draw in a forked copy of the process, one processor at a low priority, while training goes
             on; a fit still returns with every file written. "auto": where one process trains on the CPU of a Linux
             machine; else, and with False, training waits for the pictures. True: refuse to train where it cannot be.
-        sizes: how much each picture shows, as in `Sizes`.
+        sizes: how much each picture shows, as in `FigureSizes`.
 
     Raises:
         ValueError: an unknown picture or interpolation, or a number below 1; at the start of the fit, a picture that
@@ -72,7 +72,7 @@ class ImageLogger(Callback):
         background: Literal["auto"] | bool = "auto",
         **sizes: Unpack[SizeOptions],
     ) -> None:
-        self.sizes = Sizes(**sizes)
+        self.sizes = FigureSizes(**sizes)
         self.every_n_epochs = _interval("every_n_epochs", every_n_epochs)
         self.every_n_steps = _interval("every_n_steps", every_n_steps)
         self.pictures, self._asked_for = _known_pictures(pictures), pictures is not None
@@ -80,36 +80,38 @@ class ImageLogger(Callback):
         self.background = background
         self.seconds = 0.0  # that training waited for pictures, so that its speed can be told without them
         self.seconds_at_end = 0.0  # that the run waited for its last ones
-        self.interrupted: Callable[[], bool] = lambda: False  # asked between pictures: True ends them
+        self.stop_requested: Callable[[], bool] = lambda: False  # asked between pictures: True ends them
         self._drawn_at = -1  # the step last drawn, while training
         self._ended = False
-        self._whole = Moment.epoch(0, -1)  # the last whole epoch
-        self._workers: Workers[Picture | Values] = InProcess(lambda _: None)  # until it is known who can draw
+        self._whole = SnapshotLabel.epoch(0, -1)  # the last whole epoch
+        self._workers: Workers[RenderedImage | HistogramValues] = InProcessWorkers(
+            lambda _: None
+        )  # until it is known who can draw
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Choose who draws. Raises UsageError where the background or a picture was asked for and cannot be."""
         if self._asked_for and stage == "fit":
             require_pictures(pl_module, self.sizes, self.pictures)
-        unfit = unfit_for_copies(trainer.strategy.root_device, trainer.world_size)
+        unfit = reason_not_to_fork(trainer.strategy.root_device, trainer.world_size)
         if self.background is True and unfit:
             raise UsageError(f"callbacks.images.background=true: {unfit}. Use auto or false")
-        chosen = InProcess if unfit or not self.background else Background
-        self._workers = chosen(partial(publish, trainer), self.interrupted)
+        chosen = InProcessWorkers if unfit or not self.background else ForkedWorkers
+        self._workers = chosen(partial(write_rendered, trainer), self.stop_requested)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """A call of training_step may be several optimiser steps; calls are cut where pictures are due."""
         step = trainer.global_step
         if self.every_n_steps and step % self.every_n_steps == 0 and step != self._drawn_at:
-            self._draw(trainer, pl_module, Moment.within(step))
+            self._draw(trainer, pl_module, SnapshotLabel.within(step))
         with self._timed():
-            self._workers.look()
+            self._workers.poll()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After the epoch's validation, where there is one."""
-        finished, at = divmod(trainer.global_step, data_of(trainer).steps_per_epoch)
+        finished, at = divmod(trainer.global_step, datamodule_of(trainer).steps_per_epoch)
         if at:
             return
-        self._whole = Moment.epoch(finished, trainer.global_step)
+        self._whole = SnapshotLabel.epoch(finished, trainer.global_step)
         last = finished == trainer.max_epochs  # drawn at the end, where nothing goes on beside it
         if self.every_n_epochs and finished % self.every_n_epochs == 0 and not last:
             self._draw(trainer, pl_module, self._whole)
@@ -121,7 +123,7 @@ class ImageLogger(Callback):
         """
         with self._timed(at_end=True):
             self._workers.drain()
-            if self.interrupted():
+            if self.stop_requested():
                 self._workers.finish(SECONDS_AT_END)
             elif trainer.is_global_zero:
                 self._draw_last(trainer, pl_module)
@@ -131,17 +133,19 @@ class ImageLogger(Callback):
         """Animations of all PNGs there are, once the last is; after a fit with nothing left to train, the last too."""
         if not self._ended:
             self.on_train_end(trainer, pl_module)
-        num_latents = sum(math.prod(latent.shape) for latent in cast(Shown, pl_module).evaluation_model.latents)
+        num_latents = sum(
+            math.prod(latent.shape) for latent in cast(EvaluatedModule, pl_module).evaluation_model.latents
+        )
         animated = ("samples", "latent_grid") if num_latents <= 2 else ("samples",)
         with self._timed(at_end=True):
             self._workers.drain()
-            wanted = trainer.is_global_zero and self.animations and not self.interrupted()
+            wanted = trainer.is_global_zero and self.animations and not self.stop_requested()
             for what in animated if wanted else ():
                 if what in self.pictures:
-                    work = partial(animation, image_folder(trainer), what, trainer.global_step)
+                    work = partial(render_animation, image_folder(trainer), what, trainer.global_step)
                     self._workers.start(f"joining {what}.gif", work, urgent=True)
             self._workers.drain()
-            if self.interrupted():
+            if self.stop_requested():
                 self._workers.finish(SECONDS_AT_END)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -161,13 +165,13 @@ class ImageLogger(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As it was."""
-        self._drawn_at, self._whole = state_dict["drawn_at"], Moment(*state_dict["whole"])
+        self._drawn_at, self._whole = state_dict["drawn_at"], SnapshotLabel(*state_dict["whole"])
 
     @property
     def warnings(self) -> list[str]:
         """The pictures that are not there."""
-        lost = ", ".join(dict.fromkeys(self._workers.lost))
-        return [f"pictures were left out: {lost}"] if lost else []
+        skipped = ", ".join(dict.fromkeys(self._workers.skipped))
+        return [f"pictures were left out: {skipped}"] if skipped else []
 
     @property
     def busy(self) -> bool:
@@ -179,34 +183,34 @@ class ImageLogger(Callback):
         with self._timed():
             self._workers.drain()
 
-    def _draw(self, trainer: Trainer, pl_module: LightningModule, moment: Moment) -> None:
+    def _draw(self, trainer: Trainer, pl_module: LightningModule, label: SnapshotLabel) -> None:
         """Every picture of this moment, one file and one summary each."""
         if not trainer.is_global_zero:
             return
 
-        def work() -> Iterator[Picture | Values]:
-            with scene_of(trainer, pl_module, self.sizes, moment.words) as scene:
-                yield from draw(scene, (*self.pictures, HISTOGRAMS), moment)
+        def work() -> Iterator[RenderedImage | HistogramValues]:
+            with figure_context(trainer, pl_module, self.sizes, label.title) as context:
+                yield from render_pictures(context, (*self.pictures, HISTOGRAMS), label)
 
         with self._timed():
-            self._workers.start(f"drawing {moment.words}", work)
-        self._drawn_at = moment.step
+            self._workers.start(f"drawing {label.title}", work)
+        self._drawn_at = label.step
 
     def _draw_last(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The last pictures on as many processors as there are, and meanwhile here what copies cannot do."""
         step = trainer.global_step
-        moment = self._whole if self._whole.step == step else Moment.within(step)
+        label = self._whole if self._whole.step == step else SnapshotLabel.within(step)
         start = partial(self._workers.start, urgent=True)
-        with scene_of(trainer, pl_module, self.sizes, moment.words) as scene:
+        with figure_context(trainer, pl_module, self.sizes, label.title) as context:
             if step != self._drawn_at:
-                see(scene)
+                precompute(context)
                 for share in _shares((*self.pictures, HISTOGRAMS)):
-                    start(f"drawing {moment.words}", partial(draw, scene, share, moment))
-            if len(scene.examples.x):
-                start("drawing the network", partial(network, scene, step))
-                log_graph(trainer, scene)
+                    start(f"drawing {label.title}", partial(render_pictures, context, share, label))
+            if len(context.examples.x):
+                start("drawing the network", partial(render_network, context, step))
+                log_graph(trainer, context)
                 if self.projector:
-                    log_projector(trainer, scene)
+                    log_projector(trainer, context)
 
     @contextmanager
     def _timed(self, at_end: bool = False) -> Iterator[None]:

@@ -10,15 +10,15 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
-from vae_lab.data.datamodule import data_of, validates
+from vae_lab.data.datamodule import datamodule_of, has_validation
 from vae_lab.utils.errors import UsageError
-from vae_lab.utils.files import sync, write_whole
+from vae_lab.utils.files import fsync, write_atomically
 
-Row = dict[str, Any]
+MetricsRow = dict[str, Any]
 log = logging.getLogger("vae_lab")
 
 
-class MetricsTable(Callback):
+class MetricsCSV(Callback):
     """Writes a row per validation (per epoch, where nothing is validated) and remembers the best one's metrics."""
 
     def __init__(self, monitor: str = "val/elbo", mode: str = "max") -> None:
@@ -38,7 +38,7 @@ class MetricsTable(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Cut the table back to the checkpoint: a killed run may have written more, a whole row or half a one."""
-        path = table_path(trainer)
+        path = csv_path(trainer)
         if not (trainer.is_global_zero and path.exists()):
             return
         rows = read_rows(path)[: self._num_rows]
@@ -54,19 +54,19 @@ class MetricsTable(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """An epoch is done; a row only where there is nothing to validate."""
-        if not validates(trainer):
+        if not has_validation(trainer):
             self._add_row(trainer, pl_module)
 
     def _add_row(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.global_step == self._written_at:
             return
-        metrics = pl_module.table_row()
+        metrics = pl_module.metrics_row()
         self._remember_best(metrics)
         self._written_at = trainer.global_step
         self._num_rows += 1
         if trainer.is_global_zero:
-            epoch = trainer.global_step // data_of(trainer).steps_per_epoch
-            add_row(table_path(trainer), {"epoch": epoch, "step": trainer.global_step, **metrics})
+            epoch = trainer.global_step // datamodule_of(trainer).steps_per_epoch
+            add_row(csv_path(trainer), {"epoch": epoch, "step": trainer.global_step, **metrics})
 
     def _remember_best(self, metrics: dict[str, float]) -> None:
         best = self.best_metrics.get(self.monitor)
@@ -75,12 +75,12 @@ class MetricsTable(Callback):
             self.best_metrics = metrics
 
 
-def table_path(trainer: Trainer) -> Path:
+def csv_path(trainer: Trainer) -> Path:
     """metrics.csv of the run."""
     return Path(trainer.default_root_dir) / "metrics.csv"
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[MetricsRow]:
     """The rows of a table, values as text."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -91,17 +91,17 @@ def read_rows(path: Path) -> list[Row]:
         ) from error
 
 
-def write_rows(path: Path, rows: list[Row]) -> None:
+def write_rows(path: Path, rows: list[MetricsRow]) -> None:
     """Replace a table as a whole; its columns are those of all rows, in order of appearance."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_whole(path, text.getvalue().encode())
+    write_atomically(path, text.getvalue().encode())
 
 
-def add_row(path: Path, row: Row) -> None:
+def add_row(path: Path, row: MetricsRow) -> None:
     """Append a row; where it has a column that the table lacks, write the table anew."""
     if not path.exists():
         write_rows(path, [row])
@@ -113,4 +113,4 @@ def add_row(path: Path, row: Row) -> None:
         return
     with path.open("a", newline="") as file:
         csv.DictWriter(file, columns, restval="", lineterminator="\n").writerow(row)
-        sync(file)
+        fsync(file)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 
-class LayerTable(ModelSummary):
+class ModelSummaryTable(ModelSummary):
     """Names, types and parameters of the layers that have any, down to `max_depth`; on stderr, as all that is told."""
 
     @staticmethod

@@ -5,9 +5,9 @@ from __future__ import annotations
 from lightning.pytorch import Trainer
 
 from vae_lab.callbacks.checkpoint import BestCheckpoint
-from vae_lab.callbacks.metrics_csv import MetricsTable
-from vae_lab.config.validation import nearest
-from vae_lab.data.datamodule import ImageData, validates
+from vae_lab.callbacks.metrics_csv import MetricsCSV
+from vae_lab.config.validation import nearest_name
+from vae_lab.data.datamodule import ImageDataModule, has_validation
 from vae_lab.models.base import Model, parts_without_density
 from vae_lab.utils.errors import UsageError
 
@@ -15,17 +15,17 @@ TERMS = ("val/elbo", "val/log_px", "val/kl", "val/loss")
 FALLING = ("/loss", "/bits_per_dim")  # as a model gets better
 
 
-def require_monitored(trainer: Trainer, model: Model, data: ImageData, optimized_metric: str) -> None:
+def require_known_monitors(trainer: Trainer, model: Model, data: ImageDataModule, optimized_metric: str) -> None:
     """UsageError where a callback or a sweep waits for a metric that no validation of this run gives.
 
     Lightning would say so after the first epoch. Without a validation our own take the last weights for the best.
     """
-    known, validated = metrics_of(model), validates(trainer, data)
+    known, validated = validation_metrics(model), has_validation(trainer, data)
     if not optimized_metric.startswith("train/"):
         _require_known(optimized_metric.replace("test/", "val/"), "optimized_metric", known, model)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         monitor = getattr(callback, "monitor", None)
-        if monitor is None or (isinstance(callback, BestCheckpoint | MetricsTable) and not validated):
+        if monitor is None or (isinstance(callback, BestCheckpoint | MetricsCSV) and not validated):
             continue
         name = type(callback).__name__
         if not validated:
@@ -41,7 +41,7 @@ def require_monitored(trainer: Trainer, model: Model, data: ImageData, optimized
             )
 
 
-def metrics_of(model: Model) -> list[str]:
+def validation_metrics(model: Model) -> list[str]:
     """The names of what a validation of the model gives; `kl/dim_` begins those of single dimensions."""
     known = [*TERMS, *(["val/bits_per_dim"] if model.is_mass_function else [])]
     if len(model.latents) > 1:
@@ -57,7 +57,7 @@ def _require_known(metric: str, where: str, known: list[str], model: Model) -> N
     _require_mass_function(metric, where, model)
     if metric in known or (metric.startswith("kl/dim_") and "kl/dim_" in known):
         return
-    near = nearest(metric, known)
+    near = nearest_name(metric, known)
     hint = f"\ndid you mean {near}?" if near else ""
     raise UsageError(f"{where}={metric}: there is no such metric{hint}\nexpected one of: {', '.join(known)}")
 

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as RichProgress
 
 from vae_lab.callbacks.throughput import Throughput
-from vae_lab.data.datamodule import data_of, validates
+from vae_lab.data.datamodule import datamodule_of, has_validation
 
 log = logging.getLogger("vae_lab")
 COLUMNS = (
@@ -46,7 +46,7 @@ class Progress(Callback):
         if self.enabled:
             # Drawn by us: a thread that redraws it ten times a second takes time from every step.
             self._bar = RichProgress(*COLUMNS, console=self.console, transient=True, auto_refresh=False)
-            self._task = self._bar.add_task("", total=data_of(trainer).steps_per_epoch, shown="")
+            self._task = self._bar.add_task("", total=datamodule_of(trainer).steps_per_epoch, shown="")
             self._bar.start()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
@@ -54,8 +54,8 @@ class Progress(Callback):
         if self._bar is None or time.monotonic() - self._moved_at < self.refresh_seconds:
             return
         self._moved_at = time.monotonic()
-        epoch, done = divmod(trainer.global_step, data_of(trainer).steps_per_epoch)
-        shown = f"{shortly(pl_module.metrics)} {self.throughput.so_far(trainer):,.0f} images/s"
+        epoch, done = divmod(trainer.global_step, datamodule_of(trainer).steps_per_epoch)
+        shown = f"{format_short(pl_module.metrics)} {self.throughput.so_far(trainer):,.0f} images/s"
         last = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
         self._bar.update(self._task, completed=done, description=f"epoch {epoch + 1}{last}", shown=shown)
         self._bar.refresh()
@@ -63,17 +63,17 @@ class Progress(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Say what was found."""
         if not trainer.sanity_checking and trainer.is_global_zero:
-            self._say_epoch(trainer, f"val {elbo_terms(pl_module.metrics, 'val')}")
+            self._say_epoch(trainer, f"val {format_terms(pl_module.metrics, 'val')}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Where nothing is validated, say what was trained."""
-        if trainer.is_global_zero and not validates(trainer):
-            self._say_epoch(trainer, f"train {elbo_terms(pl_module.epoch_means(), 'train')}")
+        if trainer.is_global_zero and not has_validation(trainer):
+            self._say_epoch(trainer, f"train {format_terms(pl_module.epoch_means(), 'train')}")
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Say what was found."""
         if trainer.is_global_zero:
-            self._say(trainer, f"test {elbo_terms(pl_module.metrics, 'test')}")
+            self._say(trainer, f"test {format_terms(pl_module.metrics, 'test')}")
 
     def on_train_end(self, *_: Any) -> None:
         """Take the bar away."""
@@ -89,7 +89,7 @@ class Progress(Callback):
             self._bar = None
 
     def _say_epoch(self, trainer: Trainer, found: str) -> None:
-        epoch = trainer.global_step // data_of(trainer).steps_per_epoch
+        epoch = trainer.global_step // datamodule_of(trainer).steps_per_epoch
         rate = self.throughput.rates[-1:]
         speed = f"  {rate[0]:,.0f} images/s" if rate else ""
         self._say(trainer, f"epoch {epoch:4d}  step {trainer.global_step:7d}  {found}{speed}")
@@ -99,20 +99,20 @@ class Progress(Callback):
         (self._bar.console if self._bar else self.console).print(line, highlight=False, soft_wrap=True)
 
 
-def elbo_terms(metrics: dict[str, float], split: str) -> str:
+def format_terms(metrics: dict[str, float], split: str) -> str:
     """`elbo -98.12  log_px -75.01  kl 23.11`; nothing before the first was read."""
     found = ((name, metrics.get(f"{split}/{name}")) for name in ("elbo", "log_px", "kl"))
     return "  ".join(f"{name} {value:.2f}" for name, value in found if value is not None)
 
 
-def shortly(metrics: dict[str, float]) -> str:
+def format_short(metrics: dict[str, float]) -> str:
     """`elbo -98.12  kl 23.11` of the last steps: with the rest of the bar it fits 80 columns."""
     return "  ".join(f"{name} {metrics[f'train/{name}']:.2f}" for name in ("elbo", "kl") if f"train/{name}" in metrics)
 
 
 def opening_line(trainer: Trainer) -> str:
     """What is about to be trained on what."""
-    data = data_of(trainer)
+    data = datamodule_of(trainer)
     sizes = " / ".join(f"{data.size(split):,} {split}" for split in ("train", "val", "test"))
     channels, height, width = data.image.shape
     device = trainer.strategy.root_device

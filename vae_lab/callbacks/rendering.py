@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from vae_lab.callbacks.tensorboard import add_encoded_image, add_model_graph, add_projector, writers
 from vae_lab.figures.canvas import render
-from vae_lab.figures.context import Scene
+from vae_lab.figures.context import FigureContext
 from vae_lab.figures.encoding import encode_gif, encode_png, frames_of
 from vae_lab.figures.network import autoencoder
 from vae_lab.figures.pictures import PICTURES, network_drawing
-from vae_lab.figures.requirements import Need, abilities, drawable
-from vae_lab.utils.files import write_whole
+from vae_lab.figures.requirements import Requirement, available_pictures, satisfied_requirements
+from vae_lab.utils.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,25 +26,25 @@ if TYPE_CHECKING:
 HISTOGRAMS = "histograms"  # named like a picture where it is said what to draw
 
 
-class Moment(NamedTuple):
+class SnapshotLabel(NamedTuple):
     """A point in training, as file names and titles give it."""
 
     suffix: str  # "epoch=0007" or "step=00001000"
-    words: str  # "epoch 7"
+    title: str  # "epoch 7"
     step: int
 
     @classmethod
-    def epoch(cls, finished: int, step: int) -> Moment:
+    def epoch(cls, finished: int, step: int) -> SnapshotLabel:
         """After so many whole epochs."""
         return cls(f"epoch={finished:04d}", f"epoch {finished}", step)
 
     @classmethod
-    def within(cls, step: int) -> Moment:
+    def within(cls, step: int) -> SnapshotLabel:
         """Somewhere in an epoch."""
         return cls(f"step={step:08d}", f"step {step:,}", step)
 
 
-class Picture(NamedTuple):
+class RenderedImage(NamedTuple):
     """An image file, and the same bytes in TensorBoard."""
 
     name: str  # of the file
@@ -54,7 +54,7 @@ class Picture(NamedTuple):
     step: int
 
 
-class Values(NamedTuple):
+class HistogramValues(NamedTuple):
     """A histogram."""
 
     tag: str
@@ -62,50 +62,52 @@ class Values(NamedTuple):
     step: int
 
 
-def draw(scene: Scene, names: Sequence[str], moment: Moment) -> Iterator[Picture | Values]:
+def render_pictures(
+    context: FigureContext, names: Sequence[str], label: SnapshotLabel
+) -> Iterator[RenderedImage | HistogramValues]:
     """Those of the pictures named that the scene suffices for; histograms where they are named."""
-    see(scene)
-    for what in drawable(scene):
+    precompute(context)
+    for what in available_pictures(context):
         if what in names:
-            yield _picture(what, f"{what}_{moment.suffix}.png", PICTURES[what](scene), moment.step)
+            yield _rendered_image(what, f"{what}_{label.suffix}.png", PICTURES[what](context), label.step)
     if HISTOGRAMS in names:
-        yield from _histograms(scene, moment.step)
+        yield from _histograms(context, label.step)
 
 
-def see(scene: Scene) -> None:
+def precompute(context: FigureContext) -> None:
     """Look before the processes part that draw, so that each need not look again."""
-    drawable(scene)
+    available_pictures(context)
 
 
-def network(scene: Scene, step: int) -> Iterator[Picture]:
+def render_network(context: FigureContext, step: int) -> Iterator[RenderedImage]:
     """What does not change, of a model that is one encoder and one decoder."""
-    if Need.ONE_LAYER in abilities(scene):
-        yield _picture("network", "network.png", network_drawing(scene), step)
+    if Requirement.ONE_LAYER in satisfied_requirements(context):
+        yield _rendered_image("network", "network.png", network_drawing(context), step)
 
 
-def animation(folder: Path, what: str, step: int) -> Iterator[Picture]:
+def render_animation(folder: Path, what: str, step: int) -> Iterator[RenderedImage]:
     """All PNGs of a picture that there are, those before a resume too."""
     frames = frames_of(folder, what)
     if frames:
         data, size = encode_gif(frames)
-        yield Picture(f"{what}.gif", f"images/{what}.gif", data, size, step)
+        yield RenderedImage(f"{what}.gif", f"images/{what}.gif", data, size, step)
 
 
-def _picture(what: str, name: str, figure: Figure, step: int) -> Picture:
+def _rendered_image(what: str, name: str, figure: Figure, step: int) -> RenderedImage:
     pixels = render(figure)
     height, width = pixels.shape[:2]
-    return Picture(name, f"images/{what}", encode_png(pixels, step), (width, height), step)
+    return RenderedImage(name, f"images/{what}", encode_png(pixels, step), (width, height), step)
 
 
-def _histograms(scene: Scene, step: int) -> Iterator[Values]:
-    able, shown = abilities(scene), {}
-    if Need.KL in able:
-        shown["latents/kl_per_dimension"] = scene.space.kl
-    if {Need.IMAGE, Need.POINTS} <= able:
-        shown["latents/aggregate_posterior"] = scene.space.latents.sample
+def _histograms(context: FigureContext, step: int) -> Iterator[HistogramValues]:
+    able, shown = satisfied_requirements(context), {}
+    if Requirement.KL in able:
+        shown["latents/kl_per_dimension"] = context.space.kl
+    if {Requirement.IMAGE, Requirement.POINTS} <= able:
+        shown["latents/aggregate_posterior"] = context.space.latents.sample
     for tag, values in shown.items():
         if values is not None and values.isfinite().all():  # a diverging run's are not, and TensorBoard would end it
-            yield Values(tag, values.numpy(), step)
+            yield HistogramValues(tag, values.numpy(), step)
 
 
 def image_folder(trainer: Trainer) -> Path:
@@ -113,32 +115,32 @@ def image_folder(trainer: Trainer) -> Path:
     return Path(trainer.default_root_dir) / "images"
 
 
-def publish(trainer: Trainer, drawn: Picture | Values) -> None:
+def write_rendered(trainer: Trainer, drawn: RenderedImage | HistogramValues) -> None:
     """To the folder and TensorBoard."""
-    if isinstance(drawn, Picture):
-        write_whole(image_folder(trainer) / drawn.name, drawn.data, flush=False)
+    if isinstance(drawn, RenderedImage):
+        write_atomically(image_folder(trainer) / drawn.name, drawn.data, flush=False)
     for writer in writers(trainer):
-        if isinstance(drawn, Picture):
+        if isinstance(drawn, RenderedImage):
             add_encoded_image(writer, drawn.tag, drawn.data, drawn.size, drawn.step)
         else:
             writer.add_histogram(drawn.tag, drawn.values, drawn.step)
 
 
-def log_graph(trainer: Trainer, scene: Scene) -> None:
+def log_graph(trainer: Trainer, context: FigureContext) -> None:
     """The networks, as TensorBoard draws them, of a model that is one encoder and one decoder."""
-    if Need.ONE_LAYER not in abilities(scene):
+    if Requirement.ONE_LAYER not in satisfied_requirements(context):
         return
-    first = scene.examples.x[:1].to(scene.device)
-    module, seen = autoencoder(scene.space.model, first, scene.on_device(scene.labels(1)))
+    first = context.examples.x[:1].to(context.device)
+    module, seen = autoencoder(context.space.model, first, context.on_device(context.labels(1)))
     for writer in writers(trainer):
         add_model_graph(writer, module, seen)
 
 
-def log_projector(trainer: Trainer, scene: Scene) -> None:
+def log_projector(trainer: Trainer, context: FigureContext) -> None:
     """The centres of the examples' posteriors, where they are vectors."""
-    if Need.VECTOR not in abilities(scene):
+    if Requirement.VECTOR not in satisfied_requirements(context):
         return
-    labels = scene.examples.labels
-    words = None if labels is None else [scene.examples.class_of(label) for label in labels.tolist()]
+    labels = context.examples.labels
+    names = None if labels is None else [context.examples.class_of(label) for label in labels.tolist()]
     for writer in writers(trainer):
-        add_projector(writer, scene.space.latents.centre, scene.examples.x, words, trainer.global_step)
+        add_projector(writer, context.space.latents.centre, context.examples.x, names, trainer.global_step)

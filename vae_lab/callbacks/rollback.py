@@ -7,44 +7,44 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from vae_lab.callbacks.event_files import cut_back
-from vae_lab.data.datamodule import ImageData, last_step
-from vae_lab.runs.checkpoint_io import BEST, load_checkpoint, settle
-from vae_lab.runs.resume import checkpoint_of, read_summary
+from vae_lab.callbacks.event_files import truncate_event_files
+from vae_lab.data.datamodule import ImageDataModule, final_step
+from vae_lab.runs.checkpoint_io import BEST, finish_interrupted_saves, load_checkpoint
+from vae_lab.runs.resume import read_summary, resume_checkpoint
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.files import write_json
 
 # What a run goes on from.
-STATE = (
+REQUIRED_STATE = (
     *("global_step", "state_dict", "optimizer_states", "callbacks", "loops"),
-    *("steps_per_epoch", "epoch_end", "log_of_steps", "bad_steps", "kl_per_dim", "metrics"),
+    *("steps_per_epoch", "epoch_end", "step_log", "nonfinite_policy", "kl_per_dim", "metrics"),
 )
 
 
-def go_on_from(resume: str, folder: Path, trainer: Trainer, data: ImageData, changed: bool) -> None:
+def roll_back_run(resume: str, folder: Path, trainer: Trainer, data: ImageDataModule, changed: bool) -> None:
     """Undo what a run wrote after the checkpoint.
 
     changed: whether the command line asks for something else than before. UsageError: the run is complete, already past
     the end asked for, or would not have the same epochs; nothing was changed then.
     """
     before = read_summary(folder)
-    checkpoint = load_checkpoint(checkpoint_of(resume), needed=STATE)
+    checkpoint = load_checkpoint(resume_checkpoint(resume), needed=REQUIRED_STATE)
     if (best := folder / "checkpoints" / BEST).exists():
-        load_checkpoint(best, needed=STATE)  # or training would end where its test begins
+        load_checkpoint(best, needed=REQUIRED_STATE)  # or training would end where its test begins
     _require_same_epochs(resume, checkpoint["steps_per_epoch"], data.steps_per_epoch)
     completed = before.get("status") == "completed"
     _require_something_to_do(folder, checkpoint["global_step"], completed, changed, trainer, data)
     if trainer.is_global_zero:
-        settle(folder / "checkpoints", checkpoint["global_step"])
-        cut_back(trainer, checkpoint)
+        finish_interrupted_saves(folder / "checkpoints", checkpoint["global_step"])
+        truncate_event_files(trainer, checkpoint)
         if completed:  # no longer: killed, it has to be gone on with
             write_json(folder / "summary.json", before | {"status": "interrupted"})
 
 
 def _require_something_to_do(
-    folder: Path, done: int, completed: bool, changed: bool, trainer: Trainer, data: ImageData
+    folder: Path, done: int, completed: bool, changed: bool, trainer: Trainer, data: ImageDataModule
 ) -> None:
-    end = last_step(trainer, data.steps_per_epoch)
+    end = final_step(trainer, data.steps_per_epoch)
     finished = completed and (done == end or not changed)
     if finished or (end is not None and done > end):
         asked = f", and the end asked for is step {end}" if end is not None else ""

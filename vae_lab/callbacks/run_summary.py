@@ -14,18 +14,18 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
 from omegaconf import DictConfig
 
-from vae_lab.callbacks.metrics_csv import MetricsTable
+from vae_lab.callbacks.metrics_csv import MetricsCSV
 from vae_lab.callbacks.throughput import Throughput
-from vae_lab.data.datamodule import data_of, last_step
+from vae_lab.data.datamodule import datamodule_of, final_step
 from vae_lab.runs.provenance import config_hash, git_state, versions
-from vae_lab.training.lightning_module import Experiment
-from vae_lab.utils.errors import RunFailed, chain_of
+from vae_lab.training.lightning_module import VAEModule
+from vae_lab.utils.errors import RunFailed, cause_chain
 from vae_lab.utils.files import write_json
-from vae_lab.utils.signals import Interrupted, InterruptedAtOnce, undisturbed
+from vae_lab.utils.signals import ForcedInterrupt, Interrupted, defer_sigint
 
 log = logging.getLogger("vae_lab")
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENOENT)
-INTERRUPTIONS = (Interrupted, InterruptedAtOnce, KeyboardInterrupt)
+INTERRUPTIONS = (Interrupted, ForcedInterrupt, KeyboardInterrupt)
 
 
 class RunSummary:
@@ -35,9 +35,9 @@ class RunSummary:
     RunFailed that says what is left.
     """
 
-    def __init__(self, folder: Path, config: DictConfig, trainer: Trainer, experiment: Experiment) -> None:
+    def __init__(self, folder: Path, config: DictConfig, trainer: Trainer, experiment: VAEModule) -> None:
         self.folder, self.config, self.trainer, self.experiment = folder, config, trainer, experiment
-        self.noticed: list[str] = []
+        self.extra_warnings: list[str] = []
         self._status = ""
         self._started = time.perf_counter()
 
@@ -46,12 +46,12 @@ class RunSummary:
         """What a reader of the numbers has to know: of the data, of the training, of what watched it."""
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         watched = [text for callback in callbacks for text in getattr(callback, "warnings", ())]
-        return list(dict.fromkeys([*self.noticed, *self.experiment.warnings, *watched, *self._left_out]))
+        return list(dict.fromkeys([*self.extra_warnings, *self.experiment.warnings, *watched, *self._left_out]))
 
     @property
     def _left_out(self) -> list[str]:
         """What was asked for, or is usual, and was not done."""
-        trainer, data, found = self.trainer, data_of(self.trainer), []
+        trainer, data, found = self.trainer, datamodule_of(self.trainer), []
         if data.size("val") and not self.experiment.epoch_end.validated_at and self._status == "completed":
             found.append("validation was skipped: no checkpoint was chosen by it")
         for split in ("val", "test"):
@@ -69,16 +69,16 @@ class RunSummary:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        failed = self._of_the_disk(error) or error
-        with undisturbed():
-            if any(isinstance(link, INTERRUPTIONS) for link in chain_of(error)):
+        failed = self._disk_failure(error) or error
+        with defer_sigint():
+            if any(isinstance(link, INTERRUPTIONS) for link in cause_chain(error)):
                 self._write_if_possible("interrupted")
             elif failed is not None:
                 self._write_if_possible("failed", error=f"{type(failed).__name__}: {failed}")
             else:
                 self._write_if_possible("interrupted" if self._is_out_of_time else "completed")
             if self.trainer.is_global_zero:
-                self._say()
+                self._report()
         if failed is not error and failed is not None:
             raise failed from error
 
@@ -86,13 +86,13 @@ class RunSummary:
     def _is_out_of_time(self) -> bool:
         """Whether trainer.max_time ended training before anything else would have."""
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        end = last_step(self.trainer, data_of(self.trainer).steps_per_epoch)
+        end = final_step(self.trainer, datamodule_of(self.trainer).steps_per_epoch)
         timers = [callback for callback in callbacks if isinstance(callback, Timer)]
         return self.trainer.global_step != end and any((timer.time_remaining() or 1) <= 0 for timer in timers)
 
-    def _of_the_disk(self, error: BaseException | None) -> RunFailed | None:
+    def _disk_failure(self, error: BaseException | None) -> RunFailed | None:
         """What a write that the disk refused comes to."""
-        refused = (link for link in chain_of(error) if isinstance(link, OSError) and link.errno in DISK)
+        refused = (link for link in cause_chain(error) if isinstance(link, OSError) and link.errno in DISK)
         cause = next((link for link in refused if link.filename is None or self._is_ours(link.filename)), None)
         if cause is None:
             return None
@@ -111,15 +111,15 @@ class RunSummary:
         except OSError as refused:
             sys.stderr.write(f"summary.json could not be written: {refused.strerror or refused}\n")
 
-    def _say(self) -> None:
+    def _report(self) -> None:
         """Where everything is, what a reader of the numbers has to know, and how to go on."""
         for warning in self.warnings:
             log.warning("warning: %s", warning)
-        for line in [f"run folder: {self.folder}"] + ([] if self._status == "completed" else self._way_on()):
+        for line in [f"run folder: {self.folder}"] + ([] if self._status == "completed" else self._resume_hint()):
             log.info(line)
             sys.stderr.write(f"{line}\n")
 
-    def _way_on(self) -> list[str]:
+    def _resume_hint(self) -> list[str]:
         last = self.folder / "checkpoints" / "last.ckpt"
         return (
             [f"to go on: python -m vae_lab.train resume={self.folder}"]
@@ -135,8 +135,8 @@ class RunSummary:
             write_json(self.folder / "summary.json", {**outcome, **self._results(), **self._circumstances()})
 
     def _results(self) -> dict[str, Any]:
-        table, throughput = self._callback(MetricsTable), self._callback(Throughput)
-        steps, steps_per_epoch = self.trainer.global_step, data_of(self.trainer).steps_per_epoch
+        table, throughput = self._callback(MetricsCSV), self._callback(Throughput)
+        steps, steps_per_epoch = self.trainer.global_step, datamodule_of(self.trainer).steps_per_epoch
         seconds = time.perf_counter() - self._started
         return {
             "metrics": self.experiment.metrics,

@@ -16,7 +16,7 @@ THUMBNAIL = 32  # pixels: 2,000 of them stay far below the 8,192 pixels that a s
 SHOWN_METRICS = ("val/", "test/")
 
 
-class Configured(Protocol):
+class ConfiguredModule(Protocol):
     """What the summary asks of an experiment."""
 
     config: dict[str, Any]  # the composed config, resolved
@@ -89,7 +89,7 @@ class TensorBoardSummary(Callback):
         """The config tag of the TEXT tab."""
         from omegaconf import OmegaConf
 
-        text = OmegaConf.to_yaml(cast(Configured, pl_module).config)
+        text = OmegaConf.to_yaml(cast(ConfiguredModule, pl_module).config)
         for writer in writers(trainer):
             writer.add_text("config", f"```yaml\n{text}```", trainer.global_step)
 
@@ -110,7 +110,7 @@ class TensorBoardSummary(Callback):
             return
         from torch.utils.tensorboard.summary import hparams
 
-        experiment = cast(Configured, trainer.lightning_module)
+        experiment = cast(ConfiguredModule, trainer.lightning_module)
         # The metrics' scalars are there: a logger's own log_hyperparams would write them twice.
         summaries = hparams(dict(flatten(experiment.config)), dict(metrics))
         for writer in writers(trainer):

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from vae_lab.callbacks.images import image_loggers
-from vae_lab.data.datamodule import data_of
+from vae_lab.data.datamodule import datamodule_of
 from vae_lab.runs.checkpoint_io import AtomicCheckpointIO
 
 
@@ -79,7 +79,7 @@ class Throughput(Callback):
         self._started = 0.0
 
     def _images(self, trainer: Trainer) -> int:
-        steps, data = trainer.global_step - self._first_step, data_of(trainer)
+        steps, data = trainer.global_step - self._first_step, datamodule_of(trainer)
         return min(steps * data.step_size * trainer.world_size, data.size("train"))
 
     def _seconds(self, trainer: Trainer) -> float:

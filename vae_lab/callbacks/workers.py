@@ -18,15 +18,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from vae_lab.callbacks.forked_process import HURRY, Copy, Outcome, exit_status, fork
+from vae_lab.callbacks.forked_process import HURRY, ForkedProcess, JobResult, exit_status, fork
 
 log = logging.getLogger("vae_lab")
 T = TypeVar("T")
-Work = Callable[[], Iterable[T]]
+Job = Callable[[], Iterable[T]]
 
-MOST_COPIES = 4  # each holds the pages that training has written since, and what it draws
-PAUSE = 0.005  # seconds between two looks at a copy that is waited for
-PATIENCE = 2.0  # seconds to wait for idle time before a copy is hurried
+MAX_PROCESSES = 4  # each holds the pages that training has written since, and what it draws
+POLL_SECONDS = 0.005  # seconds between two looks at a copy that is waited for
+MAX_IDLE_WAIT = 2.0  # seconds to wait for idle time before a copy is hurried
 
 
 class BackgroundError(RuntimeError):
@@ -34,22 +34,22 @@ class BackgroundError(RuntimeError):
 
 
 @dataclass
-class InProcess(Generic[T]):
+class InProcessWorkers(Generic[T]):
     """Does each work as it is started, until `interrupted`."""
 
     deliver: Callable[[T], None]
-    interrupted: Callable[[], bool] = lambda: False
-    lost: list[str] = field(default_factory=list)  # the names of works that were not done
+    stop_requested: Callable[[], bool] = lambda: False
+    skipped: list[str] = field(default_factory=list)  # the names of works that were not done
 
-    def start(self, name: str, work: Work[T], *, urgent: bool = False) -> None:
+    def start(self, name: str, work: Job[T], *, urgent: bool = False) -> None:
         """Do it and deliver what comes of it."""
-        if self.interrupted():
-            self.lost.append(name)
+        if self.stop_requested():
+            self.skipped.append(name)
             return
         for value in work():
             self.deliver(value)
-            if self.interrupted():
-                self.lost.append(f"{name} (in part)")
+            if self.stop_requested():
+                self.skipped.append(f"{name} (in part)")
                 return
 
     @property
@@ -57,42 +57,42 @@ class InProcess(Generic[T]):
         """Nothing is ever pending."""
         return False
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Nothing is ever pending."""
 
-    drain = stop = look
+    drain = stop = poll
 
     def finish(self, seconds: float) -> None:
         """Nothing is ever pending."""
 
 
 @dataclass
-class Background(Generic[T]):
-    """Forks a copy of the process for each work, at most `MOST_COPIES` at a time; nobody waits once `interrupted`.
+class ForkedWorkers(Generic[T]):
+    """Forks a copy of the process for each work, at most `MAX_PROCESSES` at a time; nobody waits once `interrupted`.
 
     What comes of them is delivered in the order they were started in, by the methods below alone.
     """
 
     deliver: Callable[[T], None]
-    interrupted: Callable[[], bool] = lambda: False
-    lost: list[str] = field(default_factory=list)  # the names of works that were not done
-    _copies: deque[Copy] = field(default_factory=deque)
+    stop_requested: Callable[[], bool] = lambda: False
+    skipped: list[str] = field(default_factory=list)  # the names of works that were not done
+    _copies: deque[ForkedProcess] = field(default_factory=deque)
 
-    def start(self, name: str, work: Work[T], *, urgent: bool = False) -> None:
+    def start(self, name: str, work: Job[T], *, urgent: bool = False) -> None:
         """Begin; wait for the oldest copy first where there are too many. `urgent`: training does not go on."""
-        self._wait(MOST_COPIES - 1)
+        self._wait(MAX_PROCESSES - 1)
         try:
             self._copies.append(fork(name, work, idle=not urgent))
         except OSError:  # no memory to promise, or no process to have: what needs neither still works
             self.drain()
-            InProcess(self.deliver, self.interrupted).start(name, work)
+            InProcessWorkers(self.deliver, self.stop_requested).start(name, work)
 
     @property
     def busy(self) -> bool:
         """Whether anything was started that is not delivered yet."""
         return bool(self._copies)
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Deliver what is done; a system call where one is at work. Raises BackgroundError where one failed."""
         while self._copies:
             status = exit_status(self._copies[0])
@@ -114,7 +114,7 @@ class Background(Generic[T]):
             if self._copies:
                 names = ", ".join(dict.fromkeys(copy.name for copy in self._copies))
                 log.warning("warning: not done when training was stopped, and left out: %s", names)
-                self.lost += [copy.name for copy in self._copies]
+                self.skipped += [copy.name for copy in self._copies]
             self.stop()
 
     def stop(self) -> None:
@@ -128,32 +128,32 @@ class Background(Generic[T]):
 
     def _wait(self, most: int, seconds: float | None = None) -> None:
         """Until no more are at work, at most so long; without a limit, until `interrupted`."""
-        self.look()
+        self.poll()
         started, hurried = time.monotonic(), False
         while len(self._copies) > most:
             waited = time.monotonic() - started
-            if waited > seconds if seconds is not None else self.interrupted():
+            if waited > seconds if seconds is not None else self.stop_requested():
                 return
-            if waited > PATIENCE and not hurried and (seconds is None or seconds > 2 * PATIENCE):
+            if waited > MAX_IDLE_WAIT and not hurried and (seconds is None or seconds > 2 * MAX_IDLE_WAIT):
                 self._hurry()
                 hurried = True
-            time.sleep(PAUSE)
-            self.look()
+            time.sleep(POLL_SECONDS)
+            self.poll()
 
     def _hurry(self) -> None:
         """Let none wait for idle time any longer; one that did not get any begins anew."""
         for copy in self._copies:
             os.kill(copy.pid, HURRY)
 
-    def _receive(self, copy: Copy, status: int) -> None:
+    def _receive(self, copy: ForkedProcess, status: int) -> None:
         with copy.sent as sent:
             if status != 0:
-                self.lost.append(copy.name)
+                self.skipped.append(copy.name)
                 how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with {status}"
                 warnings.warn(f"{copy.name}: the process at work on it {how}, and its results are lost", stacklevel=2)
                 return
             sent.seek(0)
-            outcome: Outcome = pickle.load(sent)  # our own copy wrote it
+            outcome: JobResult = pickle.load(sent)  # our own copy wrote it
         for message, category, filename, line in outcome.warnings:
             warnings.warn_explicit(message, category, filename, line)
         for value in outcome.values:
@@ -162,4 +162,4 @@ class Background(Generic[T]):
             raise BackgroundError(f"{copy.name} failed in the background:\n{outcome.failure}")
 
 
-Workers = InProcess[T] | Background[T]
+Workers = InProcessWorkers[T] | ForkedWorkers[T]

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf, open_dict
 HELP = ("--help", "-h")
 
 
-def is_plain_request(argv: Sequence[str]) -> bool:
+def is_help_request(argv: Sequence[str]) -> bool:
     """Whether help is asked for, with overrides beside it at most; Hydra answers those with flags of its own."""
     return any(word in HELP for word in argv) and all(word in HELP for word in argv if word.startswith("-"))
 

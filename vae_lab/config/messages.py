@@ -22,8 +22,8 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from vae_lab.config.validation import nearest
-from vae_lab.utils.errors import UsageError, chain_of, find_cause
+from vae_lab.config.validation import nearest_name
+from vae_lab.utils.errors import UsageError, cause_chain, find_cause
 
 MESSAGE_LINES = 4
 MISMATCH = r"Value '(.*)' of type '(.*)' (?:could not be converted to|is incompatible with type hint) '?(.*?)'?$"
@@ -68,7 +68,7 @@ def _explain_hydra(error: BaseException) -> str | None:
 
 
 def _explain_omegaconf(error: BaseException, directory: str) -> str | None:
-    cause = next((e for e in chain_of(error) if isinstance(e, OmegaConfBaseException) and e.full_key), None)
+    cause = next((e for e in cause_chain(error) if isinstance(e, OmegaConfBaseException) and e.full_key), None)
     composed = find_cause(error, CompactHydraException)
     place = _place(composed)
     match cause:
@@ -92,7 +92,7 @@ def _not_understood(error: OverrideParseException) -> str:
 def _unknown_option(error: MissingConfigException) -> str:
     group, _, option = str(error.missing_cfg_file).rpartition("/")
     options = list(error.options or ())
-    near = nearest(option, options)
+    near = nearest_name(option, options)
     found = f"{group}={option}: no such option{_place(error)}"
     return _with_names(found, near and f"{group}={near}", options)
 
@@ -102,7 +102,7 @@ def _unknown_group(message: str, directory: str) -> str | None:
     if group is None:
         return None
     groups = sorted(_groups(directory))
-    return _with_names(message.splitlines()[0], nearest(group[1].partition("@")[0], groups), groups)
+    return _with_names(message.splitlines()[0], nearest_name(group[1].partition("@")[0], groups), groups)
 
 
 def _unknown_key(error: OmegaConfBaseException, composed: str, directory: str, place: str) -> str:
@@ -116,7 +116,7 @@ def _unknown_key(error: OmegaConfBaseException, composed: str, directory: str, p
         composed_of_groups = "model" in names  # as vae_lab.train; other commands take keys alone
         groups = {group for group in _groups(directory) if ("/" in group) == nested and composed_of_groups}
         names = sorted(groups if nested else {*names, *groups} - {"hydra"})
-    near = nearest(key, names)
+    near = nearest_name(key, names)
     root = node._get_root() if node is not None else None
     near_key = _join(parent, near) if near else _elsewhere(key, root)
     where = f"in {parent}" if parent else "at the root of the config"
@@ -140,7 +140,7 @@ def _broken_reference(error: OmegaConfBaseException) -> str:
     message = str(error).splitlines()[0]
     missing = re.search(r"Interpolation key '(.+)' not found", message)
     root = error.parent_node._get_root() if error.parent_node is not None else None
-    near = nearest(missing[1], _dotted_keys(root)) if missing else None
+    near = nearest_name(missing[1], _dotted_keys(root)) if missing else None
     return _with_names(f"{error.full_key}: {message}", near and f"${{{near}}}", ())
 
 

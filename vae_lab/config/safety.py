@@ -29,7 +29,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "vae_lab.posteriors": (),
     "vae_lab.priors": (),
     "vae_lab.second_stage": tuple(
-        f"vae_lab.second_stage.{name}" for name in ("AtOnce", "ByGradient", "SecondStage", "Standardized")
+        f"vae_lab.second_stage.{name}" for name in ("DirectFit", "GradientFit", "SecondStage", "Standardized")
     ),
     "vae_lab.training.optimizer": (),
     "vae_lab.training.trainer": (),
@@ -53,7 +53,7 @@ RESOLVERS = frozenset(
 REFERENCE = re.compile(r"\$\{[A-Za-z]\w*(\.\w+|\[\w+\])*\}")  # to a key by its full name
 
 
-def vetted(config: Container, source: Path) -> Container:
+def checked_run_config(config: Container, source: Path) -> Container:
     """The config of a run directory that can be built without running code of its choice, untyped.
 
     References to keys stay as they are. What is put together or read from elsewhere is resolved once, here: what was
@@ -62,7 +62,7 @@ def vetted(config: Container, source: Path) -> Container:
     raw = OmegaConf.to_container(config)
     for key, text in _texts(raw, ""):
         _require_harmless(text, key, source)
-    settled = _settled(raw, OmegaConf.to_container(config, resolve=True), "", source)
+    settled = _resolve_computed(raw, OmegaConf.to_container(config, resolve=True), "", source)
     require_trusted(settled, source)
     result: Container = OmegaConf.create(settled)
     return result
@@ -79,7 +79,7 @@ def require_trusted(content: Any, source: Path) -> None:
             target, where = node["_target_"], f"{key}._target_" if key else "_target_"
             if not allows(target, where):
                 found = f"{source} names {target}, none of the parts that a run's config may build"
-                raise _refused(where, found)
+                raise _refusal(where, found)
     for key, node in nodes:
         if node["_target_"].startswith(LOGGERS):
             _require_inside(node, key, source)
@@ -98,11 +98,11 @@ def _require_inside(node: dict[Any, Any], key: str, source: Path) -> None:
     """Loggers join what they are given to the run directory; these signs lead out of it."""
     for name, text in _texts({**node, "_target_": None}, key):
         if re.search(r"[/\\:~$]|\.\.", text):
-            raise _refused(name, f"{source} lets a logger write to '{text}'")
+            raise _refusal(name, f"{source} lets a logger write to '{text}'")
 
 
 def _is_name_of_part(target: Any, where: str) -> bool:
-    return isinstance(target, str) and PUBLIC_NAME.fullmatch(target) is not None and _allowing(target) is not None
+    return isinstance(target, str) and PUBLIC_NAME.fullmatch(target) is not None and _allowed_prefix(target) is not None
 
 
 def _is_part(target: str, where: str) -> bool:
@@ -112,14 +112,14 @@ def _is_part(target: str, where: str) -> bool:
     found = locate(target, where)
     if not (inspect.isclass(found) or inspect.isfunction(found)) or not found.__qualname__.isidentifier():
         return False  # the method of a class, for one
-    prefix = _allowing(target)
-    if prefix is None or prefix != _allowing(f"{found.__module__}.{found.__qualname__}"):
+    prefix = _allowed_prefix(target)
+    if prefix is None or prefix != _allowed_prefix(f"{found.__module__}.{found.__qualname__}"):
         return False  # what another module imported
     kinds = tuple(locate(kind, where) for kind in ALLOWED[prefix])
     return not kinds or (inspect.isclass(found) and issubclass(found, kinds))
 
 
-def _allowing(path: str) -> str | None:
+def _allowed_prefix(path: str) -> str | None:
     """The longest allowed module that a dotted path lies below."""
     return max((prefix for prefix in ALLOWED if path.startswith(f"{prefix}.")), key=len, default=None)
 
@@ -127,7 +127,7 @@ def _allowing(path: str) -> str | None:
 def _require_harmless(text: str, key: str, source: Path) -> None:
     for name in _resolvers(text):
         if name not in RESOLVERS:
-            raise _refused(key, f"{source} calls the resolver '{name}', which may do more than read")
+            raise _refusal(key, f"{source} calls the resolver '{name}', which may do more than read")
 
 
 def _resolvers(text: str) -> Iterator[str]:
@@ -139,20 +139,20 @@ def _resolvers(text: str) -> Iterator[str]:
         pending += getattr(node, "children", None) or ()
 
 
-def _settled(raw: Any, resolved: Any, key: str, source: Path) -> Any:
+def _resolve_computed(raw: Any, resolved: Any, key: str, source: Path) -> Any:
     """`raw` with the value of everything in it that is not a reference to a key; a `_target_` is never one."""
     if isinstance(raw, dict):
-        return {name: _settled(child, resolved[name], f"{key}.{name}", source) for name, child in raw.items()}
+        return {name: _resolve_computed(child, resolved[name], f"{key}.{name}", source) for name, child in raw.items()}
     if isinstance(raw, list):
         pairs = zip(raw, resolved, strict=True)
-        return [_settled(*pair, f"{key}[{index}]", source) for index, pair in enumerate(pairs)]
+        return [_resolve_computed(*pair, f"{key}[{index}]", source) for index, pair in enumerate(pairs)]
     refers = isinstance(raw, str) and REFERENCE.fullmatch(raw) is not None
     if refers and not key.endswith("._target_"):
         return raw
     for _, value in _leaves(resolved, key):
         # OmegaConf would resolve these a second time, by other resolvers: a text, or what it makes a text of (a path).
         if "${" in str(value):
-            raise _refused(key.lstrip("."), f"{source} makes the reference '{value}' out of something else")
+            raise _refusal(key.lstrip("."), f"{source} makes the reference '{value}' out of something else")
     return resolved
 
 
@@ -170,7 +170,7 @@ def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
         yield from _leaves(child, name)
 
 
-def _refused(key: str, found: str) -> UsageError:
+def _refusal(key: str, found: str) -> UsageError:
     return UsageError(
         f"{key}: {found}\n"
         "That may run or write anything. Look at the file; if the run is yours, or you trust whose it is, add\n"

@@ -45,7 +45,7 @@ def check_targets(config: DictConfig) -> None:
     _check_tree(OmegaConf.to_container(config, resolve=True, throw_on_missing=True), "")
 
 
-def nearest(word: str, names: Iterable[str]) -> str | None:
+def nearest_name(word: str, names: Iterable[str]) -> str | None:
     """The name with the fewest edits from a misspelt word; failing a near one, the most alike; else None."""
     names = sorted(names)
     edits = {name: _edits(word.lower(), name.lower()) for name in names}
@@ -63,7 +63,7 @@ def _check_schema(node: Any, where: str) -> None:
     for name in map(str, node):
         key = f"{where}.{name}" if where else name
         if name not in names:
-            near = nearest(name, names)
+            near = nearest_name(name, names)
             hint = f"\ndid you mean {key.removesuffix(name)}{near}?" if near else ""
             raise UsageError(f"{key}: there is no such key{hint}\nexpected one of: {', '.join(names)}")
         _check_schema(node._get_node(name), key)
@@ -101,7 +101,7 @@ def _check_node(node: dict[str, Any], where: str) -> None:
 
 def _refuse_key(name: str, arguments: Arguments, target: str, where: str) -> NoReturn:
     names = arguments.hints
-    near = nearest(name, names)
+    near = nearest_name(name, names)
     hint = f"\ndid you mean {where}.{near}?" if near else ""
     takes = ", ".join(names) or "nothing"
     raise UsageError(f"{where}.{name}: {target} has no argument '{name}'{hint}\nit takes: {takes}")
@@ -114,7 +114,7 @@ def _check_type(value: Any, arguments: Arguments, name: str, key: str) -> None:
     if _fits(value, hint) or _fits(_as_tuple(value), hint):
         return
     choices = [str(choice) for choice in _choices(hint)]
-    near = nearest(value, choices) if isinstance(value, str) else None
+    near = nearest_name(value, choices) if isinstance(value, str) else None
     expected = _expected(hint, choices)
     suggestion = f"\ndid you mean {key}={near}?" if near else ""
     raise UsageError(f"{key}: found {value!r} ({type(value).__name__}), expected {expected}{suggestion}")
@@ -198,7 +198,7 @@ def locate(path: str, key: str) -> Any:
         if inner is None and inspect.ismodule(found):
             inner = _import(f"{reached}.{part}")
         if inner is None:
-            near = nearest(part, _names_in(found))
+            near = nearest_name(part, _names_in(found))
             suggestion = f"\ndid you mean {reached}.{near}?" if near else ""
             raise UsageError(f"{key}: '{path}' does not exist, no '{part}' in {reached}{suggestion}")
         found, reached = inner, f"{reached}.{part}"

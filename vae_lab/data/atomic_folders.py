@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vae_lab.utils.files import sync_folder
+from vae_lab.utils.files import fsync_folder
 
 _BUILDING = ".building-"  # and a random name: a folder in the making
 _DAY = 86_400.0
 
 
 @contextmanager
-def building(parent: Path) -> Iterator[Path]:
+def temporary_folder(parent: Path) -> Iterator[Path]:
     """A new folder to fill and to publish, gone afterwards if it was not. Raises OSError."""
     parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(parent)
@@ -28,19 +28,19 @@ def building(parent: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def publish(temporary: Path, final: Path, is_whole: Callable[[Path], bool]) -> None:
+def publish_folder(temporary: Path, final: Path, is_whole: Callable[[Path], bool]) -> None:
     """Give a filled folder its name in one step; a whole one that is already there stays. Raises OSError."""
     if final.exists() and not is_whole(final):
         # By a rename: whoever has its files open keeps them, and no one opens it half removed.
         damaged = final.rename(f"{temporary}-damaged")
         shutil.rmtree(damaged, ignore_errors=True)
-    sync_folder(temporary)
+    fsync_folder(temporary)
     try:
         temporary.rename(final)
     except OSError:
         if not is_whole(final):
             raise
-    sync_folder(final.parent)
+    fsync_folder(final.parent)
 
 
 def _remove_abandoned(parent: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vae_lab.utils.rng import permutation
+from vae_lab.utils.rng import epoch_permutation
 
 SECONDS_PER_CALL = 0.1  # long enough to make the trainer's own work small, short enough to answer a Ctrl-C
 
@@ -27,7 +27,7 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SplitImages:
+class ImageSplit:
     """One split: rows `indices` of a tensor of all images."""
 
     pixels: Tensor  # uint8, (N, C, H, W)
@@ -44,7 +44,7 @@ class SplitImages:
 
 
 @dataclass
-class Pace:
+class StepsPerCall:
     """How many optimiser steps to run in the next call of the trainer.
 
     steps: a number, or `auto`: as many as take about a tenth of a second, found while training. The weights do not
@@ -69,30 +69,30 @@ class Pace:
 
 
 @dataclass(frozen=True)
-class TrainingCalls:
+class TrainingBatches:
     """Iterates over the rest of the current epoch: each item is the batches of one call of the trainer.
 
     step_size: images of one optimiser step on this device. clock: the number of the next optimiser step.
-    stops: a call ends at every multiple of these numbers of steps (logging, pictures, checkpoints). last_step: no call
-    goes beyond. nothing_left: True for an epoch that is only ended.
+    boundaries: a call ends at every multiple of these numbers of steps (logging, pictures, checkpoints). last_step: no call
+    goes beyond. skip_steps: True for an epoch that is only ended.
     """
 
-    split: SplitImages
+    split: ImageSplit
     step_size: int
     steps_per_epoch: int
     seed: int
-    pace: Pace
+    steps_per_call: StepsPerCall
     clock: Callable[[], int]
-    stops: Sequence[int] = ()
+    boundaries: Sequence[int] = ()
     last_step: int | None = None
-    nothing_left: Callable[[], bool] = lambda: False
+    skip_steps: Callable[[], bool] = lambda: False
     rank: int = 0
     world_size: int = 1
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        if self.nothing_left():
+        if self.skip_steps():
             return
-        self.pace.asked_at = None  # or it would take a validation for a slow step
+        self.steps_per_call.asked_at = None  # or it would take a validation for a slow step
         epoch, at = divmod(self.clock(), self.steps_per_epoch)
         rows = self._rows(epoch)
         while at < self.steps_per_epoch:
@@ -110,7 +110,7 @@ class TrainingCalls:
 
     def _rows(self, epoch: int) -> Tensor:
         """This device's rows in the order of the epoch; the first ones again where devices do not divide them."""
-        order = self.split.indices[permutation(len(self.split), self.seed, epoch)]
+        order = self.split.indices[epoch_permutation(len(self.split), self.seed, epoch)]
         if self.world_size == 1:
             return order
         missing = -len(order) % self.world_size
@@ -125,8 +125,8 @@ class TrainingCalls:
 
     def _end_of_call(self, epoch_start: int, at: int) -> int:
         step = epoch_start + at
-        ends = [step + self.pace.next(), epoch_start + self.steps_per_epoch]
-        ends += [step - step % every + every for every in self.stops]
+        ends = [step + self.steps_per_call.next(), epoch_start + self.steps_per_epoch]
+        ends += [step - step % every + every for every in self.boundaries]
         if self.last_step is not None:
             ends.append(max(step, self.last_step))
         return min(ends) - epoch_start
@@ -136,7 +136,7 @@ class TrainingCalls:
 class EvaluationBatches:
     """A split in order, each image once; devices take turns by image and none sees a duplicate."""
 
-    split: SplitImages
+    split: ImageSplit
     batch_size: int
     rank: int = 0
     world_size: int = 1

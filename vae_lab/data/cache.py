@@ -21,17 +21,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vae_lab.core import ImageShape
-from vae_lab.data.atomic_folders import building, publish
+from vae_lab.data.atomic_folders import publish_folder, temporary_folder
 from vae_lab.utils.cpu import num_cores
 from vae_lab.utils.errors import UsageError
-from vae_lab.utils.files import sync, write_whole
+from vae_lab.utils.files import fsync, write_atomically
 
 _FORMAT = 2  # raise it when decoding or the files below change: older caches are then left alone
 _PIXELS, _INDEX = "pixels.u8", "index.json"
 _BLOCK = 2**24  # bytes to a checksum: zlib lets go of the interpreter's lock, so blocks are summed on all cores
 
 
-class Row(NamedTuple):
+class DecodedPicture(NamedTuple):
     """One picture on its way into the cache: its pixels, or why there are none."""
 
     name: str
@@ -39,7 +39,7 @@ class Row(NamedTuple):
     problem: str = ""
 
 
-class Cached(NamedTuple):
+class CachedImages(NamedTuple):
     """A cache that has been opened."""
 
     pixels: Tensor  # uint8, (N, C, H, W), memory-mapped; writing to it changes no file
@@ -64,7 +64,7 @@ def _state(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def open_cache(cache_dir: Path, key: str, shape: ImageShape) -> Cached | None:
+def open_cache(cache_dir: Path, key: str, shape: ImageShape) -> CachedImages | None:
     """The cache of this key, its rows shaped (C, H, W); None where there is no whole one."""
     folder = cache_dir / key
     try:
@@ -77,19 +77,21 @@ def open_cache(cache_dir: Path, key: str, shape: ImageShape) -> Cached | None:
     if not as_written or size != len(names) * math.prod(shape):
         return None
     pixels = _map(folder / _PIXELS, (len(names), *shape))
-    return Cached(pixels, names, skipped) if _checksums(pixels) == checksums else None
+    return CachedImages(pixels, names, skipped) if _checksums(pixels) == checksums else None
 
 
-def build_cache(cache_dir: Path, key: str, shape: ImageShape, rows: Iterable[Row]) -> Cached:
+def build_cache(cache_dir: Path, key: str, shape: ImageShape, rows: Iterable[DecodedPicture]) -> CachedImages:
     """Write the rows, one by one, and open the cache; where another process was faster, open that one's.
 
     What `rows` raises passes through and leaves nothing behind. Raises UsageError when the folder cannot be
     written.
     """
     try:
-        with building(cache_dir) as temporary:
+        with temporary_folder(cache_dir) as temporary:
             _write(temporary, shape, rows)
-            publish(temporary, cache_dir / key, lambda folder: open_cache(cache_dir, folder.name, shape) is not None)
+            publish_folder(
+                temporary, cache_dir / key, lambda folder: open_cache(cache_dir, folder.name, shape) is not None
+            )
     except OSError as error:
         raise UsageError(
             f"data.cache_dir={cache_dir}: cannot be written ({error.strerror or error}).\n"
@@ -101,7 +103,7 @@ def build_cache(cache_dir: Path, key: str, shape: ImageShape, rows: Iterable[Row
     return cached
 
 
-def _write(folder: Path, shape: ImageShape, rows: Iterable[Row]) -> None:
+def _write(folder: Path, shape: ImageShape, rows: Iterable[DecodedPicture]) -> None:
     names, skipped = [], {}
     with (folder / _PIXELS).open("wb") as file:
         for name, pixels, problem in rows:
@@ -112,11 +114,11 @@ def _write(folder: Path, shape: ImageShape, rows: Iterable[Row]) -> None:
                 raise ValueError(f"{name}: {pixels.dtype} {pixels.shape}, expected uint8 {shape}")
             names.append(name)
             file.write(np.ascontiguousarray(pixels).data)
-        sync(file)
+        fsync(file)
     checksums = _checksums(_map(folder / _PIXELS, (len(names), *shape)))
     index = {"names": names, "skipped": skipped, "checksums": checksums}
     # ASCII with escapes: a file name need not be valid UTF-8.
-    write_whole(folder / _INDEX, json.dumps(index | {"digest": _digest(index)}).encode("ascii"))
+    write_atomically(folder / _INDEX, json.dumps(index | {"digest": _digest(index)}).encode("ascii"))
 
 
 def _digest(index: Mapping[str, object]) -> str:

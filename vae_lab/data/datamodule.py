@@ -1,4 +1,4 @@
-"""ImageData: a source's images as Lightning sees them, and what the model is told about them."""
+"""ImageDataModule: a source's images as Lightning sees them, and what the model is told about them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 
 from vae_lab.core import ImageSpec
-from vae_lab.data.batches import Batch, EvaluationBatches, Pace, SplitImages, TrainingCalls, steps_per_epoch
-from vae_lab.data.images import Images, ImageSource, Split
-from vae_lab.data.transforms import Binarize, Corruption, Preprocess, drawn_once
+from vae_lab.data.batches import Batch, EvaluationBatches, ImageSplit, StepsPerCall, TrainingBatches, steps_per_epoch
+from vae_lab.data.images import DecodedImages, ImageSource, Split
+from vae_lab.data.transforms import Binarize, Corruption, Preprocess, binarize_fixed
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.rng import BINARIZE, mix
 
@@ -22,7 +22,7 @@ RESIDENT_SHARE = 0.25  # of the device's free memory that images may take under 
 
 
 class BatchOptions(TypedDict, total=False):
-    """The options that every data set takes, as `data.<name>`; the meaning is in `ImageData`."""
+    """The options that every data set takes, as `data.<name>`; the meaning is in `ImageDataModule`."""
 
     batch_size: int
     eval_batch_size: int
@@ -35,7 +35,7 @@ class BatchOptions(TypedDict, total=False):
 
 
 @dataclass
-class Plan:
+class LoaderOptions:
     """What training asks of the data beyond the images: set by `build` and by the trainer."""
 
     seed: int = 0
@@ -44,7 +44,7 @@ class Plan:
     limit_steps: int | float | None = None
 
 
-class ImageData(LightningDataModule):
+class ImageDataModule(LightningDataModule):
     """Batches of a source's images.
 
     batch_size: training images of one batch on each device. eval_batch_size: of validation and test.
@@ -73,12 +73,12 @@ class ImageData(LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.preprocess = Preprocess(binarize, flip, shift, corruption)
         self.binarize_seed, self.device_resident = binarize_seed, device_resident
-        self.plan = Plan()
-        self.making_up = False  # for the end of an epoch: it has no step left
-        self._loaded: Images | None = None
-        self._splits: dict[Split, SplitImages] = {}
+        self.loader_options = LoaderOptions()
+        self.finishing_epoch = False  # for the end of an epoch: it has no step left
+        self._loaded: DecodedImages | None = None
+        self._splits: dict[Split, ImageSplit] = {}
 
-    def load(self) -> Images:
+    def load(self) -> DecodedImages:
         """Every image, decoded once; kept for the life of the process."""
         if self._loaded is None:
             self._loaded = self.source.load()
@@ -115,17 +115,17 @@ class ImageData(LightningDataModule):
         if self.trainer is not None and stage == "fit":
             self._splits["train"] = self._resident(self._splits["train"], self.trainer.strategy.root_device)
 
-    def _prepared(self, split: Split) -> SplitImages:
+    def _prepared(self, split: Split) -> ImageSplit:
         images = self.load()
-        part = SplitImages(images.pixels, images.splits[split], images.labels)
+        part = ImageSplit(images.pixels, images.splits[split], images.labels)
         drawn = {"fixed": SPLITS, "dynamic": SPLITS[1:]}.get(self.preprocess.binarize, ())
         if split not in drawn or not len(part):
             return part
         chosen = part.batch(part.indices)
-        pixels = drawn_once(chosen.images, mix(self.binarize_seed, BINARIZE, SPLITS.index(split)))
-        return SplitImages(pixels, torch.arange(len(part)), chosen.labels)
+        pixels = binarize_fixed(chosen.images, mix(self.binarize_seed, BINARIZE, SPLITS.index(split)))
+        return ImageSplit(pixels, torch.arange(len(part)), chosen.labels)
 
-    def _resident(self, split: SplitImages, device: torch.device) -> SplitImages:
+    def _resident(self, split: ImageSplit, device: torch.device) -> ImageSplit:
         """Training images on the accelerator, where asked for or where they fit."""
         if device.type != "cuda" or self.device_resident is False:
             return split
@@ -138,29 +138,31 @@ class ImageData(LightningDataModule):
     @property
     def step_size(self) -> int:
         """Images of one optimiser step on one device."""
-        return self.batch_size * self.plan.accumulate
+        return self.batch_size * self.loader_options.accumulate
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps of one epoch."""
-        return steps_per_epoch(self.size("train"), self.step_size, self._world()["world_size"], self.plan.limit_steps)
+        return steps_per_epoch(
+            self.size("train"), self.step_size, self._world()["world_size"], self.loader_options.limit_steps
+        )
 
-    def train_dataloader(self) -> TrainingCalls:
+    def train_dataloader(self) -> TrainingBatches:
         """The rest of the epoch that `trainer.global_step` lies in."""
         trainer: Any = self.trainer
         # Devices have to agree on the length of a call, so it may not follow each one's own timing.
-        steps = self.plan.steps_per_execution
+        steps = self.loader_options.steps_per_execution
         steps = 8 if steps == "auto" and trainer.world_size > 1 else steps
-        return TrainingCalls(
+        return TrainingBatches(
             split=self._splits["train"],
             step_size=self.step_size,
             steps_per_epoch=self.steps_per_epoch,
-            seed=self.plan.seed,
-            pace=Pace(1 if trainer.fast_dev_run else steps),
+            seed=self.loader_options.seed,
+            steps_per_call=StepsPerCall(1 if trainer.fast_dev_run else steps),
             clock=lambda: trainer.global_step,
-            stops=stops(trainer),
-            last_step=last_step(trainer, self.steps_per_epoch),
-            nothing_left=lambda: self.making_up,
+            boundaries=call_boundaries(trainer),
+            last_step=final_step(trainer, self.steps_per_epoch),
+            skip_steps=lambda: self.finishing_epoch,
             **self._world(),
         )
 
@@ -181,16 +183,16 @@ class ImageData(LightningDataModule):
             return {"rank": 0, "world_size": 1}
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
 
-    def some_training_images(self, num_images: int = 512) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def first_training_images(self, num_images: int = 512) -> Iterator[tuple[Tensor, Tensor | None]]:
         """The first training images as the model sees them when evaluated: x (B, C, H, W), labels (B,); by batches."""
         part, seed = self._splits["train"], mix(self.binarize_seed, BINARIZE, SPLITS.index("train"))
         for rows in part.indices[:num_images].split(self.eval_batch_size):
             images, labels = part.batch(rows)
             if self.preprocess.binarize == "dynamic":
-                images = drawn_once(images.cpu(), seed).to(images.device)
+                images = binarize_fixed(images.cpu(), seed).to(images.device)
             yield self.preprocess.evaluate(images), labels
 
-    def examples(self, split: Split, num_images: int) -> tuple[Tensor, Tensor | None]:
+    def example_images(self, split: Split, num_images: int) -> tuple[Tensor, Tensor | None]:
         """The first images of a split as the model sees them when evaluated: x (n, C, H, W) and labels (n,)."""
         self.setup()
         part = self._splits[split]
@@ -199,7 +201,7 @@ class ImageData(LightningDataModule):
         return self.preprocess.evaluate(batch.images).cpu(), labels
 
 
-def last_step(trainer: Any, steps_per_epoch: int) -> int | None:
+def final_step(trainer: Any, steps_per_epoch: int) -> int | None:
     """The step that training ends with; None where only time or a callback ends it."""
     limits = [trainer.max_steps] if trainer.max_steps > 0 else []
     if (trainer.max_epochs or 0) > 0:
@@ -207,23 +209,23 @@ def last_step(trainer: Any, steps_per_epoch: int) -> int | None:
     return min(limits, default=None)
 
 
-def data_of(trainer: Trainer) -> ImageData:
+def datamodule_of(trainer: Trainer) -> ImageDataModule:
     """The data that a trainer was given."""
-    data: ImageData = trainer.datamodule  # type: ignore[attr-defined]  # Lightning attaches it as it runs
+    data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]  # Lightning attaches it as it runs
     return data
 
 
-def validates(trainer: Trainer, data: ImageData | None = None) -> bool:
+def has_validation(trainer: Trainer, data: ImageDataModule | None = None) -> bool:
     """Whether there is anything to validate; data: given before the trainer has it."""
-    return (data or data_of(trainer)).size("val") > 0 and trainer.limit_val_batches != 0
+    return (data or datamodule_of(trainer)).size("val") > 0 and trainer.limit_val_batches != 0
 
 
-def within_epoch(trainer: Trainer) -> bool:
+def is_within_epoch(trainer: Trainer) -> bool:
     """Whether the last step was not the last of its epoch."""
-    return trainer.global_step % data_of(trainer).steps_per_epoch != 0
+    return trainer.global_step % datamodule_of(trainer).steps_per_epoch != 0
 
 
-def stops(trainer: Any) -> Sequence[int]:
+def call_boundaries(trainer: Any) -> Sequence[int]:
     """Numbers of steps at whose multiples something is logged, drawn or saved."""
     names = ("every_n_steps", "_every_n_train_steps")  # ours, and that of Lightning's ModelCheckpoint
     asked = [getattr(callback, name, None) for callback in trainer.callbacks for name in names]

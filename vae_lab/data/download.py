@@ -19,13 +19,13 @@ from PIL import Image
 
 from vae_lab.data.decode import READ_ERRORS, check_png
 from vae_lab.data.progress import with_progress
-from vae_lab.data.transfer import Manner, NotThereError, TransferError, transfer
+from vae_lab.data.transfer import NotFoundError, RequestPolicy, TransferError, transfer
 from vae_lab.utils.errors import UsageError
 
 ARTWORK = "https://raw.githubusercontent.com/PokeAPI/sprites/master/sprites/pokemon/other/official-artwork"
 LAST_POKEMON = 1025
 
-Outcome = Literal["fetched", "already here", "not there"]
+FetchResult = Literal["fetched", "already here", "not there"]
 
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"  # the last chunk of every whole PNG
 _MAX_BYTES = 100_000_000  # of one picture
@@ -37,16 +37,16 @@ class Source:
 
     base_url: str
     folder: Path
-    manner: Manner
+    manner: RequestPolicy
 
 
-def fetch_all(source: Source, numbers: Sequence[int]) -> Counter[Outcome]:
+def fetch_all(source: Source, numbers: Sequence[int]) -> Counter[FetchResult]:
     """Fetch every number that is not here yet; how many were fetched, already here and not there.
 
     Raises UsageError when the server cannot be reached, refuses, keeps failing or has none of them, and when
     the folder cannot be written. What was fetched until then stays.
     """
-    outcomes = Counter[Outcome]()
+    outcomes = Counter[FetchResult]()
     try:
         source.folder.mkdir(parents=True, exist_ok=True)
         for number in with_progress(numbers, len(numbers), "Fetching pictures"):
@@ -60,14 +60,14 @@ def fetch_all(source: Source, numbers: Sequence[int]) -> Counter[Outcome]:
     return outcomes
 
 
-def fetch(source: Source, number: int) -> Outcome:
+def fetch(source: Source, number: int) -> FetchResult:
     """Fetch one picture, whole or not at all, going on from its `.part` file. Raises as fetch_all."""
     final = source.folder / f"{number:04d}.png"
     if _is_whole(final):
         return "already here"
     try:
         transfer(f"{source.base_url}/{number}.png", final, _png_problem, source.manner)
-    except NotThereError:
+    except NotFoundError:
         return "not there"
     except TransferError as error:
         raise _out_of_reach(str(error), source, number) from error
@@ -127,7 +127,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is 0, 2 for a wrong request or no network, 130 after Ctrl-C."""
     arguments = _arguments(argv)
-    manner = Manner(delay=arguments.delay, max_bytes=_MAX_BYTES)
+    manner = RequestPolicy(delay=arguments.delay, max_bytes=_MAX_BYTES)
     source = Source(arguments.base_url.rstrip("/"), arguments.folder.expanduser().absolute(), manner)
     try:
         outcomes = fetch_all(source, range(arguments.first, arguments.last + 1))

@@ -10,7 +10,7 @@ from torch import Tensor
 Split = Literal["train", "val", "test"]
 
 
-class Images(NamedTuple):
+class DecodedImages(NamedTuple):
     """A decoded data set."""
 
     pixels: Tensor  # uint8, (N, C, H, W); in memory or memory-mapped
@@ -23,6 +23,6 @@ class Images(NamedTuple):
 class ImageSource(Protocol):
     """Where images come from. Raises UsageError when they are missing or broken."""
 
-    def load(self) -> Images:
+    def load(self) -> DecodedImages:
         """Every image, decoded once."""
         ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Unpack
 
-from vae_lab.data.datamodule import BatchOptions, ImageData
+from vae_lab.data.datamodule import BatchOptions, ImageDataModule
 from vae_lab.data.sources.digits import Digits
 from vae_lab.data.sources.folder import ImageFolder
 from vae_lab.data.sources.mnist import MNIST, FashionMNIST
@@ -12,21 +12,23 @@ from vae_lab.data.sources.mnist import MNIST, FashionMNIST
 
 def digits(
     image_size: int = 28, val_size: int = 180, test_size: int = 180, **options: Unpack[BatchOptions]
-) -> ImageData:
+) -> ImageDataModule:
     """scikit-learn's 1,797 handwritten digits, 8x8 enlarged to image_size x image_size; no download."""
-    return ImageData(Digits(image_size=image_size, val_size=val_size, test_size=test_size), **options)
+    return ImageDataModule(Digits(image_size=image_size, val_size=val_size, test_size=test_size), **options)
 
 
-def mnist(root: str, val_size: int = 5_000, test_size: int = 10_000, **options: Unpack[BatchOptions]) -> ImageData:
+def mnist(
+    root: str, val_size: int = 5_000, test_size: int = 10_000, **options: Unpack[BatchOptions]
+) -> ImageDataModule:
     """MNIST: the last test_size of 70,000 images are the test, the last val_size of the rest the validation."""
-    return ImageData(MNIST(root=root, val_size=val_size, test_size=test_size), **options)
+    return ImageDataModule(MNIST(root=root, val_size=val_size, test_size=test_size), **options)
 
 
 def fashion_mnist(
     root: str, val_size: int = 5_000, test_size: int = 10_000, **options: Unpack[BatchOptions]
-) -> ImageData:
+) -> ImageDataModule:
     """Fashion-MNIST, split as MNIST. Xiao et al. 2017, arXiv:1708.07747."""
-    return ImageData(FashionMNIST(root=root, val_size=val_size, test_size=test_size), **options)
+    return ImageDataModule(FashionMNIST(root=root, val_size=val_size, test_size=test_size), **options)
 
 
 def folder(
@@ -44,7 +46,7 @@ def folder(
     cache_dir: str = "~/.cache/vae_lab",
     root: str | None = None,
     **options: Unpack[BatchOptions],
-) -> ImageData:
+) -> ImageDataModule:
     """Any folder of pictures, or a zip or tar of it; val_size and test_size are shares, drawn by file name."""
     source = ImageFolder(
         folder=folder,
@@ -60,4 +62,4 @@ def folder(
         test_size=test_size,
         cache_dir=cache_dir,
     )
-    return ImageData(source, **options)
+    return ImageDataModule(source, **options)

@@ -14,7 +14,7 @@ from vae_lab.utils.errors import UsageError
 _SIZE_KEYS = ("data.val_size", "data.test_size")
 
 
-def hold_out(num_images: int, val_size: int, test_size: int) -> dict[Split, Tensor]:
+def split_by_count(num_images: int, val_size: int, test_size: int) -> dict[Split, Tensor]:
     """Int64 indices of each split, contiguous in order: train, then val, then test at the end.
 
     `val_size` and `test_size` count images and may be 0. Raises UsageError when they are no counts or
@@ -33,7 +33,7 @@ def hold_out(num_images: int, val_size: int, test_size: int) -> dict[Split, Tens
     return {"train": indices[:num_train], "val": indices[num_train:held_out], "test": indices[held_out:]}
 
 
-def by_hash(names: Sequence[str], val_size: float, test_size: float) -> dict[Split, Tensor]:
+def split_by_hash(names: Sequence[str], val_size: float, test_size: float) -> dict[Split, Tensor]:
     """Int64 indices of each split, each image placed by the SHA-256 of its relative posix file name.
 
     `val_size` and `test_size` are fractions, met on average. A picture's split depends on its own name

@@ -20,7 +20,7 @@ from typing import BinaryIO
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from vae_lab.utils.files import sync
+from vae_lab.utils.files import fsync
 
 if sys.platform != "win32":
     import fcntl
@@ -34,7 +34,7 @@ Check = Callable[[Path], str]  # what is wrong with a file; nothing where it is 
 
 
 @dataclass(frozen=True)
-class Manner:
+class RequestPolicy:
     """How patiently a server is asked, in seconds, and how much it may send."""
 
     timeout: float = 20.0  # without a byte
@@ -49,7 +49,7 @@ class TransferError(Exception):
     """The file could not be had; the message is the reason."""
 
 
-class NotThereError(TransferError):
+class NotFoundError(TransferError):
     """The server has no such file (404)."""
 
 
@@ -61,7 +61,7 @@ class _TryAgainError(Exception):
         self.wait = wait
 
 
-def transfer(url: str, final: Path, check: Check, manner: Manner) -> None:
+def transfer(url: str, final: Path, check: Check, manner: RequestPolicy) -> None:
     """Fetch the file, going on from its `.part`. Raises TransferError, and OSError when it cannot be written."""
     wait = manner.first_wait
     for attempt in range(1, manner.attempts + 1):
@@ -111,7 +111,7 @@ def _is_ours(part: Path, file: BinaryIO) -> bool:
         return False
 
 
-def _attempt(url: str, part: Path, check: Check, manner: Manner) -> None:
+def _attempt(url: str, part: Path, check: Check, manner: RequestPolicy) -> None:
     """Fetch what is missing of the partial file and check the whole; what fails the check is removed."""
     try:
         _receive(url, part, manner)
@@ -130,7 +130,7 @@ def _attempt(url: str, part: Path, check: Check, manner: Manner) -> None:
 
 def _of_status(error: HTTPError, part: Path) -> Exception:
     if error.code == 404:
-        return NotThereError(_reason(error))
+        return NotFoundError(_reason(error))
     if error.code == 416:  # the part is as long as the file, or longer: no beginning of it
         part.unlink(missing_ok=True)
         return _TryAgainError("the partial file did not fit")
@@ -139,7 +139,7 @@ def _of_status(error: HTTPError, part: Path) -> Exception:
     return TransferError(_reason(error))
 
 
-def _receive(url: str, part: Path, manner: Manner) -> None:
+def _receive(url: str, part: Path, manner: RequestPolicy) -> None:
     """Append what is missing to the partial file, or write it anew where the server sends all of it."""
     have = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": USER_AGENT} | ({"Range": f"bytes={have}-"} if have else {})
@@ -164,7 +164,7 @@ def _copy(response: HTTPResponse, file: BinaryIO, most: int) -> int:
     while received <= most and (block := _read(response)):
         file.write(block)
         received += len(block)
-    sync(file)
+    fsync(file)
     return received
 
 

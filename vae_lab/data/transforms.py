@@ -33,10 +33,10 @@ class Preprocess:
         """uint8 (B, C, H, W) to float x in [0, 1] or {0, 1}, augmented."""
         images = augment(images, self.flip, self.shift)
         if self.binarize == "dynamic":
-            return drawn(images)
+            return binarize_dynamic(images)
         return self.evaluate(images)
 
-    def corrupted(self, x: Tensor) -> Tensor:
+    def corrupt(self, x: Tensor) -> Tensor:
         """What an encoder is shown of x (B, C, H, W) in training."""
         return x if self.corruption is None else self.corruption(x)
 
@@ -52,10 +52,10 @@ def augment(images: Tensor, flip: bool, shift: int) -> Tensor:
     if flip:
         flipped = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
         images = torch.where(flipped, images.flip(-1), images)
-    return shifted(images, shift) if shift else images
+    return random_shift(images, shift) if shift else images
 
 
-def shifted(images: Tensor, most: int) -> Tensor:
+def random_shift(images: Tensor, most: int) -> Tensor:
     """Each image moved by its own whole number of pixels in [-most, most] in both directions."""
     batch, channels, height, width = images.shape
     moves = torch.randint(-most, most + 1, (2, batch, 1), device=images.device)
@@ -65,7 +65,7 @@ def shifted(images: Tensor, most: int) -> Tensor:
     return images.gather(3, columns[:, None, None, :].expand(batch, channels, height, width))
 
 
-def drawn(images: Tensor) -> Tensor:
+def binarize_dynamic(images: Tensor) -> Tensor:
     """Float images of 0 and 1, each pixel on with its grey value / 255 as probability, to within 2^-16.
 
     A random 64-bit word decides four pixels: two and a half times as fast as a random float for each.
@@ -77,7 +77,7 @@ def drawn(images: Tensor) -> Tensor:
     return torch.lt(levels, threshold, out=levels)
 
 
-def drawn_once(images: Tensor, seed: int, chunk: int = 4096) -> Tensor:
+def binarize_fixed(images: Tensor, seed: int, chunk: int = 4096) -> Tensor:
     """uint8 grey images to uint8 images of 0 and 255, each pixel on with its grey value as probability.
 
     Drawn on the CPU from a generator of its own, so that a binarised set is the same on every device.

@@ -38,10 +38,10 @@ class OneHotCodes:
 
     def embed(self, indices: Tensor) -> Tensor:
         """The one-hot latents of numbers, float32: (N, G, *map) to (N, G K, *map)."""
-        return features_second(one_hot(indices, self.num_codes).float())
+        return merge_code_features(one_hot(indices, self.num_codes).float())
 
 
-class Quantized(Distribution):
+class QuantizedDelta(Distribution):
     """A point mass at the codes nearest to an encoder's output; batch (B,), event (F, *map).
 
     The gradient of its samples goes to the output as if nothing had been quantised ("straight through": van den Oord
@@ -82,7 +82,7 @@ class Quantized(Distribution):
         return self._z.new_zeros(self.batch_shape)
 
 
-class OneHots(Distribution):
+class OneHotCategoricals(Distribution):
     """Independent categorical variables, each a group of features that is one-hot; batch (B,), event (G K, *map).
 
     temperature: samples are relaxed, with a gradient (Jang et al. 2017, arXiv:1611.01144; Maddison et al. 2017,
@@ -102,7 +102,7 @@ class OneHots(Distribution):
         super().__init__(self._log_probs.shape[:1], self._log_probs.shape[1:], validate_args=False)
 
     @property
-    def numbers(self) -> Distribution:
+    def index_distribution(self) -> Distribution:
         """Of the code numbers: batch (B,), event (G, *map)."""
         return Independent(
             Categorical(logits=self._logits, validate_args=False), self._logits.dim() - 2, validate_args=False
@@ -138,11 +138,11 @@ class OneHots(Distribution):
 
     def entropy(self) -> Tensor:
         """In nats, (B,)."""
-        entropy: Tensor = self.numbers.entropy()
+        entropy: Tensor = self.index_distribution.entropy()
         return entropy
 
 
-class OverCodes(Distribution):
+class CodeDistribution(Distribution):
     """Latents of codes whose numbers have a distribution of their own; batch (), event (F, *map).
 
     numbers: event (G, *map). A mass function: `log_prob` takes a latent for the codes that are nearest to it, so no
@@ -151,35 +151,35 @@ class OverCodes(Distribution):
 
     arg_constraints = {}  # noqa: RUF012
 
-    def __init__(self, numbers: Distribution, codes: Codes, shape: tuple[int, ...]) -> None:
-        self.numbers, self.codes = numbers, codes
+    def __init__(self, index_distribution: Distribution, codes: Codes, shape: tuple[int, ...]) -> None:
+        self.index_distribution, self.codes = index_distribution, codes
         super().__init__(torch.Size(), torch.Size(shape), validate_args=False)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """(*sample_shape, F, *map)."""
-        numbers = self.numbers.sample(torch.Size((math.prod(sample_shape),)))
-        return self.codes.embed(numbers).reshape(*sample_shape, *self.event_shape)
+        indices = self.index_distribution.sample(torch.Size((math.prod(sample_shape),)))
+        return self.codes.embed(indices).reshape(*sample_shape, *self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The log of a probability mass, in nats, (*batch). value: (*batch, F, *map)."""
-        numbers = self.codes.indices(value.reshape(-1, *self.event_shape))
+        indices = self.codes.indices(value.reshape(-1, *self.event_shape))
         batch = value.shape[: value.dim() - len(self.event_shape)]
-        log_mass: Tensor = self.numbers.log_prob(numbers)
+        log_mass: Tensor = self.index_distribution.log_prob(indices)
         return log_mass.reshape(batch)
 
 
-def features_second(values: Tensor) -> Tensor:
+def merge_code_features(values: Tensor) -> Tensor:
     """Features of each code as features of each place, (N, G, *map, F) to (N, G F, *map)."""
     return values.movedim(-1, 2).flatten(1, 2)
 
 
-@register_kl(Quantized, OverCodes)  # type: ignore[untyped-decorator]
-def _kl_quantized(p: Quantized, q: OverCodes) -> Tensor:
+@register_kl(QuantizedDelta, CodeDistribution)  # type: ignore[untyped-decorator]
+def _kl_quantized(p: QuantizedDelta, q: CodeDistribution) -> Tensor:
     """Of a point mass: how improbable its codes are, (B,)."""
-    return -q.numbers.log_prob(p.codes)
+    return -q.index_distribution.log_prob(p.codes)
 
 
-@register_kl(OneHots, OverCodes)  # type: ignore[untyped-decorator]
-def _kl_one_hots(p: OneHots, q: OverCodes) -> Tensor:
+@register_kl(OneHotCategoricals, CodeDistribution)  # type: ignore[untyped-decorator]
+def _kl_one_hots(p: OneHotCategoricals, q: CodeDistribution) -> Tensor:
     """NotImplementedError, which asks for an estimate, where torch knows none of the numbers' distributions."""
-    return kl_divergence(p.numbers, q.numbers)
+    return kl_divergence(p.index_distribution, q.index_distribution)

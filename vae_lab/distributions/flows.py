@@ -17,46 +17,46 @@ from torch.nn.functional import logsigmoid, normalize, softplus
 
 from vae_lab.networks.made import MADE
 
-Mark = int | Tensor
+Version = int | Tensor
 
 
-class Kept(NamedTuple):
+class CachedPair(NamedTuple):
     """The last pair that a flow computed, and how to see that it still stands."""
 
     x: Tensor
     y: Tensor
     log_det: Tensor  # log |det dy/dx|
-    marks: tuple[Mark, Mark]  # of x and y
+    versions: tuple[Version, Version]  # of x and y
     tracked: tuple[bool, bool, bool]  # whether gradients were on, y required one and was a leaf
 
     @classmethod
-    def of(cls, x: Tensor, y: Tensor, log_det: Tensor) -> Kept:
+    def of(cls, x: Tensor, y: Tensor, log_det: Tensor) -> CachedPair:
         """The pair as it is now."""
-        return cls(x, y, log_det, (mark(x), mark(y)), tracking(y))
+        return cls(x, y, log_det, (version_of(x), version_of(y)), grad_state(y))
 
-    def stands(self) -> bool:
+    def is_valid(self) -> bool:
         """Whether nobody has changed the pair since, in place, nor asks for a gradient that was not followed."""
-        if not (unchanged(self.x, self.marks[0]) and unchanged(self.y, self.marks[1])):
+        if not (unchanged(self.x, self.versions[0]) and unchanged(self.y, self.versions[1])):
             return False
-        now = tracking(self.y)
+        now = grad_state(self.y)
         return now[1:] == self.tracked[1:] and now[0] <= self.tracked[0]
 
 
-def mark(tensor: Tensor) -> Mark:
+def version_of(tensor: Tensor) -> Version:
     """What tells whether a tensor is changed in place: its version; a copy in inference mode, which counts none."""
     if torch.compiler.is_compiling():
         return 0  # compiled code is our own step's, which changes no sample, and cannot ask
     return tensor.clone() if tensor.is_inference() else tensor._version
 
 
-def unchanged(tensor: Tensor, marked: Mark) -> bool:
+def unchanged(tensor: Tensor, marked: Version) -> bool:
     """Whether a tensor is as it was when marked. (Reads back from the device in inference mode.)"""
     if torch.compiler.is_compiling():
         return True
     return torch.equal(tensor, marked) if isinstance(marked, Tensor) else tensor._version == marked
 
 
-def tracking(y: Tensor) -> tuple[bool, bool, bool]:
+def grad_state(y: Tensor) -> tuple[bool, bool, bool]:
     """Whether gradients are on, y requires one and is a leaf."""
     return torch.is_grad_enabled(), y.requires_grad, y.is_leaf
 
@@ -74,13 +74,13 @@ class Flow(Transform):
 
     def __init__(self) -> None:
         super().__init__(cache_size=1)
-        self._kept: Kept | None = None
+        self._cached: CachedPair | None = None
 
-    def push(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (*, D) to y (*, D) and log |det dy/dx| (*)."""
         raise NotImplementedError
 
-    def pull(self, y: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """y (*, D) to x (*, D) and, of the same map, log |det dy/dx| (*)."""
         raise NotImplementedError
 
@@ -91,29 +91,29 @@ class Flow(Transform):
 
     def __call__(self, x: Tensor) -> Tensor:
         """The y of x, (*, D)."""
-        with full_precision(x):
-            y, log_det = self.push(x)
-        self._kept = Kept.of(x, y, log_det)
+        with without_autocast(x):
+            y, log_det = self.forward_and_log_det(x)
+        self._cached = CachedPair.of(x, y, log_det)
         return y
 
     def _inv_call(self, y: Tensor) -> Tensor:
-        if self._kept is not None and self._kept.y is y and self._kept.stands():
-            return self._kept.x
-        with full_precision(y):
-            x, log_det = self.pull(y)
-        self._kept = Kept.of(x, y, log_det)
+        if self._cached is not None and self._cached.y is y and self._cached.is_valid():
+            return self._cached.x
+        with without_autocast(y):
+            x, log_det = self.inverse_and_log_det(y)
+        self._cached = CachedPair.of(x, y, log_det)
         return x
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """log |det dy/dx|, (*)."""
-        kept = self._kept
-        if kept is not None and kept.x is x and kept.y is y and kept.stands():
-            return kept.log_det
-        with full_precision(x):
-            return self.push(x)[1]
+        cached = self._cached
+        if cached is not None and cached.x is x and cached.y is y and cached.is_valid():
+            return cached.log_det
+        with without_autocast(x):
+            return self.forward_and_log_det(x)[1]
 
 
-def full_precision(x: Tensor) -> torch.autocast:
+def without_autocast(x: Tensor) -> torch.autocast:
     """No autocast: with it a map and its inverse would round differently."""
     return torch.autocast(x.device.type, enabled=False)
 
@@ -132,12 +132,12 @@ class InverseAutoregressive(Flow):
         super().__init__()
         self.network, self.context = network, context
 
-    def push(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """One pass."""
         mean, logit = self._step(x)
         return torch.lerp(mean, x, logit.sigmoid()), logsigmoid(logit).sum(-1)
 
-    def pull(self, y: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Feature after feature, in their order."""
         degrees = self.network.degrees
         x = torch.zeros_like(y)
@@ -172,12 +172,12 @@ class Planar(Flow):
         self.u, self.w, self.b = u + move * w, w, b
         self.slope = along + move * square  # w.u', without the rounding of that product
 
-    def push(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """By the matrix determinant lemma."""
         bend = torch.tanh(dot(self.w, x) + self.b)
         return x + self.u * bend, self._log_det(bend)
 
-    def pull(self, y: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """w.x + b first, then x."""
         bend = torch.tanh(self._solved(dot(self.w, y) + self.b))
         return y - self.u * bend, self._log_det(bend)
@@ -207,14 +207,14 @@ class Householder(Flow):
         super().__init__()
         self.unit = normalize(vector, dim=-1)
 
-    def push(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """|det| is 1."""
         y = x - 2 * dot(x, self.unit) * self.unit
         return y, y.new_zeros(y.shape[:-1])
 
-    def pull(self, y: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """The same reflection."""
-        return self.push(y)
+        return self.forward_and_log_det(y)
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
@@ -234,27 +234,27 @@ class AffineCoupling(Flow):
         super().__init__()
         self.network, self.swapped = network, swapped
 
-    def push(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """One pass of the network."""
-        kept, changed = self._halves(x)
-        log_scale, shift = self._step(kept)
-        return self._whole(kept, changed * log_scale.exp() + shift), log_scale.sum(-1)
+        fixed, changed = self._halves(x)
+        log_scale, shift = self._step(fixed)
+        return self._whole(fixed, changed * log_scale.exp() + shift), log_scale.sum(-1)
 
-    def pull(self, y: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """One pass of the network."""
-        kept, changed = self._halves(y)
-        log_scale, shift = self._step(kept)
-        return self._whole(kept, (changed - shift) * (-log_scale).exp()), log_scale.sum(-1)
+        fixed, changed = self._halves(y)
+        log_scale, shift = self._step(fixed)
+        return self._whole(fixed, (changed - shift) * (-log_scale).exp()), log_scale.sum(-1)
 
     def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         first, second = x.tensor_split(2, -1)
         return (second, first) if self.swapped else (first, second)
 
-    def _whole(self, kept: Tensor, changed: Tensor) -> Tensor:
-        return torch.cat((changed, kept) if self.swapped else (kept, changed), -1)
+    def _whole(self, fixed: Tensor, changed: Tensor) -> Tensor:
+        return torch.cat((changed, fixed) if self.swapped else (fixed, changed), -1)
 
-    def _step(self, kept: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale, shift = self.network(kept).chunk(2, -1)
+    def _step(self, fixed: Tensor) -> tuple[Tensor, Tensor]:
+        log_scale, shift = self.network(fixed).chunk(2, -1)
         return self.LOG_SCALE_LIMIT * torch.tanh(log_scale / self.LOG_SCALE_LIMIT), shift
 
 
@@ -263,11 +263,11 @@ class FeaturesFirst(Flow):
 
     domain = codomain = constraints.independent(constraints.real, 3)
 
-    def push(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """|det| is 1."""
         return x.movedim(-1, -3), x.new_zeros(x.shape[:-3])
 
-    def pull(self, y: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Back."""
         return y.movedim(-3, -1), y.new_zeros(y.shape[:-3])
 

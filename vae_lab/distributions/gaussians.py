@@ -19,17 +19,17 @@ def bounded_scale(logvar: Tensor) -> Tensor:
     return torch.exp(LOGVAR_LIMIT / 2 * torch.tanh(logvar / LOGVAR_LIMIT))  # half of the bounded log variance
 
 
-def logvar_of(scale: Tensor) -> Tensor:
+def logvar_for_scale(scale: Tensor) -> Tensor:
     """What `bounded_scale` takes to `scale`, or to the nearest one that it reaches."""
     return LOGVAR_LIMIT * torch.atanh((2 * scale.log() / LOGVAR_LIMIT).clamp(-0.999, 0.999))
 
 
-def num_below(size: int) -> int:
+def num_below_diagonal(size: int) -> int:
     """Entries below the diagonal of a square matrix."""
     return size * (size - 1) // 2
 
 
-def below_diagonal(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def below_diagonal_indices(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Rows and columns of those entries, row by row."""
     rows, columns = torch.tril_indices(size, size, -1, device=device)
     return rows, columns
@@ -41,12 +41,12 @@ def scale_tril(logvar: Tensor, below: Tensor) -> Tensor:
     logvar: (*batch, D). below: (*batch, D (D - 1) / 2), row by row.
     """
     factor = torch.diag_embed(bounded_scale(logvar))
-    rows, columns = below_diagonal(logvar.shape[-1], logvar.device)
+    rows, columns = below_diagonal_indices(logvar.shape[-1], logvar.device)
     factor[..., rows, columns] = below
     return factor
 
 
-def normal_of(distribution: Distribution) -> Normal | None:
+def as_diagonal_normal(distribution: Distribution) -> Normal | None:
     """The distributions of the single numbers, where these are independent Gaussians; else None."""
     base = distribution.base_dist if isinstance(distribution, Independent) else None
     return base if isinstance(base, Normal) else None
@@ -81,22 +81,22 @@ def _diagonal_to_full(q: Independent[Distribution], p: MultivariateNormal) -> Te
 
 def _diagonal(distribution: Independent[Distribution]) -> tuple[Tensor, Tensor]:
     """The mean and scale of a diagonal Gaussian over vectors."""
-    base = normal_of(distribution)
+    base = as_diagonal_normal(distribution)
     if base is None or len(distribution.event_shape) != 1:
         raise NotImplementedError
     return base.loc, base.scale
 
 
-def bounded(values: Tensor, limit: float) -> Tensor:
+def soft_clamp(values: Tensor, limit: float) -> Tensor:
     """Values kept within (-limit, limit), with a gradient far beyond it; the identity near 0."""
     return limit * torch.tanh(values / limit)
 
 
-def unbounded(value: float, limit: float) -> float:
-    """What `bounded` takes to `value`."""
+def inverse_soft_clamp(value: float, limit: float) -> float:
+    """What `soft_clamp` takes to `value`."""
     return limit * math.atanh(value / limit)
 
 
-def gaussian(mean: Tensor, scale: Tensor) -> Distribution:
+def diagonal_normal(mean: Tensor, scale: Tensor) -> Distribution:
     """A diagonal Gaussian, (N, D, *map) each; all but N the event."""
     return Independent(Normal(mean, scale, validate_args=False), mean.dim() - 1, validate_args=False)

@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.distributions import Categorical, Distribution, MixtureSameFamily, Normal
 
 from vae_lab.core import NO_SHAPE, SampleShape
-from vae_lab.distributions.gaussians import normal_of
+from vae_lab.distributions.gaussians import as_diagonal_normal
 
 
 def mixture(logits: Tensor, components: Distribution) -> MixtureSameFamily:
     """sum_k softmax(logits)_k components_k, batch (). logits: (K,); components: batch (K,)."""
     weights = Categorical(logits=logits, validate_args=False)
-    if normal_of(components) is not None:
+    if as_diagonal_normal(components) is not None:
         return DiagonalMixture(weights, components, validate_args=False)
     return MixtureSameFamily(weights, components, validate_args=False)
 

@@ -103,7 +103,7 @@ class DiscretizedLogisticMixture(Distribution):
     def _carry_over(self, values: Tensor, given: Tensor | None = None) -> Tensor:
         """Add to each channel its coefficients times the channels before it.
 
-        Those are taken from `given`, or else from the result itself, rounded to a level as images are.
+        Those are taken from `require_y`, or else from the result itself, rounded to a level as images are.
         """
         channels: list[Tensor] = []
         used = 0

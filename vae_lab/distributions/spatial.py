@@ -8,10 +8,10 @@ from torch.distributions import Distribution, Independent, Normal, kl_divergence
 from torch.distributions.kl import register_kl
 
 from vae_lab.core import NO_SHAPE, SampleShape
-from vae_lab.distributions.gaussians import normal_of
+from vae_lab.distributions.gaussians import as_diagonal_normal
 
 
-class Placewise(Distribution):
+class SpatialDistribution(Distribution):
     """Vectors at the places of a map. base: batch (*batch, h, w), event (F,).
 
     This: batch (*batch), event (F, h, w).
@@ -67,16 +67,16 @@ def features_first(value: Tensor) -> Tensor:
     return value.movedim(-1, -3)
 
 
-@register_kl(Placewise, Placewise)  # type: ignore[untyped-decorator]
-def _between_places(q: Placewise, p: Placewise) -> Tensor:
+@register_kl(SpatialDistribution, SpatialDistribution)  # type: ignore[untyped-decorator]
+def _kl_spatial(q: SpatialDistribution, p: SpatialDistribution) -> Tensor:
     """KL(q || p), the batch shape."""
     return kl_divergence(q.base_dist, p.base_dist).sum((-2, -1))
 
 
-@register_kl(Placewise, Independent)  # type: ignore[untyped-decorator]
-def _to_diagonal(q: Placewise, p: Independent[Distribution]) -> Tensor:
+@register_kl(SpatialDistribution, Independent)  # type: ignore[untyped-decorator]
+def _kl_to_diagonal(q: SpatialDistribution, p: Independent[Distribution]) -> Tensor:
     """KL(q || p), the batch shape. NotImplementedError: p is no diagonal Gaussian over maps."""
-    base = normal_of(p)
+    base = as_diagonal_normal(p)
     if base is None or len(p.event_shape) != len(q.event_shape):
         raise NotImplementedError
     mean, scale = features_last(base.loc), features_last(base.scale)
@@ -84,6 +84,6 @@ def _to_diagonal(q: Placewise, p: Independent[Distribution]) -> Tensor:
     return kl_divergence(q.base_dist, vectors).sum((-2, -1))
 
 
-def over_places(vectors: Distribution) -> Distribution:
+def to_spatial(vectors: Distribution) -> Distribution:
     """Batch (B,) as it is; batch (B, h, w) as one latent of independent places."""
-    return Placewise(vectors) if len(vectors.batch_shape) == 3 else vectors
+    return SpatialDistribution(vectors) if len(vectors.batch_shape) == 3 else vectors

@@ -8,22 +8,22 @@ from torch.distributions import Distribution, Independent, Normal, kl_divergence
 from torch.distributions.kl import register_kl
 
 from vae_lab.core import NO_SHAPE, SampleShape
-from vae_lab.distributions.gaussians import normal_of
+from vae_lab.distributions.gaussians import as_diagonal_normal
 
 
-def folded(distribution: Distribution, num_samples: int) -> Distribution:
+def unflatten_batch(distribution: Distribution, num_samples: int) -> Distribution:
     """Batch (S B,) as (S, B), for S > 1; batch () as it is."""
     if num_samples == 1 or not distribution.batch_shape:
         return distribution
-    base = normal_of(distribution)
+    base = as_diagonal_normal(distribution)
     if base is None:
-        return Folded(distribution, num_samples)
+        return UnflattenedBatch(distribution, num_samples)
     mean, scale = (values.unflatten(0, (num_samples, -1)) for values in (base.loc, base.scale))
     normal = Normal(mean, scale, validate_args=False)
     return Independent(normal, len(distribution.event_shape), validate_args=False)
 
 
-class Folded(Distribution):
+class UnflattenedBatch(Distribution):
     """A distribution of batch (S B,) that no one knows how to reshape, as batch (S, B)."""
 
     arg_constraints = {}  # noqa: RUF012
@@ -64,15 +64,15 @@ class Folded(Distribution):
         return folded
 
 
-@register_kl(Folded, Folded)  # type: ignore[untyped-decorator]
-def _both_folded(q: Folded, p: Folded) -> Tensor:
+@register_kl(UnflattenedBatch, UnflattenedBatch)  # type: ignore[untyped-decorator]
+def _kl_both(q: UnflattenedBatch, p: UnflattenedBatch) -> Tensor:
     """KL(q || p), (S, B)."""
     kl: Tensor = kl_divergence(q.flat, p.flat).unflatten(0, q.batch_shape)
     return kl
 
 
-@register_kl(Folded, Distribution)  # type: ignore[untyped-decorator]
-def _from_folded(q: Folded, p: Distribution) -> Tensor:
+@register_kl(UnflattenedBatch, Distribution)  # type: ignore[untyped-decorator]
+def _kl_from_unflattened(q: UnflattenedBatch, p: Distribution) -> Tensor:
     """KL(q || p), (S, B), of a p without a batch. NotImplementedError: p has one."""
     if p.batch_shape:
         raise NotImplementedError

@@ -58,7 +58,7 @@ STYLE: dict[Any, Any] = {
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """`draw` under the one style of every figure, whatever the user's matplotlibrc says."""
+    """`render_pictures` under the one style of every figure, whatever the user's matplotlibrc says."""
 
     @wraps(draw)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -21,7 +21,9 @@ LEGEND_ROWS = 20
 MOST_CLASSES = 60  # beyond, a legend is longer than the plot
 MOST_BARS = 64  # beyond, bars are too thin to compare and a histogram says more
 PANELS, PANEL_COLUMNS = 12, 4
-Beside = Tensor | Literal["N(0, 1)"] | None  # what a posterior is drawn beside: samples (M, D) of any other prior
+PriorReference = (
+    Tensor | Literal["N(0, 1)"] | None
+)  # what a posterior is drawn beside: samples (M, D) of any other prior
 
 
 @styled
@@ -172,7 +174,7 @@ def _usage_map(axes: Axes, shares: Tensor) -> None:
 def aggregate_posterior(
     means: Tensor,
     samples: Tensor,
-    prior: Beside = "N(0, 1)",
+    prior: PriorReference = "N(0, 1)",
     *,
     centres: str = "means",
     title: str = "Aggregate posterior beside the standard normal",
@@ -197,7 +199,7 @@ def aggregate_posterior(
     return fit(figure)
 
 
-def _density_panel(axes: Axes, means: Tensor, samples: Tensor, prior: Beside, centres: str) -> None:
+def _density_panel(axes: Axes, means: Tensor, samples: Tensor, prior: PriorReference, centres: str) -> None:
     low, high = _reach(samples, prior)
     count = min(max(16, 2 * math.isqrt(len(samples))), 48)  # few samples in narrow bins are a comb
     bins = np.linspace(low, high, count + 1).tolist()
@@ -219,7 +221,7 @@ def _density_panel(axes: Axes, means: Tensor, samples: Tensor, prior: Beside, ce
     axes.locator_params(axis="y", nbins=3)
 
 
-def _reach(samples: Tensor, prior: Beside) -> tuple[float, float]:
+def _reach(samples: Tensor, prior: PriorReference) -> tuple[float, float]:
     """The ends of a panel: beside N(0, 1), 0 is in the middle."""
     if isinstance(prior, str):
         reach = max(4.0, float(samples.abs().max()))

@@ -15,23 +15,23 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from vae_lab.core import Trace
-from vae_lab.figures.examples import Examples, OneLayer, has_one_layer
+from vae_lab.figures.examples import ExampleImages, SingleLayerModel, has_single_layer
 from vae_lab.figures.latent_space import CHUNK, LatentSpace
-from vae_lab.figures.sizes import Sizes
+from vae_lab.figures.sizes import FigureSizes
 from vae_lab.models.base import Model
 from vae_lab.objectives.bounds import closed_form_kl
 
-FEW = 64  # images that the KL of layers is averaged over
+NUM_KL_IMAGES = 64  # images that the KL of layers is averaged over
 
 
 @dataclass(frozen=True)
-class Scene:
-    """A model at one moment, and the images it is looked at with. Used under `looking_at`."""
+class FigureContext:
+    """A model at one moment, and the images it is looked at with. Used under `evaluation_mode`."""
 
     model: Model
     device: torch.device
-    examples: Examples
-    sizes: Sizes = field(default_factory=Sizes)
+    examples: ExampleImages
+    sizes: FigureSizes = field(default_factory=FigureSizes)
     when: str = ""  # "epoch 7", for the titles
     known_kl: Tensor | None = None  # (D,), of the last validation
     corrupted: Callable[[Tensor], Tensor] | None = None  # what training does to the images that the encoder sees
@@ -65,13 +65,13 @@ class Scene:
     @cached_property
     def space(self) -> LatentSpace:
         """The latents of a model with one layer of them."""
-        model, x = cast(OneLayer, self.model), self.examples.x
+        model, x = cast(SingleLayerModel, self.model), self.examples.x
         return LatentSpace(model, self.device, x, self.labels(len(x)), self.sizes.seed, self.known_kl)
 
     @property
     def has_points(self) -> bool:
         """Whether the model has one layer of latents, and these are points of a space: anything but codes."""
-        return has_one_layer(self.model) and self.model.latents[0].kind != "codes"
+        return has_single_layer(self.model) and self.model.latents[0].kind != "codes"
 
     def reconstructed(self, count: int) -> Distribution:
         """p(x|z) at the centre of q(z|x) of the first images, batch (count,)."""
@@ -107,7 +107,7 @@ class Scene:
         return self._can_sample_at(1.0, NotImplementedError)
 
     @cached_property
-    def can_temper(self) -> bool:
+    def can_sample_at_temperature(self) -> bool:
         """Whether it has some at other temperatures."""
         return self._can_sample_at(0.5, NotImplementedError, ValueError)
 
@@ -130,17 +130,17 @@ class Scene:
     @cached_property
     def layer_kl(self) -> Tensor:
         """KL of each layer in nats, (L,), mean over the first images."""
-        (trace,) = self.traces(FEW)
+        (trace,) = self.traces(NUM_KL_IMAGES)
         return torch.stack([closed_form_kl(latent).mean() for latent in trace.latents]).float().cpu()
 
     def code_counts(self) -> dict[int, Tensor]:
         """Of each layer of codes, by its number, how often each of its G variables took each of K codes, (G, K)."""
-        from vae_lab.metrics.diagnostics import numbers_of
+        from vae_lab.metrics.diagnostics import code_indices
 
         sizes = {layer: latent.num_codes for layer, latent in enumerate(self.model.latents) if latent.num_codes}
         counts = {layer: torch.zeros(self.model.latents[layer].code_shape[0], size) for layer, size in sizes.items()}
         for trace in self.traces(len(self.examples)):
             for layer, size in sizes.items():
-                for row, numbers in enumerate(numbers_of(trace.latents[layer], size).cpu().unbind(1)):
-                    counts[layer][row] += numbers.flatten().bincount(minlength=size)
+                for row, indices in enumerate(code_indices(trace.latents[layer], size).cpu().unbind(1)):
+                    counts[layer][row] += indices.flatten().bincount(minlength=size)
         return counts

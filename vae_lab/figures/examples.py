@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 from vae_lab.models.base import Model
 
 
-class OneLayer(Protocol):
+class SingleLayerModel(Protocol):
     """What pictures of the latents ask of a model with one layer of them."""
 
     encoder: nn.Module
@@ -33,7 +33,7 @@ class OneLayer(Protocol):
         """p(x|z), batch of z's leading dimensions, event (C, H, W)."""
         ...
 
-    def prior_of(self, y: Tensor | None = None) -> Distribution:
+    def prior_distribution(self, y: Tensor | None = None) -> Distribution:
         """p(z), batch (); or (B,) where the prior depends on the labels."""
         ...
 
@@ -46,13 +46,13 @@ class OneLayer(Protocol):
         ...
 
 
-def has_one_layer(model: Model) -> bool:
+def has_single_layer(model: Model) -> bool:
     """Whether there is one q(z|x), one p(z) and one p(x|z) to look at."""
-    return hasattr(model, "prior_of")
+    return hasattr(model, "prior_distribution")
 
 
 @dataclass(frozen=True)
-class Examples:
+class ExampleImages:
     """Images to look at, with what is known of them; there may be none."""
 
     x: Tensor  # (N, C, H, W) in [0, 1]
@@ -69,7 +69,7 @@ class Examples:
 
 
 @contextmanager
-def looking_at(model: Model, device: torch.device, seed: int) -> Iterator[None]:
+def evaluation_mode(model: Model, device: torch.device, seed: int) -> Iterator[None]:
     """Eval mode, no gradients, a random state of our own; everything is as it was afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     devices = [device] if device.type == "cuda" else []

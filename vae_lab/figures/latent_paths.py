@@ -22,7 +22,7 @@ def plane(values: Tensor, dims: Sequence[int], latent_dim: int) -> Tensor:
 
 
 def axes_through(centre: Tensor, values: Tensor, dims: Sequence[int]) -> Tensor:
-    """(K, n, D): row k is `centre` (D,) with z_dims[k] moved through `values` (n,), or values[k] of (K, n)."""
+    """(K, n, D): row k is `point_estimate` (D,) with z_dims[k] moved through `values` (n,), or values[k] of (K, n)."""
     z = centre.repeat(len(dims), values.shape[-1], 1)
     for row, (dim, along) in enumerate(zip(dims, values.expand(len(dims), -1), strict=True)):
         z[row, :, dim] = along
@@ -61,7 +61,7 @@ class Projection(NamedTuple):
     ylabel: str
 
 
-def to_plane(means: Tensor, scale: Tensor | None = None) -> Projection:
+def project_to_plane(means: Tensor, scale: Tensor | None = None) -> Projection:
     """Posterior means (N, D): as they are if D = 2, beside their scale (N, 1) if D = 1, else by components."""
     if scale is not None:
         return Projection(torch.cat([means, scale], 1), "$z_{0}$", "standard deviation of $z_{0}$")

@@ -17,17 +17,17 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from vae_lab.core import Latent
-from vae_lab.distributions.gaussians import normal_of
-from vae_lab.figures.examples import OneLayer
-from vae_lab.models.base import centre
+from vae_lab.distributions.gaussians import as_diagonal_normal
+from vae_lab.figures.examples import SingleLayerModel
+from vae_lab.models.base import point_estimate
 from vae_lab.objectives.bounds import kl_per_dimension
 
 CHUNK = 256  # images encoded or decoded at once: activations of 128x128 maps are large
-FEW = 64  # samples that tell a standard deviation
-MANY = 4096  # samples that tell a density
+NUM_STD_SAMPLES = 64  # samples that tell a standard deviation
+NUM_PRIOR_SAMPLES = 4096  # samples that tell a density
 
 
-class Latents(NamedTuple):
+class PosteriorSummary(NamedTuple):
     """What q(z|x) is of every image."""
 
     centre: Tensor  # (N, D): its mode; the mean of some samples where none is known
@@ -35,7 +35,7 @@ class Latents(NamedTuple):
     kl: Tensor | None  # (D,), mean over the images; None where it is no sum over dimensions
 
 
-class Spread(NamedTuple):
+class MeanAndScale(NamedTuple):
     """Where latents are found, (D,) each."""
 
     mean: Tensor
@@ -46,7 +46,7 @@ class Spread(NamedTuple):
 class LatentSpace:
     """A model's latents, and the images x (N, C, H, W) in them; y: their labels, of a conditional model."""
 
-    model: OneLayer
+    model: SingleLayerModel
     device: torch.device
     x: Tensor
     y: Tensor | None = None
@@ -64,24 +64,24 @@ class LatentSpace:
         return math.prod(self.shape)
 
     @cached_property
-    def latents(self) -> Latents:
+    def latents(self) -> PosteriorSummary:
         """Where the images are."""
         torch.manual_seed(self.seed)
         points, kls = [torch.zeros(2, 0, self.size)], []
         for q, prior in self._posteriors():
             sample = q.sample()
-            points.append(torch.stack([centre(q), sample]).flatten(2).float().cpu())
+            points.append(torch.stack([point_estimate(q), sample]).flatten(2).float().cpu())
             kl = kl_per_dimension(Latent(sample, q, prior))
             kls += [] if kl is None else [kl.flatten(1).float().cpu()]
         centres, samples = torch.cat(points, 1).nan_to_num()
-        return Latents(centres, samples, torch.cat(kls).mean(0).nan_to_num() if kls else None)
+        return PosteriorSummary(centres, samples, torch.cat(kls).mean(0).nan_to_num() if kls else None)
 
     def _posteriors(self) -> Iterator[tuple[Distribution, Distribution]]:
         """q(z|x) and p(z) of the images, some at a time."""
         for first in range(0, len(self.x), CHUNK):
             x = self.x[first : first + CHUNK].to(self.device)
             y = None if self.y is None else self.y[first : first + CHUNK].to(self.device)
-            yield self.model.encode(x, y), self.model.prior_of(y)
+            yield self.model.encode(x, y), self.model.prior_distribution(y)
 
     @cached_property
     def scale(self) -> Tensor:
@@ -118,22 +118,22 @@ class LatentSpace:
         y = self.y
         if y is not None:
             y = (y if len(y) else torch.zeros(1, dtype=torch.int64)).to(self.device)
-        prior = normal_of(self.model.prior_of(y))
+        prior = as_diagonal_normal(self.model.prior_distribution(y))
         return prior is not None and bool((prior.loc == 0).all() and (prior.scale == 1).all())
 
     @cached_property
-    def spread(self) -> Spread:
+    def location(self) -> MeanAndScale:
         """Where to look: over N(0, I) if that is the prior; else over q(z), the posterior averaged over the images."""
         if self.prior_is_standard_normal:
-            return Spread(torch.zeros(self.size), torch.ones(self.size))
+            return MeanAndScale(torch.zeros(self.size), torch.ones(self.size))
         sample = self.latents.sample
-        return Spread(sample.mean(0), sample.std(0, correction=0))
+        return MeanAndScale(sample.mean(0), sample.std(0, correction=0))
 
     def prior_sample(self) -> Tensor:
         """Latents from the prior, (about 4,000, D); where it depends on labels, of the images' own."""
         torch.manual_seed(self.seed)
-        y = None if self.y is None else self.y.repeat(math.ceil(MANY / len(self.y)))
-        count = MANY if y is None else len(y)
+        y = None if self.y is None else self.y.repeat(math.ceil(NUM_PRIOR_SAMPLES / len(self.y)))
+        count = NUM_PRIOR_SAMPLES if y is None else len(y)
         return (
             self.model.sample_latents(count, y if y is None else y.to(self.device))
             .flatten(1)
@@ -161,4 +161,4 @@ def standard_deviation(q: Distribution) -> Tensor:
     try:
         return q.stddev
     except NotImplementedError:
-        return q.sample((FEW,)).std(0)
+        return q.sample((NUM_STD_SAMPLES,)).std(0)

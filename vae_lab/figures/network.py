@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vae_lab.figures.canvas import BLUE, GREEN, INK, MUTED, ORANGE, add_axes, blank_figure, fit_axes, styled
-from vae_lab.figures.examples import OneLayer
+from vae_lab.figures.examples import SingleLayerModel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +26,7 @@ UNIT = 26  # pixels of height for each doubling of a map
 SPACE = 92  # pixels from one block's left edge to the next, or as much as a wide block needs
 
 
-class Layer(NamedTuple):
+class TracedLayer(NamedTuple):
     """One layer of a traced network."""
 
     name: str
@@ -34,7 +34,7 @@ class Layer(NamedTuple):
     part: str  # "input", "encoder", "z", "decoder"
 
 
-class Handover(nn.Module):
+class ShapeAdapter(nn.Module):
     """What an encoder leaves, cut or filled up to the shape that a decoder takes: z without a Distribution."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -48,7 +48,7 @@ class Handover(nn.Module):
         return nn.functional.pad(flat, (0, missing))[: math.prod(self.shape)].reshape(self.shape)
 
 
-def autoencoder(model: OneLayer, example: Tensor, y: Tensor | None = None) -> tuple[nn.Module, Tensor]:
+def autoencoder(model: SingleLayerModel, example: Tensor, y: Tensor | None = None) -> tuple[nn.Module, Tensor]:
     """Encoder, z and decoder as one module from tensor to tensor, which a tracer can follow, and its input.
 
     A family's own computations are left out, and labels are constants. example: (1, C, H, W); y: its class (1,).
@@ -56,23 +56,23 @@ def autoencoder(model: OneLayer, example: Tensor, y: Tensor | None = None) -> tu
     inputs: list[Tensor] = []
     networks = model.encoder, model.decoder
     hooks = [network.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for network in networks]
-    run(model, example, y, hooks)
+    reconstruct_with_hooks(model, example, y, hooks)
     seen, taken = inputs
-    parts = {"encoder": model.encoder, "z": Handover(tuple(taken.shape)), "decoder": model.decoder}
+    parts = {"encoder": model.encoder, "z": ShapeAdapter(tuple(taken.shape)), "decoder": model.decoder}
     return nn.Sequential(OrderedDict(parts)), seen
 
 
-def trace_layers(model: OneLayer, example: Tensor, y: Tensor | None = None) -> list[Layer]:
+def trace_layers(model: SingleLayerModel, example: Tensor, y: Tensor | None = None) -> list[TracedLayer]:
     """The layers of encoder, z and decoder in the order in which `example` (1, C, H, W), of class y (1,), passes them.
 
     A layer that keeps the shape of the one before it (an activation, a normalisation) is left out.
     """
-    layers = [Layer("input", tuple(example.shape[1:]), "input")]
+    layers = [TracedLayer("input", tuple(example.shape[1:]), "input")]
 
     def note(part: str, layer: nn.Module, output: Tensor) -> None:
         shape = tuple(output.shape[1:])
         if shape != layers[-1].shape or part != layers[-1].part:
-            layers.append(Layer(type(layer).__name__, shape, part))
+            layers.append(TracedLayer(type(layer).__name__, shape, part))
 
     hooks = [
         layer.register_forward_hook(lambda layer, _, output, part=part: note(part, layer, output))
@@ -80,13 +80,15 @@ def trace_layers(model: OneLayer, example: Tensor, y: Tensor | None = None) -> l
         for layer in network.modules()
         if not any(layer.children())
     ]
-    z = Layer("z", model.latent_shape, "z")
+    z = TracedLayer("z", model.latent_shape, "z")
     hooks.append(model.decoder.register_forward_pre_hook(lambda *_: layers.append(z)))
-    run(model, example, y, hooks)
+    reconstruct_with_hooks(model, example, y, hooks)
     return layers
 
 
-def run(model: OneLayer, example: Tensor, y: Tensor | None, hooks: Sequence[RemovableHandle]) -> None:
+def reconstruct_with_hooks(
+    model: SingleLayerModel, example: Tensor, y: Tensor | None, hooks: Sequence[RemovableHandle]
+) -> None:
     """Reconstruct an image for the sake of the hooks, which are removed."""
     try:
         with torch.no_grad():
@@ -99,7 +101,7 @@ def run(model: OneLayer, example: Tensor, y: Tensor | None, hooks: Sequence[Remo
 class Block(NamedTuple):
     """A layer and its rectangle, in pixels."""
 
-    layer: Layer
+    layer: TracedLayer
     left: float
     width: float
     height: float
@@ -111,9 +113,9 @@ class Block(NamedTuple):
 
 
 @styled
-def network_drawing(layers: Sequence[Layer], *, title: str = "The network") -> Figure:
+def network_drawing(layers: Sequence[TracedLayer], *, title: str = "The network") -> Figure:
     """Blocks from input to output; height follows the map's size, width the channels, both by doublings."""
-    blocks = place(layers)
+    blocks = place_blocks(layers)
     end = blocks[-1].right + SPACE / 2
     half = max(block.height for block in blocks) / 2
     axes = add_axes(blank_figure(), 0, 0, round(end), round(2 * half))
@@ -129,7 +131,7 @@ def network_drawing(layers: Sequence[Layer], *, title: str = "The network") -> F
     return fit_axes(axes)
 
 
-def place(layers: Sequence[Layer]) -> list[Block]:
+def place_blocks(layers: Sequence[TracedLayer]) -> list[Block]:
     """A block for each layer, from left to right, each in the middle of a slot wide enough for its name."""
     blocks, start = [], 0.0
     for layer in layers:

@@ -8,12 +8,12 @@ from enum import StrEnum
 
 import torch
 
-from vae_lab.figures.context import Scene
-from vae_lab.figures.examples import Examples, has_one_layer
+from vae_lab.figures.context import FigureContext
+from vae_lab.figures.examples import ExampleImages, has_single_layer
 from vae_lab.utils.errors import UsageError
 
 
-class Need(StrEnum):
+class Requirement(StrEnum):
     """Something that a picture is drawn from, in words."""
 
     IMAGE = "an image"
@@ -31,62 +31,65 @@ class Need(StrEnum):
     KL = "a KL that is a sum over latent dimensions"
 
 
-NEEDS: Mapping[str, frozenset[Need]] = {
-    "reconstructions": frozenset({Need.IMAGE}),
-    "denoising": frozenset({Need.IMAGE, Need.CORRUPTION}),
-    "interpolations": frozenset({Need.PAIR, Need.POINTS}),
-    "latent_scatter": frozenset({Need.IMAGE, Need.POINTS}),
-    "aggregate_posterior": frozenset({Need.IMAGE, Need.VECTOR}),
-    "code_usage": frozenset({Need.IMAGE, Need.CODES}),
-    "samples": frozenset({Need.SAMPLES}),
-    "samples_per_class": frozenset({Need.SAMPLES, Need.CLASSES}),
-    "samples_by_temperature": frozenset({Need.TEMPERATURE, Need.LAYERS}),
-    "latent_grid": frozenset({Need.AXES}),
-    "traversals": frozenset({Need.AXES}),
-    "kl_per_dimension": frozenset({Need.KL}),
-    "kl_per_layer": frozenset({Need.IMAGE, Need.LAYERS}),
+REQUIREMENTS: Mapping[str, frozenset[Requirement]] = {
+    "reconstructions": frozenset({Requirement.IMAGE}),
+    "denoising": frozenset({Requirement.IMAGE, Requirement.CORRUPTION}),
+    "interpolations": frozenset({Requirement.PAIR, Requirement.POINTS}),
+    "latent_scatter": frozenset({Requirement.IMAGE, Requirement.POINTS}),
+    "aggregate_posterior": frozenset({Requirement.IMAGE, Requirement.VECTOR}),
+    "code_usage": frozenset({Requirement.IMAGE, Requirement.CODES}),
+    "samples": frozenset({Requirement.SAMPLES}),
+    "samples_per_class": frozenset({Requirement.SAMPLES, Requirement.CLASSES}),
+    "samples_by_temperature": frozenset({Requirement.TEMPERATURE, Requirement.LAYERS}),
+    "latent_grid": frozenset({Requirement.AXES}),
+    "traversals": frozenset({Requirement.AXES}),
+    "kl_per_dimension": frozenset({Requirement.KL}),
+    "kl_per_layer": frozenset({Requirement.IMAGE, Requirement.LAYERS}),
 }
 
 
-def abilities(scene: Scene) -> frozenset[Need]:
+def satisfied_requirements(context: FigureContext) -> frozenset[Requirement]:
     """What the model and the images suffice for."""
-    model, first, count = scene.model, scene.model.latents[0], len(scene.examples)
-    one_layer, points = has_one_layer(model), scene.has_points
+    model, first, count = context.model, context.model.latents[0], len(context.examples)
+    one_layer, points = has_single_layer(model), context.has_points
     several, vector = len(model.latents) > 1, points and len(first.shape) == 1
     has = {
-        Need.IMAGE: count >= 1,
-        Need.PAIR: count >= 2,
-        Need.CORRUPTION: scene.corrupted is not None,
-        Need.CLASSES: model.conditional,
-        Need.SAMPLES: scene.can_sample,
-        Need.LAYERS: several,
-        Need.TEMPERATURE: several and scene.can_temper,  # which takes a look, and is asked of several alone
-        Need.ONE_LAYER: one_layer,
-        Need.CODES: any(latent.num_codes for latent in model.latents),
-        Need.POINTS: points,
-        Need.VECTOR: vector,
+        Requirement.IMAGE: count >= 1,
+        Requirement.PAIR: count >= 2,
+        Requirement.CORRUPTION: context.corrupted is not None,
+        Requirement.CLASSES: model.conditional,
+        Requirement.SAMPLES: context.can_sample,
+        Requirement.LAYERS: several,
+        Requirement.TEMPERATURE: several
+        and context.can_sample_at_temperature,  # which takes a look, and is asked of several alone
+        Requirement.ONE_LAYER: one_layer,
+        Requirement.CODES: any(latent.num_codes for latent in model.latents),
+        Requirement.POINTS: points,
+        Requirement.VECTOR: vector,
         # Beyond N(0, I) it is the images that say where latents are.
-        Need.AXES: vector and first.kind == "vector" and (count >= 1 or scene.space.prior_is_standard_normal),
-        Need.KL: points and scene.space.kl is not None,
+        Requirement.AXES: vector and first.kind == "vector" and (count >= 1 or context.space.prior_is_standard_normal),
+        Requirement.KL: points and context.space.kl is not None,
     }
     return frozenset(need for need, there in has.items() if there)
 
 
-def drawable(scene: Scene) -> list[str]:
+def available_pictures(context: FigureContext) -> list[str]:
     """The pictures that the scene suffices for."""
-    has = abilities(scene)
-    return [what for what, needs in NEEDS.items() if needs <= has]
+    has = satisfied_requirements(context)
+    return [what for what, needs in REQUIREMENTS.items() if needs <= has]
 
 
-def require_drawable(scene: Scene, pictures: Sequence[str]) -> None:
+def require_available(context: FigureContext, pictures: Sequence[str]) -> None:
     """UsageError for a picture that this model has not, whatever the images."""
-    image = scene.model.image
-    blank = Examples(torch.zeros(2, *image.shape), torch.zeros(2, dtype=torch.int64) if image.num_classes else None)
-    scene = replace(scene, examples=blank)
-    able, has = drawable(scene), abilities(scene)
+    image = context.model.image
+    blank = ExampleImages(
+        torch.zeros(2, *image.shape), torch.zeros(2, dtype=torch.int64) if image.num_classes else None
+    )
+    context = replace(context, examples=blank)
+    able, has = available_pictures(context), satisfied_requirements(context)
     for what in pictures:
         if what not in able:
-            lacking = " and ".join(need for need in Need if need in NEEDS[what] - has)
+            lacking = " and ".join(need for need in Requirement if need in REQUIREMENTS[what] - has)
             raise UsageError(
                 f"callbacks.images.pictures has {what!r}, which needs {lacking}.\n"
                 f"Of this model there are {', '.join(sorted(able))}"

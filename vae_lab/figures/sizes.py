@@ -9,7 +9,7 @@ Interpolation = Literal["spherical", "linear"]
 
 
 class SizeOptions(TypedDict, total=False):
-    """Those of `Sizes`, by which a config names them."""
+    """Those of `FigureSizes`, by which a config names them."""
 
     num_images: int
     num_samples: int
@@ -23,7 +23,7 @@ class SizeOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class Sizes:
+class FigureSizes:
     """How much each picture shows. ValueError: an unknown interpolation, or a number below 1."""
 
     num_images: int = 16  # originals, each with its reconstruction

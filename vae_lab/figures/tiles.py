@@ -184,7 +184,7 @@ def interpolations(
 ) -> Figure:
     """(P, n, C, H, W): each row decodes the way between two latents; originals (P, 2, C, H, W) flank it.
 
-    `centre`: what the latents are of their images.
+    `point_estimate`: what the latents are of their images.
     """
     pairs, steps = images.shape[:2]
     columns = [_number(step / max(steps - 1, 1), 1) for step in range(steps)]

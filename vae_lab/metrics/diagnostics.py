@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from vae_lab.core import Latent, Trace
-from vae_lab.distributions.codes import OneHotCodes, Quantized
-from vae_lab.distributions.unflatten import Folded
+from vae_lab.distributions.codes import OneHotCodes, QuantizedDelta
+from vae_lab.distributions.unflatten import UnflattenedBatch
 from vae_lab.models.base import Model
 
 
@@ -37,7 +37,7 @@ class Diagnostics(nn.Module):
         """One batch, as the model was evaluated on it. log_px: log p(x|z), (S, B)."""
         layers = [latent for latent, num_codes in zip(trace.latents, self.num_codes, strict=True) if num_codes]
         for usage, latent in zip(self._usages, layers, strict=True):
-            usage.update(numbers_of(latent, usage.counts.numel()))
+            usage.update(code_indices(latent, usage.counts.numel()))
         if self.labels is not None and y is not None:
             other = model.decode(trace.latents[0].z, (y + 1) % model.image.num_classes)
             self.labels.update(log_px, other.log_prob(x))
@@ -55,10 +55,10 @@ class Diagnostics(nn.Module):
         return cast("list[CodeUsage]", list(self.codes))
 
 
-def numbers_of(latent: Latent, num_codes: int) -> Tensor:
+def code_indices(latent: Latent, num_codes: int) -> Tensor:
     """The code numbers that a latent's samples are made of, int64."""
-    posterior = latent.posterior.flat if isinstance(latent.posterior, Folded) else latent.posterior
-    if isinstance(posterior, Quantized):
+    posterior = latent.posterior.flat if isinstance(latent.posterior, UnflattenedBatch) else latent.posterior
+    if isinstance(posterior, QuantizedDelta):
         return posterior.codes
     return OneHotCodes(num_codes).indices(latent.z.flatten(0, 1))
 
@@ -78,9 +78,9 @@ class CodeUsage(Metric):
         super().__init__()
         self.add_state("counts", torch.zeros(num_codes, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, numbers: Tensor) -> None:
+    def update(self, indices: Tensor) -> None:
         """One batch's code numbers, int64, any shape."""
-        flat = numbers.flatten()
+        flat = indices.flatten()
         self.counts.index_add_(0, flat, torch.ones_like(flat))  # bincount would wait for the device
 
     def compute(self) -> dict[str, Tensor]:

@@ -12,11 +12,11 @@ from torchmetrics import Metric
 from vae_lab.core import LatentSpec, Trace
 from vae_lab.objectives.bounds import BoundTerms, elbo, kl_per_dimension, total_kl
 
-MOST_DIMENSIONS_LOGGED = 32
+MAX_LOGGED_DIMENSIONS = 32
 ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, arXiv:1509.00519, section 5.2
 
 
-class SplitSums(Metric):
+class ElboSums(Metric):
     """Sums of the terms of the ELBO and the moments of the posterior means over images.
 
     `compute` gives `elbo`, `log_px`, `kl`, `loss` (means in nats per image, beta = 1 in the ELBO). Of each dimension of
@@ -43,7 +43,7 @@ class SplitSums(Metric):
             self.add_state(name, torch.zeros(latent_dim), dist_reduce_fx="sum")
 
     @classmethod
-    def of(cls, latents: Sequence[LatentSpec]) -> SplitSums:
+    def for_latents(cls, latents: Sequence[LatentSpec]) -> ElboSums:
         """For a model with these latents."""
         return cls(math.prod(latents[0].shape), len(latents))
 
@@ -82,7 +82,7 @@ class SplitSums(Metric):
         kl = self.kl_means()
         if kl is None:
             return {}
-        top = kl.argsort(descending=True)[:MOST_DIMENSIONS_LOGGED].sort().values
+        top = kl.argsort(descending=True)[:MAX_LOGGED_DIMENSIONS].sort().values
         return {"active_units": float(self.active().sum()), **{f"kl/dim_{d}": float(kl[d]) for d in top.tolist()}}
 
     def active(self) -> Tensor:

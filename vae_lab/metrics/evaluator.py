@@ -8,13 +8,13 @@ from vae_lab.data.batches import Batch
 from vae_lab.data.images import Split
 from vae_lab.data.transforms import Preprocess
 from vae_lab.metrics.diagnostics import Diagnostics
-from vae_lab.metrics.elbo_sums import SplitSums, bits_per_dim
-from vae_lab.models.base import Batches, Model, fit_likelihood
+from vae_lab.metrics.elbo_sums import ElboSums, bits_per_dim
+from vae_lab.models.base import LabelledBatches, Model, fit_likelihood
 from vae_lab.objectives.objective import Objective, Weights
 from vae_lab.utils.rng import EVALUATE, FIT, seed_noise
 
 
-class SplitEvaluation:
+class SplitEvaluator:
     """What a validation and a test do: `start`, `add` of each batch, then `means`.
 
     sums, diagnostics: on the device of the images. kl_per_dim: KL of each latent dimension at the last
@@ -22,19 +22,19 @@ class SplitEvaluation:
     """
 
     def __init__(
-        self, sums: SplitSums, diagnostics: Diagnostics, objective: Objective, preprocess: Preprocess, seed: int
+        self, sums: ElboSums, diagnostics: Diagnostics, objective: Objective, preprocess: Preprocess, seed: int
     ) -> None:
         self.sums, self.diagnostics = sums, diagnostics
         self.objective, self.preprocess, self.seed = objective, preprocess, seed
         self.kl_per_dim: Tensor | None = None
 
-    def start(self, model: Model, training_batches: Batches) -> None:
+    def start(self, model: Model, training_batches: LabelledBatches) -> None:
         """Nothing is summed yet, and the likelihood is ready."""
         self.sums.reset()
         self.diagnostics.reset()
         self.fit_likelihood(model, training_batches)
 
-    def fit_likelihood(self, model: Model, training_batches: Batches) -> None:
+    def fit_likelihood(self, model: Model, training_batches: LabelledBatches) -> None:
         """Every process on the same images x (B, C, H, W) and noise, so that all of them find the same."""
         seed_noise(self.sums.device, self.seed, FIT)
         training = model.training
@@ -47,7 +47,7 @@ class SplitEvaluation:
         x, y = self.preprocess.evaluate(batch.images), batch.labels if model.conditional else None
         trace = model(x, self.objective.num_samples, y)
         terms = self.objective.terms(trace, x)
-        loss, _ = self.objective(model.observed(trace, x, y), terms, weights)
+        loss, _ = self.objective(model.regularizer_inputs(trace, x, y), terms, weights)
         self.sums.update(trace, terms, loss)
         self.diagnostics.update(model, trace, terms.log_px, x, y)
 

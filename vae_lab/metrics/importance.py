@@ -37,7 +37,7 @@ def importance_bound(
 
 
 def _bound(model: Model, x: Tensor, y: Tensor | None, num_samples: int, chunk: int) -> Tensor:
-    draw = model.tracer(x, y)
+    draw = model.trace_sampler(x, y)
     sizes = [min(chunk, num_samples - start) for start in range(0, num_samples, chunk)]
     parts = []
     for size in sizes:

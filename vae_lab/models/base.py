@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vae_lab.core import ImageSpec, LatentSpec, Likelihood, Observation, Posterior, Prior, Trace
+from vae_lab.core import ImageSpec, LatentSpec, Likelihood, Posterior, Prior, RegularizerInputs, Trace
 
 # What a config leaves open (`_partial_`) and the model completes with sizes.
 EncoderFactory = Callable[[tuple[int, int, int], int], nn.Module]
 DecoderFactory = Callable[[int, tuple[int, int, int]], nn.Module]
-Batches = Iterable[tuple[Tensor, Tensor | None]]  # images x (B, C, H, W) and labels (B,)
+LabelledBatches = Iterable[tuple[Tensor, Tensor | None]]  # images x (B, C, H, W) and labels (B,)
 
 
 class Model(nn.Module):
@@ -29,13 +29,13 @@ class Model(nn.Module):
         """Of each stochastic layer, from the top down."""
         raise NotImplementedError
 
-    def tracer(self, x: Tensor, y: Tensor | None = None) -> Callable[[int], Trace]:
+    def trace_sampler(self, x: Tensor, y: Tensor | None = None) -> Callable[[int], Trace]:
         """Encode once; a function from S to a trace of S posterior samples. x: (B, C, H, W); y: labels (B,)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, num_samples: int = 1, y: Tensor | None = None) -> Trace:
         """S = num_samples posterior samples of each image, decoded. y: of a conditional model."""
-        return self.tracer(x, y)(num_samples)
+        return self.trace_sampler(x, y)(num_samples)
 
     def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Distribution:
         """p(x|z) at the centre of the posterior, batch (B,)."""
@@ -61,23 +61,23 @@ class Model(nn.Module):
         """p(x|z) of a model with one stochastic layer. z: (*batch, *event). ValueError: a model with several."""
         raise ValueError(f"{type(self).__name__} has {len(self.latents)} stochastic layers, and no one z: call sample")
 
-    def observed(self, trace: Trace, x: Tensor, y: Tensor | None) -> Observation:
+    def regularizer_inputs(self, trace: Trace, x: Tensor, y: Tensor | None) -> RegularizerInputs:
         """What a regularizer is shown of a trace of the (clean) images x (B, C, H, W)."""
-        return Observation(trace, x, lambda z: self.decode(z, y), self._layers)
+        return RegularizerInputs(trace, x, lambda z: self.decode(z, y), self._layers)
 
     @cached_property
     def _layers(self) -> tuple[nn.Module, ...]:
         return tuple(self.modules())
 
 
-def latent_spec(posterior: Posterior, map_shape: tuple[int, ...], image: ImageSpec) -> LatentSpec:
+def latent_spec(posterior: Posterior, spatial_shape: tuple[int, ...], image: ImageSpec) -> LatentSpec:
     """What a family and the map that an encoder leaves make of a latent."""
-    shape = (posterior.num_features, *map_shape)
+    shape = (posterior.num_features, *spatial_shape)
     codes = getattr(posterior, "codes", None)
     if codes is None:
         return LatentSpec(posterior.kind, shape, image)
-    numbers = codes.indices(torch.zeros(1, *shape))
-    return LatentSpec(posterior.kind, shape, image, codes.num_codes, tuple(numbers.shape[1:]))
+    indices = codes.indices(torch.zeros(1, *shape))
+    return LatentSpec(posterior.kind, shape, image, codes.num_codes, tuple(indices.shape[1:]))
 
 
 KIND_NAMES = {"vector": "vectors", "sphere": "points of a sphere", "codes": "codes"}
@@ -88,7 +88,7 @@ PRIORS_OF = {
 }
 
 
-def other_space(posterior: Posterior, prior: Prior) -> str | None:
+def space_mismatch(posterior: Posterior, prior: Prior) -> str | None:
     """A sentence where the prior does not live where the posterior's latents do; else None."""
     if posterior.kind in prior.kinds:
         return None
@@ -101,18 +101,18 @@ def other_space(posterior: Posterior, prior: Prior) -> str | None:
 
 def require_same_space(posterior: Posterior, prior: Prior) -> None:
     """ValueError unless the prior lives where the posterior's latents do."""
-    if (wrong := other_space(posterior, prior)) is not None:
+    if (wrong := space_mismatch(posterior, prior)) is not None:
         raise ValueError(f"model.prior: {wrong}\nChoose model/prior={PRIORS_OF[posterior.kind]}")
 
 
-def require_labels_understood(prior: Prior, conditional: bool) -> None:
+def require_label_support(prior: Prior, conditional: bool) -> None:
     """ValueError for a prior of labels in a model without, or one that encodes images whose labels nobody knows."""
     if getattr(prior, "needs_labels", False) and not conditional:
         raise ValueError(
             f"model.prior: {type(prior).__name__} depends on the labels, which this model does not see.\n"
             "Choose model.conditional=true, or model/prior=gaussian_mixture"
         )
-    if getattr(prior, "encodes", False) and conditional:
+    if getattr(prior, "needs_encoder", False) and conditional:
         raise ValueError(
             f"model.prior: {type(prior).__name__} encodes images that have no labels, and model.conditional=true.\n"
             "Choose model/prior=class_gaussian or gaussian_mixture"
@@ -125,7 +125,7 @@ def parts_without_density(model: Model) -> list[str]:
 
 
 @torch.no_grad()
-def fit_likelihood(model: Model, batches: Batches) -> None:
+def fit_likelihood(model: Model, batches: LabelledBatches) -> None:
     """Fit what a model's likelihood does not learn by gradient (the variance of sigma-VAE) to training images."""
     fit = getattr(model.likelihood, "fit", None)
     if fit is None:
@@ -135,7 +135,7 @@ def fit_likelihood(model: Model, batches: Batches) -> None:
         fit(torch.cat(errors))
 
 
-def centre(posterior: Distribution, num_samples: int = 64) -> Tensor:
+def point_estimate(posterior: Distribution, num_samples: int = 64) -> Tensor:
     """One z to stand for q(z|x), (B, *event): its mode; the mean of some samples where no mode is known."""
     try:
         return posterior.mode

@@ -14,16 +14,24 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vae_lab.core import ImageSpec, Latent, LatentSpec, Likelihood, Posterior, Prior, Trace
-from vae_lab.distributions.unflatten import folded
-from vae_lab.models.base import Model, centre, latent_spec, require_same_space
-from vae_lab.models.stochastic_layer import Layer
+from vae_lab.distributions.unflatten import unflatten_batch
+from vae_lab.models.base import Model, latent_spec, point_estimate, require_same_space
+from vae_lab.models.stochastic_layer import StochasticLayer
 from vae_lab.networks.conditioning import LabelPlane, require_labels
-from vae_lab.networks.ladder import BottomUp, Head, Plan, Rung, Start, descent, prepared
+from vae_lab.networks.ladder import (
+    BottomUp,
+    LadderHead,
+    LadderSizes,
+    TopDownBlock,
+    TopDownStart,
+    initialize_convolutions,
+    path_to_next_block,
+)
 from vae_lab.networks.ladder_sizes import resolutions
-from vae_lab.priors.temperature import tempered
+from vae_lab.priors.temperature import at_temperature
 
 # A rung and its families, what is above (N, C, h, w) and the prior there, to z (M, F, h, w).
-Pick = Callable[[Rung, Layer, Tensor, Distribution], Tensor]
+LatentChoice = Callable[[TopDownBlock, StochasticLayer, Tensor, Distribution], Tensor]
 
 
 class LadderVAE(Model):
@@ -62,30 +70,30 @@ class LadderVAE(Model):
             require_labels(image)
         self.image, self.conditional = image, conditional
         sides = (image.height, image.width)
-        plan = Plan(resolutions(sides, layers, channels, strides, width, max_width), blocks, squeeze)
+        sizes = LadderSizes(resolutions(sides, layers, channels, strides, width, max_width), blocks, squeeze)
         self.likelihood = likelihood(image)
-        self.seen = LabelPlane(image) if conditional else None
-        self.bottom_up = BottomUp(image.channels + (self.seen.num_channels if self.seen else 0), plan)
-        self.start = Start(plan.resolutions[-1], image.num_classes if conditional else 0)
-        self.layers, self.rungs = nn.ModuleList(), nn.ModuleList()
+        self.label_plane = LabelPlane(image) if conditional else None
+        self.bottom_up = BottomUp(image.channels + (self.label_plane.num_channels if self.label_plane else 0), sizes)
+        self.start = TopDownStart(sizes.resolutions[-1], image.num_classes if conditional else 0)
+        self.layers, self.top_down_blocks = nn.ModuleList(), nn.ModuleList()
         self.specs: tuple[LatentSpec, ...] = ()
-        for level, is_last in plan.places():
-            self._add(plan, level, is_last, posterior(latent_dim), prior)
-        self.head = Head(plan.resolutions[0], self.likelihood.num_channels)
-        for network in (self.bottom_up, self.rungs, self.head):
-            prepared(network, weight_norm)
+        for level, is_last in sizes.layer_positions():
+            self._add(sizes, level, is_last, posterior(latent_dim), prior)
+        self.head = LadderHead(sizes.resolutions[0], self.likelihood.num_channels)
+        for network in (self.bottom_up, self.top_down_blocks, self.head):
+            initialize_convolutions(network, weight_norm)
 
     def _add(
-        self, plan: Plan, level: int, is_last: bool, posterior: Posterior, prior: Callable[[LatentSpec], Prior]
+        self, sizes: LadderSizes, level: int, is_last: bool, posterior: Posterior, prior: Callable[[LatentSpec], Prior]
     ) -> None:
         """One more stochastic layer below those there are. is_last: of its resolution."""
-        spec = latent_spec(posterior, plan.resolutions[level].sides, self.image)
-        layer = Layer(posterior, prior(spec), is_top=not self.specs)
+        spec = latent_spec(posterior, sizes.resolutions[level].sides, self.image)
+        layer = StochasticLayer(posterior, prior(spec), is_top=not self.specs)
         require_same_space(posterior, layer.prior)
-        layer.require_fitting(spec.shape, self.conditional)
+        layer.require_compatible(spec.shape, self.conditional)
         asked = (posterior.num_params, layer.num_prior_params, posterior.num_features, layer.is_relative)
         self.layers.append(layer)
-        self.rungs.append(Rung(plan, level, *asked, after=descent(plan, level, is_last)))
+        self.top_down_blocks.append(TopDownBlock(sizes, level, *asked, after=path_to_next_block(sizes, level, is_last)))
         self.specs += (spec,)
 
     @property
@@ -93,7 +101,7 @@ class LadderVAE(Model):
         """Of each stochastic layer, from the top down."""
         return self.specs
 
-    def tracer(self, x: Tensor, y: Tensor | None = None) -> Callable[[int], Trace]:
+    def trace_sampler(self, x: Tensor, y: Tensor | None = None) -> Callable[[int], Trace]:
         """Encode once; a function from S to a trace of S posterior samples. x: (B, C, H, W); y: labels (B,)."""
         features = self._features(x, y)
         return lambda num_samples: self._trace(features, num_samples, y)
@@ -102,10 +110,10 @@ class LadderVAE(Model):
         """p(x|z), batch (B,), with each layer's z at the centre of its posterior given those above."""
         features = self._features(x, y)
 
-        def pick(rung: Rung, layer: Layer, h: Tensor, prior: Distribution) -> Tensor:
-            return centre(_posterior(rung, layer, h, prior, features))
+        def choose_latent(block: TopDownBlock, layer: StochasticLayer, h: Tensor, prior: Distribution) -> Tensor:
+            return point_estimate(_posterior_distribution(block, layer, h, prior, features))
 
-        return self.likelihood(self.descend(pick, y))
+        return self.likelihood(self.top_down_pass(choose_latent, y))
 
     def sample(
         self, num_images: int, y: Tensor | None = None, temperature: float | Sequence[float] = 1.0
@@ -117,42 +125,46 @@ class LadderVAE(Model):
         """
         temperatures = iter(self._temperatures(temperature))
 
-        def pick(rung: Rung, layer: Layer, h: Tensor, prior: Distribution) -> Tensor:
-            prior = tempered(prior, next(temperatures))
+        def choose_latent(block: TopDownBlock, layer: StochasticLayer, h: Tensor, prior: Distribution) -> Tensor:
+            prior = at_temperature(prior, next(temperatures))
             return prior.sample(() if prior.batch_shape else (num_images,))
 
-        return self.likelihood(self.descend(pick, y))
+        return self.likelihood(self.top_down_pass(choose_latent, y))
 
     def _features(self, x: Tensor, y: Tensor | None) -> list[Tensor]:
-        features: list[Tensor] = self.bottom_up(x if self.seen is None else self.seen(x, y))
+        features: list[Tensor] = self.bottom_up(x if self.label_plane is None else self.label_plane(x, y))
         return features
 
     def _trace(self, features: list[Tensor], num_samples: int, y: Tensor | None) -> Trace:
         latents: list[Latent] = []
 
-        def pick(rung: Rung, layer: Layer, h: Tensor, prior: Distribution) -> Tensor:
+        def choose_latent(block: TopDownBlock, layer: StochasticLayer, h: Tensor, prior: Distribution) -> Tensor:
             """S samples at the top; below, one for each of those."""
             copies = num_samples if latents else 1
-            posterior = folded(_posterior(rung, layer, h, prior, features), copies)
+            posterior = unflatten_batch(_posterior_distribution(block, layer, h, prior, features), copies)
             z = posterior.rsample((num_samples,) if len(posterior.batch_shape) == 1 else ())
-            latents.append(Latent(z, posterior, folded(prior, copies)))
+            latents.append(Latent(z, posterior, unflatten_batch(prior, copies)))
             return z.flatten(0, 1)
 
-        params = self.descend(pick, y)
+        params = self.top_down_pass(choose_latent, y)
         return Trace(self.likelihood(params.unflatten(0, (num_samples, -1))), tuple(latents))
 
-    def descend(self, pick: Pick, y: Tensor | None) -> Tensor:
+    def top_down_pass(self, choose_latent: LatentChoice, y: Tensor | None) -> Tensor:
         """The parameters of p(x|z), (N, num_channels, H, W), at the latents that `pick` gives from the top down."""
         h: Tensor = self.start(y)
-        for rung, layer in self._steps():
-            params, h = rung.foresee(h)
-            z = pick(rung, layer, h, layer.prior_of(params, y))
-            h = rung(repeated(h, len(z)), z)
-            y = None if y is None else repeated(y, len(z))
+        for block, layer in self._steps():
+            params, h = block.prior_params(h)
+            z = choose_latent(block, layer, h, layer.prior_distribution(params, y))
+            h = block(repeat_samples(h, len(z)), z)
+            y = None if y is None else repeat_samples(y, len(z))
         return cast("Tensor", self.head(h))
 
-    def _steps(self) -> Iterator[tuple[Rung, Layer]]:
-        return zip(cast("Sequence[Rung]", self.rungs), cast("Sequence[Layer]", self.layers), strict=True)
+    def _steps(self) -> Iterator[tuple[TopDownBlock, StochasticLayer]]:
+        return zip(
+            cast("Sequence[TopDownBlock]", self.top_down_blocks),
+            cast("Sequence[StochasticLayer]", self.layers),
+            strict=True,
+        )
 
     def _temperatures(self, temperature: float | Sequence[float]) -> Sequence[float]:
         count = len(self.specs)
@@ -165,14 +177,18 @@ class LadderVAE(Model):
         return temperatures
 
 
-def _posterior(rung: Rung, layer: Layer, h: Tensor, prior: Distribution, features: list[Tensor]) -> Distribution:
+def _posterior_distribution(
+    block: TopDownBlock, layer: StochasticLayer, h: Tensor, prior: Distribution, features: list[Tensor]
+) -> Distribution:
     """q(z | x, above), batch (N,) of h, or (B,) at the top."""
-    seen = features[rung.level]
-    count = max(len(h), len(seen))
-    return layer.posterior_of(rung.look(repeated(h, count), repeated(seen, count)), prior)
+    image_features = features[block.level]
+    count = max(len(h), len(image_features))
+    return layer.posterior_distribution(
+        block.posterior_params(repeat_samples(h, count), repeat_samples(image_features, count)), prior
+    )
 
 
-def repeated(values: Tensor, count: int) -> Tensor:
+def repeat_samples(values: Tensor, count: int) -> Tensor:
     """(N, ...) to (count, ...), over and over: S samples of B images are all images S times."""
     copies = count // len(values)
     return values if copies == 1 else values.repeat(copies, *(1 for _ in values.shape[1:]))

@@ -7,19 +7,19 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.distributions import Distribution
 
-from vae_lab.core import Given, ImageSpec, Latent, LatentSpec, Likelihood, Posterior, Prior, Trace
+from vae_lab.core import ImageSpec, Latent, LatentSpec, Likelihood, Posterior, Prior, PriorInputs, Trace
 from vae_lab.models.base import (
     DecoderFactory,
     EncoderFactory,
     Model,
-    centre,
     latent_spec,
-    require_labels_understood,
+    point_estimate,
+    require_label_support,
     require_same_space,
 )
 from vae_lab.networks.conditioning import LabelFeatures, LabelPlane, require_labels
-from vae_lab.networks.spatial import require_same_map
-from vae_lab.priors.temperature import tempered
+from vae_lab.networks.spatial import require_same_spatial_shape
+from vae_lab.priors.temperature import at_temperature
 
 
 class VAE(Model):
@@ -52,17 +52,17 @@ class VAE(Model):
             require_labels(image)
         self.posterior = posterior(latent_dim)
         self.likelihood = likelihood(image)
-        self.seen = LabelPlane(image) if conditional else None
-        self.shown = LabelFeatures(image) if conditional else None
-        channels = image.channels + (self.seen.num_channels if self.seen else 0)
+        self.label_plane = LabelPlane(image) if conditional else None
+        self.label_features = LabelFeatures(image) if conditional else None
+        channels = image.channels + (self.label_plane.num_channels if self.label_plane else 0)
         self.encoder = encoder((channels, image.height, image.width), self.posterior.num_params)
-        self.latent = latent_spec(self.posterior, getattr(self.encoder, "map_shape", ()), image)
-        features = self.posterior.num_features + (self.shown.num_features if self.shown else 0)
+        self.latent = latent_spec(self.posterior, getattr(self.encoder, "spatial_shape", ()), image)
+        features = self.posterior.num_features + (self.label_features.num_features if self.label_features else 0)
         self.decoder = decoder(features, (self.likelihood.num_channels, image.height, image.width))
-        require_same_map(self.encoder, self.decoder)
+        require_same_spatial_shape(self.encoder, self.decoder)
         self.prior = prior(self.latent)
         require_same_space(self.posterior, self.prior)
-        require_labels_understood(self.prior, conditional)
+        require_label_support(self.prior, conditional)
 
     @property
     def latents(self) -> tuple[LatentSpec, ...]:
@@ -76,22 +76,22 @@ class VAE(Model):
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> Distribution:
         """q(z|x): batch (B,), event the latent's shape. x: (B, C, H, W); y: labels (B,) of a conditional model."""
-        return self.posterior(self.encoder(x if self.seen is None else self.seen(x, y)))
+        return self.posterior(self.encoder(x if self.label_plane is None else self.label_plane(x, y)))
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> Distribution:
         """p(x|z): batch of z's leading dimensions, event (C, H, W). z: (*batch, *shape); y: labels (B,)."""
         batch = z.shape[: z.dim() - len(self.latent_shape)]
         features = z.reshape(-1, *self.latent_shape)
-        if self.shown is not None:
-            features = self.shown(features, y if y is None else y.expand(batch).reshape(-1))
+        if self.label_features is not None:
+            features = self.label_features(features, y if y is None else y.expand(batch).reshape(-1))
         params: Tensor = self.decoder(features)
         return self.likelihood(params.reshape(*batch, *params.shape[1:]))
 
-    def prior_of(self, y: Tensor | None = None) -> Distribution:
+    def prior_distribution(self, y: Tensor | None = None) -> Distribution:
         """p(z), batch (); or (B,) where the prior depends on the labels y (B,)."""
-        return self.prior(Given(y, self.encode, getattr(self.posterior, "codes", None)))
+        return self.prior(PriorInputs(y, self.encode, getattr(self.posterior, "codes", None)))
 
-    def tracer(self, x: Tensor, y: Tensor | None = None) -> Callable[[int], Trace]:
+    def trace_sampler(self, x: Tensor, y: Tensor | None = None) -> Callable[[int], Trace]:
         """Encode once; a function from S to a trace of S posterior samples. x: (B, C, H, W); y: labels (B,)."""
         posterior = self.encode(x, y)
         return lambda num_samples: self.trace(posterior, num_samples, y)
@@ -99,11 +99,11 @@ class VAE(Model):
     def trace(self, posterior: Distribution, num_samples: int, y: Tensor | None = None) -> Trace:
         """The same from q(z|x) on, so that an encoded image may be sampled again."""
         z = posterior.rsample((num_samples,))
-        return Trace(self.decode(z, y), (Latent(z, posterior, self.prior_of(y)),))
+        return Trace(self.decode(z, y), (Latent(z, posterior, self.prior_distribution(y)),))
 
     def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Distribution:
         """p(x|z) at the centre of q(z|x), batch (B,)."""
-        return self.decode(centre(self.encode(x, y)), y)
+        return self.decode(point_estimate(self.encode(x, y)), y)
 
     def sample(self, num_images: int, y: Tensor | None = None, temperature: float = 1.0) -> Distribution:
         """p(x|z) at latents from the prior, batch (num_images,). NotImplementedError: a prior that has no samples."""
@@ -111,5 +111,5 @@ class VAE(Model):
 
     def sample_latents(self, num_images: int, y: Tensor | None = None, temperature: float = 1.0) -> Tensor:
         """Latents from the prior, (num_images, *shape)."""
-        prior = tempered(self.prior_of(y), temperature)
+        prior = at_temperature(self.prior_distribution(y), temperature)
         return prior.sample(() if prior.batch_shape else (num_images,))

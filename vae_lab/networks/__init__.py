@@ -4,19 +4,19 @@ An encoder maps images (B, C, H, W) to (B, out_features); a decoder maps latents
 (B, C, H, W). A config builds one half (`_partial_`), its parent completes it with the two shapes.
 """
 
-from vae_lab.networks.conv import ConvDecoder, ConvEncoder, group_normalized
+from vae_lab.networks.conv import ConvDecoder, ConvEncoder, group_norm
 from vae_lab.networks.mlp import MLPDecoder, MLPEncoder
 from vae_lab.networks.resnet import ResNetDecoder, ResNetEncoder
-from vae_lab.networks.spatial import MapDecoder, MapEncoder
+from vae_lab.networks.spatial import SpatialDecoder, SpatialEncoder
 
 __all__ = [
     "ConvDecoder",
     "ConvEncoder",
     "MLPDecoder",
     "MLPEncoder",
-    "MapDecoder",
-    "MapEncoder",
     "ResNetDecoder",
     "ResNetEncoder",
-    "group_normalized",
+    "SpatialDecoder",
+    "SpatialEncoder",
+    "group_norm",
 ]

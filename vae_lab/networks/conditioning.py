@@ -23,7 +23,7 @@ def require_labels(image: ImageSpec) -> None:
         )
 
 
-def given(y: Tensor | None) -> Tensor:
+def require_y(y: Tensor | None) -> Tensor:
     """The labels. ValueError: a conditional model was called without."""
     if y is None:
         raise ValueError("this model is conditional: give it the labels y, int64 (B,), with the images or latents")
@@ -43,7 +43,7 @@ class LabelPlane(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor | None) -> Tensor:
         """x: (B, C, H, W), y: (B,); (B, C + 1, H, W)."""
-        return torch.cat((x, self.planes(given(y)).view(-1, *self.size).to(x.dtype)), 1)
+        return torch.cat((x, self.planes(require_y(y)).view(-1, *self.size).to(x.dtype)), 1)
 
 
 class LabelFeatures(nn.Module):
@@ -55,6 +55,6 @@ class LabelFeatures(nn.Module):
 
     def forward(self, z: Tensor, y: Tensor | None) -> Tensor:
         """z: (N, F, *map), y: (N,); (N, F + classes, *map)."""
-        classes = one_hot(given(y), self.num_features).to(z.dtype)
+        classes = one_hot(require_y(y), self.num_features).to(z.dtype)
         places = classes.view(*classes.shape, *(1 for _ in z.shape[2:])).expand(-1, -1, *z.shape[2:])
         return torch.cat((z, places), 1)

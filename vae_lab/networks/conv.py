@@ -13,7 +13,7 @@ from vae_lab.networks.linear import Linear
 from vae_lab.networks.mlp import Activation, Initializer, Normalization, dense, initialize
 
 
-def group_normalized(channels: int) -> nn.Module:
+def group_norm(channels: int) -> nn.Module:
     """Group normalisation with groups of at least 4 channels where the width allows. Wu & He 2018, arXiv:1803.08494.
 
     It neither mixes the images of a batch nor differs between training and evaluation.
@@ -22,7 +22,7 @@ def group_normalized(channels: int) -> nn.Module:
     return nn.GroupNorm(groups, channels)
 
 
-def convolved(
+def conv_block(
     layer: nn.Module, channels: int, normalization: Normalization | None, activation: Activation
 ) -> list[nn.Module]:
     """A convolution, normalised if asked, and its activation."""
@@ -49,12 +49,12 @@ def require_halvings(height: int, width: int, halvings: int) -> None:
         )
 
 
-def doubling_channels(height: int, width: int, first: int, most: int) -> list[int]:
+def default_channels(height: int, width: int, first: int, most: int) -> list[int]:
     """first, 2 first, 4 first, ... (at most `most`), one for each possible halving (at least one)."""
     return [min(first * 2**i, most) for i in range(max(1, num_halvings(height, width)))]
 
 
-def convolved_size(size: int, kernel_size: int, stride: int, padding: int) -> int:
+def conv_output_size(size: int, kernel_size: int, stride: int, padding: int) -> int:
     """One side of the map that a convolution leaves."""
     return (size + 2 * padding - kernel_size) // stride + 1
 
@@ -85,7 +85,7 @@ class ConvEncoder(nn.Sequential):
         initializer: Initializer | None = None,
     ) -> None:
         depth, height, breadth = in_shape
-        channels = channels or doubling_channels(height, breadth, width, max_width)
+        channels = channels or default_channels(height, breadth, width, max_width)
         strides = [strides] * len(channels) if isinstance(strides, int) else strides
         if len(strides) != len(channels):
             raise ValueError(f"{len(channels)} channels ask for as many strides, found {list(strides)}")
@@ -93,7 +93,7 @@ class ConvEncoder(nn.Sequential):
         sides = [self._side(side, kernel_size, strides, pads) for side in (height, breadth)]
         layers: list[nn.Module] = []
         for a, b, stride, pad in zip([depth, *channels], channels, strides, pads, strict=False):
-            layers += convolved(nn.Conv2d(a, b, kernel_size, stride, pad), b, normalization, activation)
+            layers += conv_block(nn.Conv2d(a, b, kernel_size, stride, pad), b, normalization, activation)
         sizes = [channels[-1] * math.prod(sides), *hidden]
         super().__init__(*layers, nn.Flatten(), *dense(sizes, activation), Linear(sizes[-1], out_features))
         initialize(self, initializer)
@@ -102,7 +102,7 @@ class ConvEncoder(nn.Sequential):
     def _side(side: int, kernel_size: int, strides: Sequence[int], pads: Sequence[int]) -> int:
         left = side
         for i, (stride, pad) in enumerate(zip(strides, pads, strict=True)):
-            left = convolved_size(left, kernel_size, stride, pad)
+            left = conv_output_size(left, kernel_size, stride, pad)
             if left < 1:
                 raise ValueError(
                     f"an image side of {side} is used up by convolution {i + 1} of {len(strides)}: "
@@ -139,19 +139,19 @@ class ConvDecoder(nn.Sequential):
         initializer: Initializer | None = None,
     ) -> None:
         depth, height, breadth = out_shape
-        channels = channels or doubling_channels(height, breadth, width, max_width)[::-1]
+        channels = channels or default_channels(height, breadth, width, max_width)[::-1]
         require_halvings(height, breadth, len(channels))
         small = (map_channels or channels[0], height >> len(channels), breadth >> len(channels))
         layers: list[nn.Module] = []
         for a, b in pairwise([small[0], *channels]):
-            layers += convolved(doubling(a, b, kernel_size), b, normalization, activation)
+            layers += conv_block(upsampling_conv(a, b, kernel_size), b, normalization, activation)
         head = nn.Conv2d(channels[-1], depth, last_kernel_size, padding=last_kernel_size // 2)
         sizes = [in_features, *hidden, math.prod(small)]
         super().__init__(*dense(sizes, activation), nn.Unflatten(1, small), *layers, head)
         initialize(self, initializer)
 
 
-def doubling(in_channels: int, out_channels: int, kernel_size: int) -> nn.ConvTranspose2d:
+def upsampling_conv(in_channels: int, out_channels: int, kernel_size: int) -> nn.ConvTranspose2d:
     """A transposed convolution of stride 2 whose output is exactly twice as high and wide."""
     padding = (kernel_size - 1) // 2
     return nn.ConvTranspose2d(

@@ -13,19 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from vae_lab.networks.conditioning import given
-from vae_lab.networks.conv import group_normalized
+from vae_lab.networks.conditioning import require_y
+from vae_lab.networks.conv import group_norm
 from vae_lab.networks.ladder_sizes import Resolution, Sides
 
 
-class Plan(NamedTuple):
+class LadderSizes(NamedTuple):
     """The sizes that all networks of a ladder share."""
 
     resolutions: tuple[Resolution, ...]  # from fine to coarse
     blocks: int  # residual blocks behind each stochastic layer, and on the way up as many
     squeeze: int  # channels of a map over those of a 3x3 convolution
 
-    def places(self) -> Iterator[tuple[int, bool]]:
+    def layer_positions(self) -> Iterator[tuple[int, bool]]:
         """The resolution of each stochastic layer from the top down, and whether it is the last one there."""
         for level, at in reversed([*enumerate(self.resolutions)]):
             for number in range(at.num_layers):
@@ -48,8 +48,8 @@ class Plan(NamedTuple):
         return 1 / math.sqrt(self.blocks * sum(max(1, at.num_layers) for at in self.resolutions))
 
 
-class Quiet(nn.Conv2d):
-    """A 1x1 convolution; gain: what `prepared` multiplies its first weights and biases by."""
+class ScaledInitConv2d(nn.Conv2d):
+    """A 1x1 convolution; gain: what `initialize_convolutions` multiplies its first weights and biases by."""
 
     def __init__(self, in_channels: int, out_channels: int, gain: float) -> None:
         super().__init__(in_channels, out_channels, 1)
@@ -62,13 +62,13 @@ class Bottleneck(nn.Sequential):
     def __init__(self, in_channels: int, out_channels: int, hidden: int, sides: Sides, gain: float) -> None:
         kernel = 3 if min(sides) > 2 else 1  # most of a 3x3 one would lie beyond the edge
         super().__init__(
-            group_normalized(in_channels),
+            group_norm(in_channels),
             nn.SiLU(),
             nn.Conv2d(in_channels, hidden, 1),
             nn.SiLU(),
             nn.Conv2d(hidden, hidden, kernel, padding=kernel // 2),
             nn.SiLU(),
-            Quiet(hidden, out_channels, gain),
+            ScaledInitConv2d(hidden, out_channels, gain),
         )
 
 
@@ -88,12 +88,12 @@ class Residual(nn.Module):
 class BottomUp(nn.Module):
     """An image to its features at each resolution: a strided convolution and residual blocks for each."""
 
-    def __init__(self, in_channels: int, plan: Plan) -> None:
+    def __init__(self, in_channels: int, sizes: LadderSizes) -> None:
         super().__init__()
         self.stages = nn.ModuleList()
-        for level, at in enumerate(plan.resolutions):
+        for level, at in enumerate(sizes.resolutions):
             smaller = nn.Conv2d(in_channels, at.channels, *strided(at.stride))
-            self.stages.append(nn.Sequential(smaller, *plan.residuals(level, at.num_layers)))
+            self.stages.append(nn.Sequential(smaller, *sizes.residuals(level, at.num_layers)))
             in_channels = at.channels
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -105,7 +105,7 @@ class BottomUp(nn.Module):
         return maps
 
 
-class Start(nn.Module):
+class TopDownStart(nn.Module):
     """What the way down begins with: a learned map, to which each class adds one of its own."""
 
     def __init__(self, coarsest: Resolution, num_classes: int) -> None:
@@ -116,10 +116,10 @@ class Start(nn.Module):
 
     def forward(self, y: Tensor | None) -> Tensor:
         """(1, C, h, w); or of labels y (B,), (B, C, h, w)."""
-        return self.shared if self.own is None else self.shared + self.own(given(y)).view(-1, *self.shape)
+        return self.shared if self.own is None else self.shared + self.own(require_y(y)).view(-1, *self.shape)
 
 
-class Rung(nn.Module):
+class TopDownBlock(nn.Module):
     """The networks around one stochastic layer.
 
     level: its resolution. num_params: asked by the posterior. num_prior_params: by the prior; 0 for one that depends on
@@ -129,7 +129,7 @@ class Rung(nn.Module):
 
     def __init__(
         self,
-        plan: Plan,
+        sizes: LadderSizes,
         level: int,
         num_params: int,
         num_prior_params: int,
@@ -138,22 +138,22 @@ class Rung(nn.Module):
         after: nn.Module,
     ) -> None:
         super().__init__()
-        channels = plan.resolutions[level].channels
+        channels = sizes.resolutions[level].channels
         self.level, self.num_prior_params = level, num_prior_params
         # Zero at first: priors start standard normal, relative posteriors at their prior.
-        self.prior = plan.bottleneck(level, channels, num_prior_params + channels, 0.0) if num_prior_params else None
-        self.posterior = plan.bottleneck(level, 2 * channels, num_params, 0.0 if starts_at_prior else 1.0)
-        self.join = Quiet(num_features, channels, plan.gain)
+        self.prior = sizes.bottleneck(level, channels, num_prior_params + channels, 0.0) if num_prior_params else None
+        self.posterior = sizes.bottleneck(level, 2 * channels, num_params, 0.0 if starts_at_prior else 1.0)
+        self.join = ScaledInitConv2d(num_features, channels, sizes.gain)
         self.after = after
 
-    def foresee(self, h: Tensor) -> tuple[Tensor | None, Tensor]:
+    def prior_params(self, h: Tensor) -> tuple[Tensor | None, Tensor]:
         """What is above, h (N, C, h, w), to the prior's parameters (N, num_prior_params, h, w) or None, and a new h."""
         if self.prior is None:
             return None, h
         params, change = self.prior(h).tensor_split((self.num_prior_params,), 1)
         return params, h + change
 
-    def look(self, h: Tensor, features: Tensor) -> Tensor:
+    def posterior_params(self, h: Tensor, features: Tensor) -> Tensor:
         """What is above and the image's features, (N, C, h, w) each, to the posterior's parameters."""
         params: Tensor = self.posterior(torch.cat((h, features), 1))
         return params
@@ -164,25 +164,25 @@ class Rung(nn.Module):
         return below
 
 
-def descent(plan: Plan, level: int, is_last: bool) -> nn.Sequential:
+def path_to_next_block(sizes: LadderSizes, level: int, is_last: bool) -> nn.Sequential:
     """What follows a rung: its residual blocks; of the last at a resolution also the way to the next that has rungs."""
-    layers = plan.residuals(level, 1)
+    layers = sizes.residuals(level, 1)
     for at in range(level, 0, -1) if is_last else ():
-        here, finer = plan.resolutions[at], plan.resolutions[at - 1]
+        here, finer = sizes.resolutions[at], sizes.resolutions[at - 1]
         layers.append(nn.ConvTranspose2d(here.channels, finer.channels, *strided(here.stride)))
         if finer.num_layers:
             break
-        layers += plan.residuals(at - 1, 1)
+        layers += sizes.residuals(at - 1, 1)
     return nn.Sequential(*layers)
 
 
-class Head(nn.Sequential):
+class LadderHead(nn.Sequential):
     """The finest map to the parameters of a likelihood, at the size of the image."""
 
     def __init__(self, finest: Resolution, num_channels: int) -> None:
         half = max(1, finest.channels // 2)  # at the size of the image, channels cost most
         super().__init__(
-            group_normalized(finest.channels),
+            group_norm(finest.channels),
             nn.SiLU(),
             nn.ConvTranspose2d(finest.channels, half, *strided(finest.stride)),
             nn.SiLU(),
@@ -196,7 +196,7 @@ def strided(stride: Sides) -> tuple[Sides, Sides, Sides]:
     return (stride[0] + 2 * padding, stride[1] + 2 * padding), stride, (padding, padding)
 
 
-def prepared(network: nn.Module, weight_norm: bool) -> None:
+def initialize_convolutions(network: nn.Module, weight_norm: bool) -> None:
     """Give all convolutions their first weights, normalise these if asked, and make the quiet ones so.
 
     In this order: a weight of 0 has no direction that a normalisation (arXiv:1602.07868) could keep.
@@ -205,12 +205,12 @@ def prepared(network: nn.Module, weight_norm: bool) -> None:
     with torch.no_grad():
         for layer in convolutions:
             # What joins the way down, latents and coarser maps, keeps torch's own: smaller, hence less noise at first.
-            if not isinstance(layer, Quiet | nn.ConvTranspose2d):
+            if not isinstance(layer, ScaledInitConv2d | nn.ConvTranspose2d):
                 nn.init.kaiming_normal_(layer.weight)
                 nn.init.zeros_(cast("nn.Parameter", layer.bias))
             if weight_norm:
                 parametrizations.weight_norm(layer, dim=int(isinstance(layer, nn.ConvTranspose2d)))  # of each output
-            if isinstance(layer, Quiet):
+            if isinstance(layer, ScaledInitConv2d):
                 size = layer.parametrizations.weight.original0 if weight_norm else layer.weight  # type: ignore[union-attr]
                 cast("nn.Parameter", size).mul_(layer.gain)
                 cast("nn.Parameter", layer.bias).mul_(layer.gain)

@@ -12,7 +12,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from vae_lab.core import ImageShape
-from vae_lab.networks.conv import doubling, doubling_channels, group_normalized, require_halvings
+from vae_lab.networks.conv import default_channels, group_norm, require_halvings, upsampling_conv
 from vae_lab.networks.linear import Linear
 
 
@@ -22,10 +22,10 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            group_normalized(channels),
+            group_norm(channels),
             nn.SiLU(),
             nn.Conv2d(channels, channels, 3, padding=1),
-            group_normalized(channels),
+            group_norm(channels),
             nn.SiLU(),
             nn.Conv2d(channels, channels, 3, padding=1),
         )
@@ -56,15 +56,13 @@ class ResNetEncoder(nn.Sequential):
         max_width: int = 128,
     ) -> None:
         depth, height, breadth = in_shape
-        channels = channels or doubling_channels(height, breadth, width, max_width)
+        channels = channels or default_channels(height, breadth, width, max_width)
         require_halvings(height, breadth, len(channels))
         layers: list[nn.Module] = []
         for a, b in pairwise([depth, *channels]):
             layers += [nn.Conv2d(a, b, 4, 2, 1), *(ResidualBlock(b) for _ in range(blocks))]
         features = channels[-1] * (height >> len(channels)) * (breadth >> len(channels))
-        super().__init__(
-            *layers, group_normalized(channels[-1]), nn.SiLU(), nn.Flatten(), Linear(features, out_features)
-        )
+        super().__init__(*layers, group_norm(channels[-1]), nn.SiLU(), nn.Flatten(), Linear(features, out_features))
 
 
 class ResNetDecoder(nn.Sequential):
@@ -83,12 +81,12 @@ class ResNetDecoder(nn.Sequential):
         max_width: int = 128,
     ) -> None:
         depth, height, breadth = out_shape
-        channels = channels or doubling_channels(height, breadth, width, max_width)[::-1]
+        channels = channels or default_channels(height, breadth, width, max_width)[::-1]
         require_halvings(height, breadth, len(channels))
         small = (channels[0], height >> len(channels), breadth >> len(channels))
         layers: list[nn.Module] = []
         for a, b in pairwise(channels):
-            layers += [*(ResidualBlock(a) for _ in range(blocks)), doubling(a, b, 4)]
+            layers += [*(ResidualBlock(a) for _ in range(blocks)), upsampling_conv(a, b, 4)]
         layers += [ResidualBlock(channels[-1]) for _ in range(blocks)]
-        head = [group_normalized(channels[-1]), nn.SiLU(), doubling(channels[-1], depth, 4)]
+        head = [group_norm(channels[-1]), nn.SiLU(), upsampling_conv(channels[-1], depth, 4)]
         super().__init__(Linear(in_features, math.prod(small)), nn.Unflatten(1, small), *layers, *head)

@@ -1,6 +1,6 @@
 """Fully convolutional networks: between images and a map of latents, where each place sees its surroundings alone.
 
-An encoder leaves (B, out_features, h, w) and tells (h, w) as `map_shape`; a decoder takes (B, in_features, h, w) and
+An encoder leaves (B, out_features, h, w) and tells (h, w) as `spatial_shape`; a decoder takes (B, in_features, h, w) and
 tells the same. In the manner of VQ-VAE: van den Oord et al. 2017, arXiv:1711.00937, section 4.1.
 """
 
@@ -11,11 +11,11 @@ from itertools import pairwise
 from torch import nn
 
 from vae_lab.core import ImageShape
-from vae_lab.networks.conv import doubling, group_normalized, require_halvings
+from vae_lab.networks.conv import group_norm, require_halvings, upsampling_conv
 from vae_lab.networks.resnet import ResidualBlock
 
 
-class MapEncoder(nn.Sequential):
+class SpatialEncoder(nn.Sequential):
     """`halvings` strided convolutions, `blocks` residual blocks on the map they leave, a 1x1 head.
 
     ValueError: an image that cannot be halved that often; no halving at all.
@@ -25,15 +25,15 @@ class MapEncoder(nn.Sequential):
         self, in_shape: ImageShape, out_features: int, width: int = 64, blocks: int = 2, halvings: int = 2
     ) -> None:
         depth, height, breadth = in_shape
-        map_shape = halved(height, breadth, halvings, "model.encoder.halvings")
+        spatial_shape = halved_sides(height, breadth, halvings, "model.encoder.halvings")
         layers: list[nn.Module] = []
         for a, b in pairwise([depth, *[width] * halvings]):
             layers += [nn.Conv2d(a, b, 4, 2, 1), nn.SiLU()]
-        super().__init__(*layers[:-1], *refined(width, blocks), nn.Conv2d(width, out_features, 1))
-        self.map_shape = map_shape
+        super().__init__(*layers[:-1], *residual_stack(width, blocks), nn.Conv2d(width, out_features, 1))
+        self.spatial_shape = spatial_shape
 
 
-class MapDecoder(nn.Sequential):
+class SpatialDecoder(nn.Sequential):
     """A 3x3 convolution and `blocks` residual blocks on the map, then `halvings` doublings to the image.
 
     ValueError: an image that cannot be halved that often; no halving at all.
@@ -43,20 +43,20 @@ class MapDecoder(nn.Sequential):
         self, in_features: int, out_shape: ImageShape, width: int = 64, blocks: int = 2, halvings: int = 2
     ) -> None:
         depth, height, breadth = out_shape
-        map_shape = halved(height, breadth, halvings, "model.decoder.halvings")
+        spatial_shape = halved_sides(height, breadth, halvings, "model.decoder.halvings")
         layers: list[nn.Module] = []
         for a, b in pairwise([*[width] * halvings, depth]):
-            layers += [doubling(a, b, 4), nn.SiLU()]
-        super().__init__(nn.Conv2d(in_features, width, 3, padding=1), *refined(width, blocks), *layers[:-1])
-        self.map_shape = map_shape
+            layers += [upsampling_conv(a, b, 4), nn.SiLU()]
+        super().__init__(nn.Conv2d(in_features, width, 3, padding=1), *residual_stack(width, blocks), *layers[:-1])
+        self.spatial_shape = spatial_shape
 
 
-def refined(width: int, blocks: int) -> list[nn.Module]:
+def residual_stack(width: int, blocks: int) -> list[nn.Module]:
     """Residual blocks, and the activation that each of them begins with."""
-    return [*(ResidualBlock(width) for _ in range(blocks)), group_normalized(width), nn.SiLU()]
+    return [*(ResidualBlock(width) for _ in range(blocks)), group_norm(width), nn.SiLU()]
 
 
-def halved(height: int, width: int, halvings: int, key: str) -> tuple[int, int]:
+def halved_sides(height: int, width: int, halvings: int, key: str) -> tuple[int, int]:
     """The sides after `halvings` halvings. ValueError: they cannot be halved that often, or need not be."""
     if halvings < 1:
         raise ValueError(f"{key} is at least 1; found {halvings}")
@@ -64,13 +64,13 @@ def halved(height: int, width: int, halvings: int, key: str) -> tuple[int, int]:
     return height >> halvings, width >> halvings
 
 
-def require_same_map(encoder: nn.Module, decoder: nn.Module) -> None:
+def require_same_spatial_shape(encoder: nn.Module, decoder: nn.Module) -> None:
     """ValueError unless the decoder takes the latents that the encoder leaves: a map of the same size, or vectors."""
-    left, taken = (getattr(network, "map_shape", ()) for network in (encoder, decoder))
+    left, taken = (getattr(network, "spatial_shape", ()) for network in (encoder, decoder))
     if left != taken:
         words = ["x".join(map(str, sides)) + " maps" if sides else "vectors" for sides in (left, taken)]
         raise ValueError(
             f"model.decoder takes {words[1]}, and model.encoder leaves {words[0]}.\n"
-            "Choose model=map with the same model.encoder.halvings and model.decoder.halvings, or networks of vectors "
+            "Choose model=spatial with the same model.encoder.halvings and model.decoder.halvings, or networks of vectors "
             "on both sides (model=mlp, conv or resnet)"
         )

@@ -23,9 +23,9 @@ class CausalTransformer(nn.Module):
         for weight in (self.embedding.weight, self.positions, self.head.weight):
             nn.init.normal_(weight, std=0.02)  # the first masses are nearly uniform
 
-    def forward(self, numbers: Tensor) -> Tensor:
+    def forward(self, indices: Tensor) -> Tensor:
         """(N, t) to (N, min(t + 1, T), K): a last number that has no successor is not looked at."""
-        given = numbers[:, : self.length - 1].to(self.positions.device)
+        given = indices[:, : self.length - 1].to(self.positions.device)
         start = given.new_full((len(given), 1), self.num_codes)
         features = self.embedding(torch.cat((start, given), 1)) + self.positions[: given.shape[1] + 1]
         mask = nn.Transformer.generate_square_subsequent_mask(features.shape[1], features.device)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, kl_divergence
 
 from vae_lab.core import Latent, Trace
-from vae_lab.distributions.gaussians import normal_of
+from vae_lab.distributions.gaussians import as_diagonal_normal
 
 KLEstimate = Literal["closed_form", "monte_carlo"]
 Weight = float | Tensor  # a number; a tensor () where a step is compiled or replayed
@@ -48,7 +48,9 @@ def bound_terms(
     """
     log_px = trace.likelihood.log_prob(x)
     if path_gradient:
-        trace = trace._replace(latents=tuple(latent._replace(posterior=detached(latent)) for latent in trace.latents))
+        trace = trace._replace(
+            latents=tuple(latent._replace(posterior=detach_posterior(latent)) for latent in trace.latents)
+        )
     estimate = closed_form_kl if kl == "closed_form" else monte_carlo_kl
     kls = [estimate(latent).expand_as(log_px) for latent in trace.latents]
     ratio = functools.reduce(torch.add, [latent.log_ratio for latent in trace.latents]) if log_ratio else None
@@ -56,10 +58,10 @@ def bound_terms(
     return BoundTerms(log_px, ratio, kls[0].unsqueeze(0) if len(kls) == 1 else torch.stack(kls), zs)
 
 
-def detached(latent: Latent) -> Distribution:
+def detach_posterior(latent: Latent) -> Distribution:
     """q(z|x) with its parameters held constant. ValueError: a family whose parameters are not known here."""
     posterior = latent.posterior
-    if (base := normal_of(posterior)) is not None:
+    if (base := as_diagonal_normal(posterior)) is not None:
         constant = Normal(base.loc.detach(), base.scale.detach(), validate_args=False)
         return Independent(constant, len(posterior.event_shape), validate_args=False)
     if isinstance(posterior, MultivariateNormal):
@@ -90,7 +92,7 @@ def closed_form_kl(latent: Latent) -> Tensor:
 
 def kl_per_dimension(latent: Latent) -> Tensor | None:
     """KL of each latent dimension, (B, *event) or (S, B, *event); None where q and p do not factorise."""
-    posterior, prior = normal_of(latent.posterior), normal_of(latent.prior)
+    posterior, prior = as_diagonal_normal(latent.posterior), as_diagonal_normal(latent.prior)
     return None if posterior is None or prior is None else kl_divergence(posterior, prior)
 
 
@@ -133,12 +135,12 @@ def doubly_reparameterized_bound(terms: BoundTerms, beta: Weight = 1.0) -> Tenso
     shares = log_weights.detach().softmax(0)  # (S, B)
     [z] = terms.latents
     if z.requires_grad:
-        z.register_hook(functools.partial(_scaled, 1 - beta + beta * shares))
+        z.register_hook(functools.partial(_scale_gradient, 1 - beta + beta * shares))
     weighted = (shares * log_weights).sum(0)
     return importance_weighted_bound(terms, beta).detach() + (weighted - weighted.detach())
 
 
-def _scaled(shares: Tensor, gradient: Tensor) -> Tensor:
+def _scale_gradient(shares: Tensor, gradient: Tensor) -> Tensor:
     """gradient: of z, (S, B, *event)."""
     return gradient * shares.reshape(*shares.shape, *(1 for _ in gradient.shape[2:]))
 

@@ -7,11 +7,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from vae_lab.core import Setting
+from vae_lab.core import TrainingSpec
 from vae_lab.objectives.bounds import BoundTerms, Weight, total_kl
-from vae_lab.utils.distributed import mean_over_processes
+from vae_lab.utils.distributed import all_reduce_mean
 
-MOST = 10.0  # of the multiplier's logarithm, in both directions
+MAX_LOG_MULTIPLIER = 10.0  # of the multiplier's logarithm, in both directions
 
 
 class Constraint(Protocol):
@@ -33,17 +33,17 @@ class DistortionConstraint(nn.Module):
 
     log_multiplier: Tensor
     average: Tensor
-    seen: Tensor
+    num_updates: Tensor
 
-    def __init__(self, setting: Setting, tolerance: float, rate: float = 0.01, decay: float = 0.99) -> None:
+    def __init__(self, spec: TrainingSpec, tolerance: float, rate: float = 0.01, decay: float = 0.99) -> None:
         super().__init__()
         if not 0 <= decay < 1 or rate <= 0:
             raise ValueError(
                 f"objective.constraint: decay lies in [0, 1) and rate is above 0; found decay={decay}, rate={rate}"
             )
-        self.limit, self.rate, self.decay = tolerance * setting.image.num_dims, rate, decay
-        self.num_dims = setting.image.num_dims
-        for name in ("log_multiplier", "average", "seen"):
+        self.limit, self.rate, self.decay = tolerance * spec.image.num_dims, rate, decay
+        self.num_dims = spec.image.num_dims
+        for name in ("log_multiplier", "average", "num_updates"):
             self.register_buffer(name, torch.zeros(()))
 
     def forward(self, terms: BoundTerms, beta: Weight) -> Tensor:
@@ -51,7 +51,7 @@ class DistortionConstraint(nn.Module):
         excess = -terms.log_px.mean(0) - self.limit
         loss = beta * total_kl(terms).mean(0) + self.log_multiplier.exp() * excess
         if self.training:
-            self._move(mean_over_processes(excess.detach().mean() / self.num_dims))
+            self._update_multiplier(all_reduce_mean(excess.detach().mean() / self.num_dims))
         return -loss
 
     @property
@@ -60,9 +60,11 @@ class DistortionConstraint(nn.Module):
         return float(self.log_multiplier.exp())
 
     @torch.no_grad()
-    def _move(self, excess: Tensor) -> None:
-        first = self.seen == 0
+    def _update_multiplier(self, excess: Tensor) -> None:
+        first = self.num_updates == 0
         average = torch.where(first, excess, torch.lerp(excess, self.average, self.decay))
-        self.log_multiplier.copy_((self.log_multiplier + self.rate * average).clamp(-MOST, MOST))
+        self.log_multiplier.copy_(
+            (self.log_multiplier + self.rate * average).clamp(-MAX_LOG_MULTIPLIER, MAX_LOG_MULTIPLIER)
+        )
         self.average.copy_(average)
-        self.seen.add_(1)
+        self.num_updates.add_(1)

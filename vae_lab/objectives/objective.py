@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from vae_lab.core import Observation, Setting, Trace
+from vae_lab.core import RegularizerInputs, Trace, TrainingSpec
 from vae_lab.objectives.bounds import (
     Bound,
     BoundTerms,
@@ -22,9 +22,9 @@ from vae_lab.objectives.bounds import (
     kl_per_dimension,
 )
 from vae_lab.objectives.constraints import Constraint
-from vae_lab.objectives.regularizers.base import Critic, Regularizer
+from vae_lab.objectives.regularizers.base import AdversarialRegularizer, Regularizer
 from vae_lab.objectives.schedules import Constant, Schedule
-from vae_lab.utils.callables import plain
+from vae_lab.utils.callables import unwrap_partial
 
 IMPORTANCE_WEIGHTED = (importance_weighted_bound, doubly_reparameterized_bound)
 
@@ -51,15 +51,15 @@ class Objective(nn.Module):
         self,
         bound: Bound,
         beta_schedule: Schedule,
-        setting: Setting | None = None,
+        spec: TrainingSpec | None = None,
         beta: float = 1.0,
         free_bits: float = 0.0,
         capacity: float | None = None,
         capacity_schedule: Schedule | None = None,
         num_samples: int = 1,
         kl: KLEstimate = "closed_form",
-        constraint: Callable[[Setting], Constraint] | None = None,
-        regularizers: Mapping[str, Callable[[Setting], Regularizer] | None] | None = None,
+        constraint: Callable[[TrainingSpec], Constraint] | None = None,
+        regularizers: Mapping[str, Callable[[TrainingSpec], Regularizer] | None] | None = None,
     ) -> None:
         super().__init__()
         _require(num_samples >= 1, f"objective.num_samples is at least 1; found {num_samples}")
@@ -70,15 +70,15 @@ class Objective(nn.Module):
             "objective.free_bits floors the KL of each dimension in closed form: objective.kl=monte_carlo has none",
         )
         _require(capacity is None or capacity >= 0, f"objective.capacity are nats, at least 0; found {capacity}")
-        bound = plain(bound)
+        bound = unwrap_partial(bound)
         _require_bound(bound, num_samples, free_bits, capacity, constraint is not None)
         self.bound: Bound = bound
         self.beta, self.beta_schedule = beta, beta_schedule
         self.capacity, self.capacity_schedule = capacity, capacity_schedule or Constant()
         self.free_bits, self.num_samples, self.kl = free_bits, num_samples, kl
-        _require(setting is not None or not (constraint or regularizers), "parts of an objective need its setting")
-        self.constraint = constraint(setting) if constraint and setting else None
-        built = {name: make(setting) for name, make in (regularizers or {}).items() if setting and make is not None}
+        _require(spec is not None or not (constraint or regularizers), "parts of an objective need its setting")
+        self.constraint = constraint(spec) if constraint and spec else None
+        built = {name: make(spec) for name, make in (regularizers or {}).items() if spec and make is not None}
         self.regularizers = nn.ModuleDict(built)  # type: ignore[arg-type]  # each of them is a module
         _require(
             bound is not doubly_reparameterized_bound or not built,
@@ -91,38 +91,40 @@ class Objective(nn.Module):
         path = self.bound is doubly_reparameterized_bound
         return bound_terms(trace, x, self.kl, log_ratio=self.bound is not elbo, path_gradient=path)
 
-    def forward(self, seen: Observation, terms: BoundTerms, weights: Weights) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, inputs: RegularizerInputs, terms: BoundTerms, weights: Weights
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """What is minimised, (B,), with the weights of this step (`weights_at`); and the regularizers' values, () each.
 
         In nats per image where only a bound is minimised.
         """
-        loss = -self._bound(seen.trace, terms, weights)
+        loss = -self._bound(inputs.trace, terms, weights)
         values = {}
         for name, regularizer in self.regularizers.items():
-            penalty = regularizer(seen)
+            penalty = regularizer(inputs)
             loss = loss + regularizer.weight * penalty
             values[name] = penalty.detach().mean()
         return loss, values
 
     def _bound(self, trace: Trace, terms: BoundTerms, weights: Weights) -> Tensor:
         if self.free_bits:
-            terms = terms._replace(kl=floored_kl(trace, terms, self.free_bits))
+            terms = terms._replace(kl=apply_free_bits(trace, terms, self.free_bits))
         if self.constraint is not None:
             return self.constraint(terms, weights.beta)
         if self.capacity is not None:
             return capacity_bound(terms, weights.beta, weights.capacity)
         return self.bound(terms, weights.beta)
 
-    def critic_loss(self, seen: Observation) -> Tensor | None:
-        """What the critics minimise, (), of detached latents and images; None without critics."""
-        losses = [critic.critic_loss(seen) for critic in self.critics]
+    def discriminator_loss(self, inputs: RegularizerInputs) -> Tensor | None:
+        """What the discriminators minimise, (), of detached latents and images; None without discriminators."""
+        losses = [discriminator.discriminator_loss(inputs) for discriminator in self.discriminators]
         return torch.stack(losses).sum() if losses else None
 
     @property
-    def critics(self) -> list[Critic]:
+    def discriminators(self) -> list[AdversarialRegularizer]:
         """The regularizers that have networks of their own."""
-        parts = cast("list[Critic]", list(self.regularizers.values()))
-        return [part for part in parts if hasattr(part, "critic_loss")]
+        parts = cast("list[AdversarialRegularizer]", list(self.regularizers.values()))
+        return [part for part in parts if hasattr(part, "discriminator_loss")]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -135,7 +137,7 @@ class Objective(nn.Module):
         return Weights(beta, (self.capacity or 0.0) * self.capacity_schedule(step, total_steps))
 
 
-def floored_kl(trace: Trace, terms: BoundTerms, free_bits: float) -> Tensor:
+def apply_free_bits(trace: Trace, terms: BoundTerms, free_bits: float) -> Tensor:
     """KL with the batch mean of each dimension at least `free_bits`, (L, S, B); without dimensions, of each layer."""
     layers = []
     for latent, kl in zip(trace.latents, terms.kl, strict=True):

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from vae_lab.distributions.codes import features_second
-from vae_lab.utils.distributed import of_first_process, summed_over_processes
+from vae_lab.distributions.codes import merge_code_features
+from vae_lab.utils.distributed import all_reduce_sum, broadcast_from_first
 
 
 class Codebook(nn.Module):
@@ -50,20 +50,20 @@ class Codebook(nn.Module):
         """
         rows = self._rows(inputs)
         if self.training:
-            self._restart(rows)
-        numbers = self._nearest(rows)
+            self._restart_dead_codes(rows)
+        indices = self._nearest(rows)
         if self.training:
-            self._follow(rows, numbers)
-        return self._shaped(numbers, inputs)
+            self._update_averages(rows, indices)
+        return self._as_indices(indices, inputs)
 
     @torch.no_grad()
     def indices(self, z: Tensor) -> Tensor:
         """The numbers of the codes nearest to latents, int64: (N, F, *map) to (N, G, *map). Changes nothing."""
-        return self._shaped(self._nearest(self._rows(z)), z)
+        return self._as_indices(self._nearest(self._rows(z)), z)
 
     def embed(self, indices: Tensor) -> Tensor:
         """The latents of code numbers, (N, G, *map) to (N, F, *map); no gradient."""
-        return features_second(embedding(indices, self.vectors))
+        return merge_code_features(embedding(indices, self.vectors))
 
     def _rows(self, z: Tensor) -> Tensor:
         """What is one code each, (N * G * places, code_dim)."""
@@ -72,8 +72,8 @@ class Codebook(nn.Module):
         groups = z.float().reshape(len(z), self.num_groups, self.code_dim, *z.shape[2:])
         return groups.movedim(2, -1).reshape(-1, self.code_dim)
 
-    def _shaped(self, numbers: Tensor, z: Tensor) -> Tensor:
-        return numbers.reshape(len(z), self.num_groups, *z.shape[2:])
+    def _as_indices(self, indices: Tensor, z: Tensor) -> Tensor:
+        return indices.reshape(len(z), self.num_groups, *z.shape[2:])
 
     def _nearest(self, rows: Tensor) -> Tensor:
         """|c|^2 / 2 - x c is smallest; around the codes' centre, for far from 0 it would be lost in rounding."""
@@ -82,23 +82,23 @@ class Codebook(nn.Module):
         with torch.autocast(rows.device.type, enabled=False):  # it would round the products to 8 bits
             return torch.addmm(vectors.square().sum(1) / 2, rows - centre, vectors.T, alpha=-1).argmin(1)
 
-    def _restart(self, rows: Tensor) -> None:
+    def _restart_dead_codes(self, rows: Tensor) -> None:
         fair = self.usage.mean()
         dead = self.usage <= self.restart_below * fair  # at the first batch all, for none is used
-        drawn = of_first_process(self._drawn(rows))
+        drawn = broadcast_from_first(self._random_rows(rows))
         self.usage.copy_(torch.where(dead, fair, self.usage))
         self.sums.copy_(torch.where(dead[:, None], fair * drawn, self.sums))
         self.vectors.copy_(torch.where(dead[:, None], drawn, self.vectors))
 
-    def _drawn(self, rows: Tensor) -> Tensor:
+    def _random_rows(self, rows: Tensor) -> Tensor:
         """As many rows as there are codes, in random order; again from the first where there are fewer."""
         order = torch.rand(len(rows), device=rows.device).topk(min(self.num_codes, len(rows))).indices
         return rows[order[torch.arange(self.num_codes, device=rows.device) % len(order)]]
 
-    def _follow(self, rows: Tensor, numbers: Tensor) -> None:
+    def _update_averages(self, rows: Tensor, indices: Tensor) -> None:
         counts = torch.ones_like(rows[:, :1])
         batch = rows.new_zeros(self.num_codes, self.code_dim + 1)
-        batch = summed_over_processes(batch.index_add_(0, numbers, torch.cat((rows, counts), 1)))
+        batch = all_reduce_sum(batch.index_add_(0, indices, torch.cat((rows, counts), 1)))
         self.sums.lerp_(batch[:, :-1], 1 - self.decay)
         self.usage.lerp_(batch[:, -1], 1 - self.decay)
         used = batch[:, -1:] > 0  # the others' averages shrink alike, and at the first batch are 0 / 0

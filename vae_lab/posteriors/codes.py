@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vae_lab.core import Kind
-from vae_lab.distributions.codes import OneHotCodes, OneHots, Quantized
+from vae_lab.core import LatentKind
+from vae_lab.distributions.codes import OneHotCategoricals, OneHotCodes, QuantizedDelta
 from vae_lab.posteriors.codebook import Codebook
 
 
@@ -20,7 +20,7 @@ class NearestCode(nn.Module):
     ValueError: a code_dim that does not divide latent_dim, and what the codebook refuses.
     """
 
-    kind: Kind = "codes"
+    kind: LatentKind = "codes"
 
     def __init__(
         self,
@@ -43,8 +43,8 @@ class NearestCode(nn.Module):
     def forward(self, params: Tensor) -> Distribution:
         """params: (B, D, *map), what is quantised. While training, the codebook follows it."""
         inputs = params.float()
-        numbers = self.codes(inputs)
-        return Quantized(inputs, numbers, self.codes.embed(numbers))
+        indices = self.codes(inputs)
+        return QuantizedDelta(inputs, indices, self.codes.embed(indices))
 
 
 class RelaxedCategorical(nn.Module):
@@ -58,7 +58,7 @@ class RelaxedCategorical(nn.Module):
     ValueError: fewer than two categories, a temperature that is not above 0.
     """
 
-    kind: Kind = "codes"
+    kind: LatentKind = "codes"
 
     def __init__(self, latent_dim: int, num_categories: int = 10, temperature: float = 2 / 3) -> None:
         super().__init__()
@@ -73,4 +73,4 @@ class RelaxedCategorical(nn.Module):
     def forward(self, params: Tensor) -> Distribution:
         """params: (B, D K, *map), K logits of each variable."""
         logits = params.float().unflatten(1, (-1, self.codes.num_codes))
-        return OneHots(logits, self.temperature if self.training else None)
+        return OneHotCategoricals(logits, self.temperature if self.training else None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vae_lab.core import Kind
+from vae_lab.core import LatentKind
 from vae_lab.distributions.degenerate import Delta
 
 
@@ -17,7 +17,7 @@ class Deterministic(nn.Module):
     2018, arXiv:1711.01558) the rate is -log p(z). Neither is a bound on log p(x).
     """
 
-    kind: Kind = "vector"
+    kind: LatentKind = "vector"
     is_density = False
 
     def __init__(self, latent_dim: int) -> None:

@@ -13,10 +13,10 @@ from torch.distributions import Distribution, Independent, Normal, TransformedDi
 from torch.distributions.kl import register_kl
 from torch.distributions.transforms import Transform
 
-from vae_lab.core import Kind
-from vae_lab.distributions.flows import FeaturesFirst, Householder, InverseAutoregressive, Planar, full_precision
+from vae_lab.core import LatentKind
+from vae_lab.distributions.flows import FeaturesFirst, Householder, InverseAutoregressive, Planar, without_autocast
 from vae_lab.distributions.gaussians import bounded_scale
-from vae_lab.distributions.spatial import Placewise
+from vae_lab.distributions.spatial import SpatialDistribution
 from vae_lab.networks.made import MADE
 
 
@@ -27,13 +27,13 @@ class InverseAutoregressiveFlow(nn.Module):
     The density of a sample is cheap, that of any other z takes latent_dim passes.
     """
 
-    kind: Kind = "vector"
+    kind: LatentKind = "vector"
 
     def __init__(
         self, latent_dim: int, num_flows: int = 4, hidden: Sequence[int] = (320,), context_features: int = 64
     ) -> None:
         super().__init__()
-        require_steps(num_flows)
+        require_flows(num_flows)
         if context_features < 1:
             raise ValueError(f"model.posterior.context_features is at least 1; found {context_features}")
         if not hidden or min(hidden) < 1:
@@ -47,25 +47,25 @@ class InverseAutoregressiveFlow(nn.Module):
 
     def forward(self, params: Tensor) -> Distribution:
         """params: (B, 2 D + context_features, *map): means, log variances, context."""
-        base, context = base_and_rest(params, self.num_features)
-        return transformed(base, [InverseAutoregressive(made, context) for made in self.networks])  # type: ignore[arg-type]
+        base, context = split_base(params, self.num_features)
+        return apply_flows(base, [InverseAutoregressive(made, context) for made in self.networks])  # type: ignore[arg-type]
 
 
 class PlanarFlow(nn.Module):
     """Planar steps, whose parameters the encoder gives. Rezende & Mohamed 2015, arXiv:1505.05770."""
 
-    kind: Kind = "vector"
+    kind: LatentKind = "vector"
 
     def __init__(self, latent_dim: int, num_flows: int = 8) -> None:
         super().__init__()
-        require_steps(num_flows)
+        require_flows(num_flows)
         self.num_params, self.num_features = 2 * latent_dim + num_flows * (2 * latent_dim + 1), latent_dim
 
     def forward(self, params: Tensor) -> Distribution:
         """params: (B, 2 D + num_flows (2 D + 1), *map): means, log variances, then u, w, b of each step."""
         dims = self.num_features
-        base, rest = base_and_rest(params, dims)
-        return transformed(base, [Planar(*step.split((dims, dims, 1), -1)) for step in rest.split(2 * dims + 1, -1)])
+        base, rest = split_base(params, dims)
+        return apply_flows(base, [Planar(*step.split((dims, dims, 1), -1)) for step in rest.split(2 * dims + 1, -1)])
 
 
 class HouseholderFlow(nn.Module):
@@ -74,11 +74,11 @@ class HouseholderFlow(nn.Module):
     arXiv:1611.09630; there each step's vector is a linear function of the one before, here the encoder gives them all.
     """
 
-    kind: Kind = "vector"
+    kind: LatentKind = "vector"
 
     def __init__(self, latent_dim: int, num_flows: int = 4) -> None:
         super().__init__()
-        require_steps(num_flows)
+        require_flows(num_flows)
         if latent_dim < 2:
             raise ValueError(
                 "model/posterior=householder turns vectors of at least 2 dimensions; "
@@ -88,10 +88,10 @@ class HouseholderFlow(nn.Module):
 
     def forward(self, params: Tensor) -> Distribution:
         """params: (B, (2 + num_flows) D, *map): means, log variances, a vector of each step."""
-        base, rest = base_and_rest(params, self.num_features)
+        base, rest = split_base(params, self.num_features)
         reflections: list[Transform] = [Householder(vector) for vector in rest.split(self.num_features, -1)]
         vectors = ReflectedGaussian(base, reflections, validate_args=False)
-        return Placewise(vectors) if params.dim() > 2 else vectors
+        return SpatialDistribution(vectors) if params.dim() > 2 else vectors
 
 
 class ReflectedGaussian(TransformedDistribution):
@@ -121,13 +121,13 @@ class ReflectedGaussian(TransformedDistribution):
         for unit in units:
             columns = [*(Householder(unit)(column) for column in columns), 2 * unit]
         a, u, v = torch.stack(columns, -1), torch.stack(units, -1), self.base_dist.variance
-        with full_precision(v):
+        with without_autocast(v):
             turned: Tensor = v - 2 * v * (a * u).sum(-1) + (a @ (u.mT @ (v.unsqueeze(-1) * u)) * a).sum(-1)
         return turned.clamp(min=0)  # where a small variance was left of large ones, rounding may have taken it
 
 
 @register_kl(ReflectedGaussian, Independent)  # type: ignore[untyped-decorator]
-def _to_diagonal(q: ReflectedGaussian, p: Independent[Distribution]) -> Tensor:
+def _kl_to_diagonal(q: ReflectedGaussian, p: Independent[Distribution]) -> Tensor:
     """KL(q || p), the batch shape. NotImplementedError: p is no diagonal Gaussian."""
     if not isinstance(p.base_dist, Normal):
         raise NotImplementedError
@@ -137,7 +137,7 @@ def _to_diagonal(q: ReflectedGaussian, p: Independent[Distribution]) -> Tensor:
     return kl / 2
 
 
-def require_steps(num_flows: int) -> None:
+def require_flows(num_flows: int) -> None:
     """ValueError unless there are any."""
     if num_flows < 1:
         raise ValueError(
@@ -146,15 +146,15 @@ def require_steps(num_flows: int) -> None:
         )
 
 
-def base_and_rest(params: Tensor, dims: int) -> tuple[Distribution, Tensor]:
+def split_base(params: Tensor, dims: int) -> tuple[Distribution, Tensor]:
     """Of (B, 2 D + R, *map): the Gaussian, batch (B, *map) and event (D,); and the rest, (B, *map, R)."""
     mean, logvar, rest = params.float().movedim(1, -1).tensor_split((dims, 2 * dims), -1)
     normal = Normal(mean, bounded_scale(logvar), validate_args=False)
     return Independent(normal, 1, validate_args=False), rest
 
 
-def transformed(base: Distribution, flows: Sequence[Transform]) -> Distribution:
+def apply_flows(base: Distribution, flows: Sequence[Transform]) -> Distribution:
     """The Gaussians of the vectors, or of those of a map, through the flows; batch (B,)."""
-    # Not a Placewise: its samples would be views that no flow remembers.
+    # Not a SpatialDistribution: its samples would be views that no flow remembers.
     to_map = [FeaturesFirst()] if len(base.batch_shape) > 1 else []
     return TransformedDistribution(base, [*flows, *to_map], validate_args=False)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
-from vae_lab.core import Kind
-from vae_lab.distributions.gaussians import FullNormal, bounded_scale, num_below, scale_tril
-from vae_lab.distributions.spatial import over_places
+from vae_lab.core import LatentKind
+from vae_lab.distributions.gaussians import FullNormal, bounded_scale, num_below_diagonal, scale_tril
+from vae_lab.distributions.spatial import to_spatial
 
 
 class DiagonalGaussian(nn.Module):
     """N(mean, diag exp(logvar)), both from the encoder, logvar bounded. Kingma & Welling 2014, arXiv:1312.6114."""
 
-    kind: Kind = "vector"
+    kind: LatentKind = "vector"
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
@@ -37,14 +37,14 @@ class FullCovarianceGaussian(nn.Module):
     half of (D h w)^2 outputs.
     """
 
-    kind: Kind = "vector"
+    kind: LatentKind = "vector"
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
-        self.num_params, self.num_features = 2 * latent_dim + num_below(latent_dim), latent_dim
-        self._parts = (latent_dim, latent_dim, num_below(latent_dim))
+        self.num_params, self.num_features = 2 * latent_dim + num_below_diagonal(latent_dim), latent_dim
+        self._parts = (latent_dim, latent_dim, num_below_diagonal(latent_dim))
 
     def forward(self, params: Tensor) -> Distribution:
         """params: (B, 2 D + D (D - 1) / 2, *map): means, log variances of L's diagonal, L below it row by row."""
         mean, logvar, below = params.float().movedim(1, -1).split(self._parts, -1)
-        return over_places(FullNormal(mean, scale_tril=scale_tril(logvar, below), validate_args=False))
+        return to_spatial(FullNormal(mean, scale_tril=scale_tril(logvar, below), validate_args=False))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vae_lab.core import Kind
-from vae_lab.distributions.gaussians import bounded, gaussian, normal_of
+from vae_lab.core import LatentKind
+from vae_lab.distributions.gaussians import as_diagonal_normal, diagonal_normal, soft_clamp
 
 MEAN_LIMIT = 10.0  # of how far a posterior's mean lies from the prior's
 LOG_SCALE_LIMIT = 5.0  # of a prior's log scale, and of a posterior's relative to it
@@ -18,7 +18,7 @@ class ResidualGaussian(nn.Module):
     Vahdat & Kautz 2020, arXiv:2007.03898, eq. 3. In a plain VAE: a diagonal Gaussian, bounded around N(0, I).
     """
 
-    kind: Kind = "vector"
+    kind: LatentKind = "vector"
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
@@ -27,11 +27,11 @@ class ResidualGaussian(nn.Module):
     def forward(self, params: Tensor) -> Distribution:
         """params: (B, 2 D, *map), means then log scales. Batch (B,)."""
         difference, log_ratio = self._bounded(params)
-        return gaussian(difference, log_ratio.exp())
+        return diagonal_normal(difference, log_ratio.exp())
 
-    def around(self, prior: Distribution, params: Tensor) -> Distribution:
+    def relative_to(self, prior: Distribution, params: Tensor) -> Distribution:
         """params: (N, 2 D, *map), differences of means then of log scales. ValueError: a prior that is no Gaussian."""
-        base = normal_of(prior)
+        base = as_diagonal_normal(prior)
         if base is None:
             raise ValueError(
                 f"model/posterior=residual_gaussian differs from a diagonal Gaussian, and the prior is a "
@@ -39,9 +39,9 @@ class ResidualGaussian(nn.Module):
                 "model/posterior=diagonal_gaussian"
             )
         difference, log_ratio = self._bounded(params)
-        return gaussian(base.loc + difference, base.scale * log_ratio.exp())
+        return diagonal_normal(base.loc + difference, base.scale * log_ratio.exp())
 
     @staticmethod
     def _bounded(params: Tensor) -> tuple[Tensor, Tensor]:
         difference, log_ratio = params.float().chunk(2, 1)
-        return bounded(difference, MEAN_LIMIT), bounded(log_ratio, LOG_SCALE_LIMIT)
+        return soft_clamp(difference, MEAN_LIMIT), soft_clamp(log_ratio, LOG_SCALE_LIMIT)

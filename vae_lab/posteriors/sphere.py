@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.functional import normalize, softplus
 
-from vae_lab.core import Kind
+from vae_lab.core import LatentKind
 from vae_lab.distributions import sphere
-from vae_lab.distributions.spatial import over_places
+from vae_lab.distributions.spatial import to_spatial
 
 SMALLEST_CONCENTRATION, LARGEST_CONCENTRATION = 1e-3, 1e5  # nearly uniform; standard deviations of 0.003
 
@@ -22,7 +22,7 @@ class VonMisesFisher(nn.Module):
     each place. ValueError: latent_dim < 2.
     """
 
-    kind: Kind = "sphere"
+    kind: LatentKind = "sphere"
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class VonMisesFisher(nn.Module):
         direction = direction + 1e-3 * _first_axis(direction)  # the zero vector too has a direction, and a gradient
         grown = self.num_features * softplus(raw.squeeze(-1)) / LARGEST_CONCENTRATION
         concentration = SMALLEST_CONCENTRATION + LARGEST_CONCENTRATION * torch.tanh(grown)
-        return over_places(sphere.VonMisesFisher(normalize(direction, dim=-1), concentration))
+        return to_spatial(sphere.VonMisesFisher(normalize(direction, dim=-1), concentration))
 
 
 def _first_axis(like: Tensor) -> Tensor:

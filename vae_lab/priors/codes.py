@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent
 
-from vae_lab.core import NOTHING, Codes, Given, Kind, LatentSpec
-from vae_lab.distributions.codes import OverCodes
+from vae_lab.core import NO_INPUTS, Codes, LatentKind, LatentSpec, PriorInputs
+from vae_lab.distributions.codes import CodeDistribution
 from vae_lab.networks.transformer import CausalTransformer
-from vae_lab.priors.temperature import scaled
+from vae_lab.priors.temperature import scale_prior
 
 COLDEST = 1e-6  # a temperature at which logits that differ at all decide
 
 
-def num_codes_of(latent: LatentSpec, prior: str) -> int:
+def require_num_codes(latent: LatentSpec, prior: str) -> int:
     """K. ValueError: latents that do not consist of codes."""
     if latent.num_codes is None:
         raise ValueError(
@@ -30,39 +30,39 @@ def num_codes_of(latent: LatentSpec, prior: str) -> int:
     return latent.num_codes
 
 
-def codes_of(given: Given) -> Codes:
+def require_codes(inputs: PriorInputs) -> Codes:
     """The codes that a prior's numbers mean. ValueError: it was called without."""
-    if given.codes is None:
-        raise ValueError("a prior over codes is told what they are: prior(Given(codes=posterior.codes))")
-    return given.codes
+    if inputs.codes is None:
+        raise ValueError("a prior over codes is told what they are: prior(PriorInputs(codes=posterior.codes))")
+    return inputs.codes
 
 
 class UniformCodes(nn.Module):
     """Each code with probability 1 / K, at each position alone. ValueError: latents that are no codes."""
 
-    kinds: tuple[Kind, ...] = ("codes",)
+    kinds: tuple[LatentKind, ...] = ("codes",)
     logits: Tensor
 
     def __init__(self, latent: LatentSpec) -> None:
         super().__init__()
         self.shape = latent.shape
-        logits = torch.zeros(*latent.code_shape, num_codes_of(latent, "uniform_codes"))
+        logits = torch.zeros(*latent.code_shape, require_num_codes(latent, "uniform_codes"))
         self.register_buffer("logits", logits, persistent=False)  # a constant, to follow the model to its device
 
-    def forward(self, given: Given = NOTHING) -> Distribution:
+    def forward(self, inputs: PriorInputs = NO_INPUTS) -> Distribution:
         """p(z), batch ()."""
         each = Categorical(logits=self.logits, validate_args=False)
-        numbers = Independent(each, self.logits.dim() - 1, validate_args=False)
-        return UniformOverCodes(numbers, codes_of(given), self.shape)
+        index_distribution = Independent(each, self.logits.dim() - 1, validate_args=False)
+        return UniformCodeDistribution(index_distribution, require_codes(inputs), self.shape)
 
 
-class UniformOverCodes(OverCodes):
+class UniformCodeDistribution(CodeDistribution):
     """The same mass everywhere, so that no code has to be looked for."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         """-positions ln K, (*batch)."""
-        nowhere = torch.zeros(self.numbers.event_shape, dtype=torch.int64, device=value.device)
-        return self.numbers.log_prob(nowhere).expand(value.shape[: value.dim() - len(self.event_shape)])
+        nowhere = torch.zeros(self.index_distribution.event_shape, dtype=torch.int64, device=value.device)
+        return self.index_distribution.log_prob(nowhere).expand(value.shape[: value.dim() - len(self.event_shape)])
 
 
 class AutoregressiveCodes(nn.Module):
@@ -76,11 +76,11 @@ class AutoregressiveCodes(nn.Module):
     ValueError: latents that are no codes, a width that `heads` does not divide.
     """
 
-    kinds: tuple[Kind, ...] = ("codes",)
+    kinds: tuple[LatentKind, ...] = ("codes",)
 
     def __init__(self, latent: LatentSpec, width: int = 64, depth: int = 2, heads: int = 4) -> None:
         super().__init__()
-        num_codes = num_codes_of(latent, "autoregressive_codes")
+        num_codes = require_num_codes(latent, "autoregressive_codes")
         if min(width, depth, heads) < 1 or width % heads:
             raise ValueError(
                 "model.prior.width is a multiple of model.prior.heads, and depth, like both, at least 1; "
@@ -89,10 +89,10 @@ class AutoregressiveCodes(nn.Module):
         self.shape, self.code_shape = latent.shape, latent.code_shape
         self.network = CausalTransformer(math.prod(self.code_shape), num_codes, width, depth, heads)
 
-    def forward(self, given: Given = NOTHING) -> Distribution:
+    def forward(self, inputs: PriorInputs = NO_INPUTS) -> Distribution:
         """p(z), batch ()."""
-        numbers = Autoregressive(self.network, self.code_shape)
-        return OverCodes(numbers, codes_of(given), self.shape)
+        index_distribution = Autoregressive(self.network, self.code_shape)
+        return CodeDistribution(index_distribution, require_codes(inputs), self.shape)
 
 
 class Autoregressive(Distribution):
@@ -109,40 +109,40 @@ class Autoregressive(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The log of a probability mass, in nats, (*batch), in one pass. value: int64 (*batch, *shape)."""
-        numbers = value.reshape(-1, self.event_shape.numel())
-        log_mass: Tensor = _each(self.network(numbers)).log_prob(numbers).sum(-1)
+        indices = value.reshape(-1, self.event_shape.numel())
+        log_mass: Tensor = _each(self.network(indices)).log_prob(indices).sum(-1)
         return log_mass.reshape(value.shape[: value.dim() - len(self.event_shape)])
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Numbers (*sample_shape, *shape), drawn one after the other: a pass through the network for each."""
-        numbers = torch.empty(math.prod(sample_shape), 0, dtype=torch.int64)
+        indices = torch.empty(math.prod(sample_shape), 0, dtype=torch.int64)
         for _ in range(self.event_shape.numel()):
-            logits = self.network(numbers)[:, -1:]
-            numbers = torch.cat((numbers.to(logits.device), _each(logits).sample()), 1)
-        return numbers.reshape(*sample_shape, *self.event_shape)
+            logits = self.network(indices)[:, -1:]
+            indices = torch.cat((indices.to(logits.device), _each(logits).sample()), 1)
+        return indices.reshape(*sample_shape, *self.event_shape)
 
 
 def _each(logits: Tensor) -> Categorical:
     return Categorical(logits=logits.float(), validate_args=False)
 
 
-@scaled.register
-def _(prior: OverCodes, temperature: float) -> Distribution:
-    return type(prior)(scaled(prior.numbers, temperature), prior.codes, prior.event_shape)
+@scale_prior.register
+def _(prior: CodeDistribution, temperature: float) -> Distribution:
+    return type(prior)(scale_prior(prior.index_distribution, temperature), prior.codes, prior.event_shape)
 
 
-@scaled.register
+@scale_prior.register
 def _(prior: Categorical, temperature: float) -> Distribution:
-    return Categorical(logits=cooled(prior.logits, temperature), validate_args=False)
+    return Categorical(logits=scale_logits(prior.logits, temperature), validate_args=False)
 
 
-@scaled.register
+@scale_prior.register
 def _(prior: Autoregressive, temperature: float) -> Distribution:
     network = prior.network
-    return Autoregressive(lambda numbers: cooled(network(numbers), temperature), prior.event_shape)
+    return Autoregressive(lambda indices: scale_logits(network(indices), temperature), prior.event_shape)
 
 
-def cooled(logits: Tensor, temperature: float) -> Tensor:
+def scale_logits(logits: Tensor, temperature: float) -> Tensor:
     """Of probabilities to the power of 1 / temperature; at 0, of the most probable alone."""
     return logits / max(temperature, COLDEST)

@@ -6,16 +6,16 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
-from vae_lab.core import NOTHING, Given, Kind, LatentSpec
+from vae_lab.core import NO_INPUTS, LatentKind, LatentSpec, PriorInputs
 from vae_lab.distributions.degenerate import Improper
-from vae_lab.distributions.spatial import Placewise
+from vae_lab.distributions.spatial import SpatialDistribution
 from vae_lab.distributions.sphere import SphericalUniform
 
 
 class StandardNormal(nn.Module):
     """N(0, I) over a latent of any shape."""
 
-    kinds: tuple[Kind, ...] = ("vector",)
+    kinds: tuple[LatentKind, ...] = ("vector",)
     mean: Tensor
     scale: Tensor
 
@@ -25,7 +25,7 @@ class StandardNormal(nn.Module):
         self.register_buffer("mean", torch.zeros(latent.shape), persistent=False)
         self.register_buffer("scale", torch.ones(latent.shape), persistent=False)
 
-    def forward(self, given: Given = NOTHING) -> Distribution:
+    def forward(self, inputs: PriorInputs = NO_INPUTS) -> Distribution:
         """p(z), batch ()."""
         return Independent(Normal(self.mean, self.scale, validate_args=False), self.mean.dim(), validate_args=False)
 
@@ -33,7 +33,7 @@ class StandardNormal(nn.Module):
 class UniformSphere(nn.Module):
     """The uniform density on the unit sphere; over a map, of each place."""
 
-    kinds: tuple[Kind, ...] = ("sphere",)
+    kinds: tuple[LatentKind, ...] = ("sphere",)
     like: Tensor
 
     def __init__(self, latent: LatentSpec) -> None:
@@ -41,23 +41,23 @@ class UniformSphere(nn.Module):
         self.shape = latent.shape
         self.register_buffer("like", torch.zeros(()), persistent=False)  # follows the model to its device
 
-    def forward(self, given: Given = NOTHING) -> Distribution:
+    def forward(self, inputs: PriorInputs = NO_INPUTS) -> Distribution:
         """p(z), batch ()."""
         dim, *places = self.shape
         vectors = SphericalUniform(dim, tuple(places), self.like)
-        return Placewise(vectors) if places else vectors
+        return SpatialDistribution(vectors) if places else vectors
 
 
 class Flat(nn.Module):
     """No prior: log p(z) = 0 everywhere, which is no density. The prior of an autoencoder (posterior `delta`)."""
 
-    kinds: tuple[Kind, ...] = ("vector", "sphere", "codes")
+    kinds: tuple[LatentKind, ...] = ("vector", "sphere", "codes")
     is_density = False
 
     def __init__(self, latent: LatentSpec) -> None:
         super().__init__()
         self.shape = latent.shape
 
-    def forward(self, given: Given = NOTHING) -> Distribution:
+    def forward(self, inputs: PriorInputs = NO_INPUTS) -> Distribution:
         """p(z), batch ()."""
         return Improper(self.shape)

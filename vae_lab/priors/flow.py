@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import ReshapeTransform
 
-from vae_lab.core import NOTHING, Given, Kind, LatentSpec
+from vae_lab.core import NO_INPUTS, LatentKind, LatentSpec, PriorInputs
 from vae_lab.distributions.flows import AffineCoupling
 from vae_lab.networks.mlp import dense
 
@@ -24,7 +24,7 @@ class FlowPrior(nn.Module):
     ValueError: a latent of one dimension, which has no halves.
     """
 
-    kinds: tuple[Kind, ...] = ("vector",)
+    kinds: tuple[LatentKind, ...] = ("vector",)
     mean: Tensor
     scale: Tensor
 
@@ -49,7 +49,7 @@ class FlowPrior(nn.Module):
         self.register_buffer("mean", torch.zeros(dims), persistent=False)
         self.register_buffer("scale", torch.ones(dims), persistent=False)
 
-    def forward(self, given: Given = NOTHING) -> Distribution:
+    def forward(self, inputs: PriorInputs = NO_INPUTS) -> Distribution:
         """p(z), batch ()."""
         base = Independent(Normal(self.mean, self.scale, validate_args=False), 1, validate_args=False)
         flows = [AffineCoupling(network, swapped=i % 2 == 1) for i, network in enumerate(self.networks)]

@@ -12,8 +12,15 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import ReshapeTransform
 
-from vae_lab.core import NOTHING, Given, Kind, LatentSpec
-from vae_lab.distributions.gaussians import FullNormal, below_diagonal, bounded_scale, logvar_of, num_below, scale_tril
+from vae_lab.core import NO_INPUTS, LatentKind, LatentSpec, PriorInputs
+from vae_lab.distributions.gaussians import (
+    FullNormal,
+    below_diagonal_indices,
+    bounded_scale,
+    logvar_for_scale,
+    num_below_diagonal,
+    scale_tril,
+)
 from vae_lab.distributions.mixtures import mixture
 
 SMALLEST_VARIANCE = 1e-6  # added to a fitted one: what scikit-learn adds, too
@@ -26,7 +33,7 @@ class GaussianMixture(nn.Module):
     ValueError: K < 1; a negative spread.
     """
 
-    kinds: tuple[Kind, ...] = ("vector",)
+    kinds: tuple[LatentKind, ...] = ("vector",)
 
     def __init__(self, latent: LatentSpec, num_components: int = 50, spread: float = 1.0) -> None:
         super().__init__()
@@ -38,7 +45,7 @@ class GaussianMixture(nn.Module):
         self.logvars = nn.Parameter(torch.zeros(num_components, *latent.shape))
         self.logits = nn.Parameter(torch.zeros(num_components))
 
-    def forward(self, given: Given = NOTHING) -> Distribution:
+    def forward(self, inputs: PriorInputs = NO_INPUTS) -> Distribution:
         """p(z), batch ()."""
         return mixture(self.logits, _diagonal(self.means, self.logvars))
 
@@ -58,7 +65,7 @@ class GaussianMixture(nn.Module):
         weights, means, variances = map(torch.from_numpy, (fitted.weights_, fitted.means_, fitted.covariances_))
         self.logits.copy_(weights.log())
         self.means.copy_(means.view_as(self.means))
-        self.logvars.copy_(logvar_of(variances.sqrt()).view_as(self.logvars))
+        self.logvars.copy_(logvar_for_scale(variances.sqrt()).view_as(self.logvars))
 
 
 def _diagonal(means: Tensor, logvars: Tensor) -> Distribution:
@@ -73,7 +80,7 @@ class ClassGaussian(nn.Module):
     ValueError: images without labels; a call without them.
     """
 
-    kinds: tuple[Kind, ...] = ("vector",)
+    kinds: tuple[LatentKind, ...] = ("vector",)
     needs_labels = True
 
     def __init__(self, latent: LatentSpec) -> None:
@@ -86,26 +93,26 @@ class ClassGaussian(nn.Module):
         self.means = nn.Parameter(torch.zeros(latent.image.num_classes, *latent.shape))
         self.logvars = nn.Parameter(torch.zeros(latent.image.num_classes, *latent.shape))
 
-    def forward(self, given: Given = NOTHING) -> Distribution:
+    def forward(self, inputs: PriorInputs = NO_INPUTS) -> Distribution:
         """p(z|y), batch (B,) of labels y (B,)."""
-        if given.y is None:
+        if inputs.y is None:
             raise ValueError("model/prior=class_gaussian depends on the labels: give it the labels y, int64 (B,)")
-        return _diagonal(self.means[given.y], self.logvars[given.y])
+        return _diagonal(self.means[inputs.y], self.logvars[inputs.y])
 
 
 class FullGaussian(nn.Module):
     """One Gaussian with a full covariance, over all of a latent's n numbers, from N(0, I) on; n^2 / 2 parameters."""
 
-    kinds: tuple[Kind, ...] = ("vector",)
+    kinds: tuple[LatentKind, ...] = ("vector",)
 
     def __init__(self, latent: LatentSpec) -> None:
         super().__init__()
         self.shape, size = latent.shape, math.prod(latent.shape)
         self.mean = nn.Parameter(torch.zeros(size))
         self.logvar = nn.Parameter(torch.zeros(size))
-        self.below = nn.Parameter(torch.zeros(num_below(size)))
+        self.below = nn.Parameter(torch.zeros(num_below_diagonal(size)))
 
-    def forward(self, given: Given = NOTHING) -> Distribution:
+    def forward(self, inputs: PriorInputs = NO_INPUTS) -> Distribution:
         """p(z), batch ()."""
         normal = FullNormal(self.mean, scale_tril=scale_tril(self.logvar, self.below), validate_args=False)
         if len(self.shape) == 1:
@@ -121,7 +128,7 @@ class FullGaussian(nn.Module):
         z = z.flatten(1).double()
         floor = SMALLEST_VARIANCE * torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
         factor = torch.linalg.cholesky(torch.cov(z.mT).reshape(floor.shape) + floor)
-        rows, columns = below_diagonal(len(factor), z.device)
+        rows, columns = below_diagonal_indices(len(factor), z.device)
         self.mean.copy_(z.mean(0))
-        self.logvar.copy_(logvar_of(factor.diagonal()))
+        self.logvar.copy_(logvar_for_scale(factor.diagonal()))
         self.below.copy_(factor[rows, columns])

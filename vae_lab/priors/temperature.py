@@ -15,52 +15,52 @@ from torch.distributions import (
 
 from vae_lab.distributions.gaussians import FullNormal
 from vae_lab.distributions.mixtures import mixture
-from vae_lab.distributions.spatial import Placewise
+from vae_lab.distributions.spatial import SpatialDistribution
 
 
-def tempered(prior: Distribution, temperature: float) -> Distribution:
+def at_temperature(prior: Distribution, temperature: float) -> Distribution:
     """The prior with its scale multiplied by `temperature`: of a mixture each component's, of a flow its base's.
 
     ValueError: a family that has no scale.
     """
-    return prior if temperature == 1.0 else scaled(prior, temperature)
+    return prior if temperature == 1.0 else scale_prior(prior, temperature)
 
 
 @functools.singledispatch
-def scaled(prior: Distribution, temperature: float) -> Distribution:
-    """What `tempered` does to one family; others register theirs here. ValueError: a family that has no scale."""
+def scale_prior(prior: Distribution, temperature: float) -> Distribution:
+    """What `at_temperature` does to one family; others register theirs here. ValueError: a family that has no scale."""
     raise ValueError(f"temperature={temperature}: {type(prior).__name__} has no scale that it could multiply; use 1")
 
 
-@scaled.register
+@scale_prior.register
 def _(prior: Normal, temperature: float) -> Distribution:
     return Normal(prior.loc, temperature * prior.scale, validate_args=False)
 
 
-@scaled.register
+@scale_prior.register
 def _(prior: MultivariateNormal, temperature: float) -> Distribution:
     factor = temperature * prior._unbroadcasted_scale_tril
     return FullNormal(prior.loc, scale_tril=factor, validate_args=False)
 
 
-@scaled.register(Independent)  # a generic class, which singledispatch does not take from an annotation
+@scale_prior.register(Independent)  # a generic class, which singledispatch does not take from an annotation
 def _(prior: Independent[Distribution], temperature: float) -> Distribution:
-    base = scaled(prior.base_dist, temperature)
+    base = scale_prior(prior.base_dist, temperature)
     return Independent(base, prior.reinterpreted_batch_ndims, validate_args=False)
 
 
-@scaled.register
-def _(prior: Placewise, temperature: float) -> Distribution:
-    return Placewise(scaled(prior.base_dist, temperature))
+@scale_prior.register
+def _(prior: SpatialDistribution, temperature: float) -> Distribution:
+    return SpatialDistribution(scale_prior(prior.base_dist, temperature))
 
 
-@scaled.register
+@scale_prior.register
 def _(prior: MixtureSameFamily, temperature: float) -> Distribution:
-    components = scaled(prior.component_distribution, temperature)
+    components = scale_prior(prior.component_distribution, temperature)
     return mixture(prior.mixture_distribution.logits, components)
 
 
-@scaled.register
+@scale_prior.register
 def _(prior: TransformedDistribution, temperature: float) -> Distribution:
-    base = scaled(prior.base_dist, temperature)
+    base = scale_prior(prior.base_dist, temperature)
     return TransformedDistribution(base, prior.transforms, validate_args=False)

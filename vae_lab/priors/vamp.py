@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MultivariateNormal
 
-from vae_lab.core import NOTHING, Given, Kind, LatentSpec
+from vae_lab.core import NO_INPUTS, LatentKind, LatentSpec, PriorInputs
 from vae_lab.distributions.mixtures import mixture
-from vae_lab.distributions.spatial import Placewise
+from vae_lab.distributions.spatial import SpatialDistribution
 from vae_lab.distributions.sphere import VonMisesFisher
 
 GAIN = 10.0  # of logits over weights, or they would take ten times the networks' steps from black to white
@@ -22,8 +22,8 @@ class VampPrior(nn.Module):
     ValueError: K < 1; in a call, without an encoder, or with a posterior whose density is not known everywhere.
     """
 
-    kinds: tuple[Kind, ...] = ("vector", "sphere")
-    encodes = True
+    kinds: tuple[LatentKind, ...] = ("vector", "sphere")
+    needs_encoder = True
 
     def __init__(self, latent: LatentSpec, num_pseudo_inputs: int = 100) -> None:
         super().__init__()
@@ -36,12 +36,12 @@ class VampPrior(nn.Module):
         """The images u, (K, C, H, W) in [0, 1]."""
         return torch.sigmoid(GAIN * self.weights)
 
-    def forward(self, given: Given = NOTHING) -> Distribution:
+    def forward(self, inputs: PriorInputs = NO_INPUTS) -> Distribution:
         """p(z), batch ()."""
-        if given.encode is None:
-            raise ValueError("model/prior=vamp is made of posteriors: it needs an encoder, `Given(encode=...)`")
-        components = given.encode(self.pseudo_inputs)
-        if not isinstance(components, (Independent, MultivariateNormal, VonMisesFisher, Placewise)):
+        if inputs.encode is None:
+            raise ValueError("model/prior=vamp is made of posteriors: it needs an encoder, `PriorInputs(encode=...)`")
+        components = inputs.encode(self.pseudo_inputs)
+        if not isinstance(components, (Independent, MultivariateNormal, VonMisesFisher, SpatialDistribution)):
             raise ValueError(
                 "model/prior=vamp asks for the posterior's density everywhere: choose model/posterior="
                 f"diagonal_gaussian, full_covariance or von_mises_fisher (found {type(components).__name__})"

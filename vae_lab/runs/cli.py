@@ -17,18 +17,18 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from vae_lab.config.help import HELP, help_text, is_plain_request
+from vae_lab.config.help import HELP, help_text, is_help_request
 from vae_lab.config.schema import conf_dir, register
-from vae_lab.runs.run_dir import RunFolder, register_resolvers
+from vae_lab.runs.run_dir import RunDirectory, register_resolvers
 from vae_lab.utils.errors import RunFailed, find_cause
-from vae_lab.utils.signals import Interrupted, InterruptedAtOnce
+from vae_lab.utils.signals import ForcedInterrupt, Interrupted
 
-Task = Callable[[DictConfig], object]
+TaskFunction = Callable[[DictConfig], object]
 FULL_ERROR = "HYDRA_FULL_ERROR"
 MULTIRUN = ("-m", "--multirun")
 
 
-def run_command(task: Task, config_name: str, config_path: str | None = None) -> None:
+def run_command(task: TaskFunction, config_name: str, config_path: str | None = None) -> None:
     """Compose the config `config_name` of conf/ from the command line and run the task on it, or on a sweep.
 
     Returns when all went well, else exits with 1, 2, 130 or 143 after a message on stderr.
@@ -39,9 +39,9 @@ def run_command(task: Task, config_name: str, config_path: str | None = None) ->
     register()
     register_resolvers()
     # Hydra turns what a callback raises into a warning; this one's word is final.
-    warnings.filterwarnings("error", message=rf"Callback {RunFolder.__name__}\b")
+    warnings.filterwarnings("error", message=rf"Callback {RunDirectory.__name__}\b")
     command = _Command(task, directory)
-    if is_plain_request(sys.argv[1:]):
+    if is_help_request(sys.argv[1:]):
         main = command.help(config_name)
     else:
         main = hydra.main(version_base="1.3", config_path=directory, config_name=config_name)(command.job())
@@ -50,7 +50,7 @@ def run_command(task: Task, config_name: str, config_path: str | None = None) ->
         sys.exit(code)
 
 
-def run_first() -> None:
+def run_as_first_argument() -> None:
     """Let the first word of a command that looks at a run be the run itself: RUN for run=RUN."""
     if len(sys.argv) > 1 and "=" not in sys.argv[1] and not sys.argv[1].startswith("-"):
         sys.argv[1] = f"run={sys.argv[1]}"
@@ -59,7 +59,7 @@ def run_first() -> None:
 class _Command:
     """One command: its task, and the failures of its jobs."""
 
-    def __init__(self, task: Task, directory: str) -> None:
+    def __init__(self, task: TaskFunction, directory: str) -> None:
         self.task, self.directory = task, directory
         self.users_choice = os.environ.get(FULL_ERROR)
         self.failures: list[Exception] = []
@@ -70,8 +70,8 @@ class _Command:
         try:
             with _environment(FULL_ERROR, "1"):  # so that Hydra leaves exceptions to us
                 main()
-        except (KeyboardInterrupt, InterruptedAtOnce) as stop:
-            interrupted = find_cause(stop, InterruptedAtOnce) or find_cause(stop, Interrupted)
+        except (KeyboardInterrupt, ForcedInterrupt) as stop:
+            interrupted = find_cause(stop, ForcedInterrupt) or find_cause(stop, Interrupted)
             sys.stderr.write(f"{interrupted or 'interrupted'}\n")
             return interrupted.exit_code if interrupted else 130
         except Exception as error:
@@ -84,7 +84,7 @@ class _Command:
         overrides = [word for word in sys.argv[1:] if word not in HELP]
         return lambda: sys.stdout.write(help_text(self.directory, config_name, overrides))
 
-    def job(self) -> Task:
+    def job(self) -> TaskFunction:
         """The task as Hydra calls it: a failure is told at once, and in a sweep the other jobs go on."""
 
         @functools.wraps(self.task)
@@ -93,7 +93,7 @@ class _Command:
                 with _environment(FULL_ERROR, self.users_choice):  # the children of a job inherit the user's
                     return self.task(config)
             except Exception as error:
-                if find_cause(error, Interrupted) or find_cause(error, InterruptedAtOnce):
+                if find_cause(error, Interrupted) or find_cause(error, ForcedInterrupt):
                     raise KeyboardInterrupt from error  # an Exception would only end this job of a sweep
                 self._report(error, in_job=True)
                 self.failures.append(error)

@@ -12,13 +12,13 @@ from typing import Literal
 
 from vae_lab.utils.errors import UsageError
 
-SECONDS = 3.0  # for what a killed process leaves behind to end
+TIMEOUT = 3.0  # for what a killed process leaves behind to end
 
 
 @contextmanager
-def sole_use(run: Path, seconds: float = SECONDS) -> Iterator[None]:
+def exclusive_lock(run: Path, seconds: float = TIMEOUT) -> Iterator[None]:
     """Keep other processes from going on with the same run. UsageError: one is still at it after so long."""
-    folder = _locked(run, seconds)
+    folder = _try_lock(run, seconds)
     if folder is False:
         raise UsageError(
             f"{run}: another process is training this run\nwait until it ends, or stop it, and resume it then"
@@ -30,15 +30,15 @@ def sole_use(run: Path, seconds: float = SECONDS) -> Iterator[None]:
             os.close(folder)
 
 
-def _is_in_use(run: Path) -> bool:
+def is_locked(run: Path) -> bool:
     try:
-        with sole_use(run, seconds=0.0):
+        with exclusive_lock(run, seconds=0.0):
             return False
     except UsageError:
         return True
 
 
-def _locked(run: Path, seconds: float) -> int | Literal[False] | None:
+def _try_lock(run: Path, seconds: float) -> int | Literal[False] | None:
     """An open folder that holds the lock; False where another process holds it, None where there are no locks."""
     if "LOCAL_RANK" in os.environ:  # a child of the process that holds it
         return None

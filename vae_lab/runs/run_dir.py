@@ -1,7 +1,7 @@
 """The run directory: a fresh folder for every run, and the config in it.
 
 In a primary config: `hydra.run.dir: ${run_dir:outputs}`, `hydra.sweep.dir: ${sweep_dir:outputs}` and
-`hydra.callbacks.run_folder._target_: vae_lab.runs.run_dir.RunFolder`.
+`hydra.callbacks.run_folder._target_: vae_lab.runs.run_dir.RunDirectory`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from vae_lab.runs.resume import AUTO, is_unfinished, newest_unfinished, require_resumable, run_of
+from vae_lab.runs.resume import AUTO, is_unfinished, newest_unfinished, require_resumable, run_dir_of
 from vae_lab.utils.errors import UsageError
 
 
@@ -27,7 +27,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("sweep_dir", _sweep_dir, replace=True)
 
 
-class RunFolder(Callback):
+class RunDirectory(Callback):
     """Refuses, before Hydra writes anything, a folder that holds a run already or cannot be written.
 
     Hydra turns what a callback raises into a warning; `vae_lab.runs.cli` turns that warning into the error again.
@@ -40,8 +40,8 @@ class RunFolder(Callback):
         folder = _chosen_folder(config, "hydra.run.dir")
         resume = OmegaConf.select(config, "resume")
         if resume is None or (resume == AUTO and not is_unfinished(folder, config)):
-            _open_fresh(folder, "hydra.run.dir")
-        elif resume == AUTO or folder.resolve() == run_of(resume).resolve():
+            _require_fresh(folder, "hydra.run.dir")
+        elif resume == AUTO or folder.resolve() == run_dir_of(resume).resolve():
             _require_writable(folder)
             config.hydra.output_subdir = None
         else:
@@ -51,7 +51,7 @@ class RunFolder(Callback):
         """Open the folder of a sweep."""
         if OmegaConf.select(config, "resume") is not None:
             raise UsageError(f"resume={config.resume}: one run is resumed at a time\nleave out --multirun")
-        _open_fresh(_chosen_folder(config, "hydra.sweep.dir"), "hydra.sweep.dir")
+        _require_fresh(_chosen_folder(config, "hydra.sweep.dir"), "hydra.sweep.dir")
 
 
 def _chosen_folder(config: DictConfig, key: str) -> Path:
@@ -70,11 +70,11 @@ def _run_dir(outputs: str, *, _root_: DictConfig) -> str:
             return str(unfinished)
     elif resume is not None:
         return str(require_resumable(resume))
-    return _fresh(parent, _root_)
+    return _new_folder(parent, _root_)
 
 
 def _sweep_dir(outputs: str, *, _root_: DictConfig) -> str:
-    return _fresh(Path(outputs) / "sweeps", _root_)
+    return _new_folder(Path(outputs) / "sweeps", _root_)
 
 
 def _run_name(config: DictConfig) -> str:
@@ -84,7 +84,7 @@ def _run_name(config: DictConfig) -> str:
     return re.sub(r"[^\w.=+-]+", "_", str(name)).lstrip(".") or "run"  # stays inside outputs/
 
 
-def _fresh(parent: Path, config: DictConfig) -> str:
+def _new_folder(parent: Path, config: DictConfig) -> str:
     """A new folder named by the time; only named, not made, where nothing runs (`--cfg`).
 
     Kept where Hydra keeps `${now:}`: with the config, from which the jobs of a sweep copy it.
@@ -112,7 +112,7 @@ def _claim(folder: Path) -> Path:
     raise AssertionError("count() has no end")
 
 
-def _open_fresh(folder: Path, key: str) -> None:
+def _require_fresh(folder: Path, key: str) -> None:
     held = next((name for name in (".hydra", "summary.json", "multirun.yaml") if (folder / name).exists()), None)
     if held is not None:
         raise UsageError(

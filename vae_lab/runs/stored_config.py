@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from vae_lab.config.safety import vetted
+from vae_lab.config.safety import checked_run_config
 from vae_lab.config.schema import Config
 from vae_lab.runs.resume import CONFIG_FILE, require_resumable
 from vae_lab.utils.errors import UsageError
@@ -33,7 +33,9 @@ def load_config(run: Path | str, trusted: bool = False) -> DictConfig:
         raise UsageError(f"{run} is no run: {found}\nexpected a folder that vae_lab.train wrote")
     try:
         written = OmegaConf.load(file)
-        config = OmegaConf.merge(OmegaConf.structured(Config), written if trusted else vetted(written, file))
+        config = OmegaConf.merge(
+            OmegaConf.structured(Config), written if trusted else checked_run_config(written, file)
+        )
     except (OmegaConfBaseException, YAMLError, RecursionError, OSError, UnicodeError) as error:
         reason = str(error).partition("\n")[0]
         raise UsageError(f"{file}: {reason}\nwritten by another version of vae_lab?") from error
@@ -51,7 +53,7 @@ def resumed_config(run: Path | str, overrides: Sequence[str], trusted: bool = Fa
     keys are ignored. UsageError if the folder cannot be resumed or an override names anything else.
     """
     folder = require_resumable(run)
-    parsed = OverridesParser.create().parse_overrides([text for text in overrides if concerns_run(text)])
+    parsed = OverridesParser.create().parse_overrides([text for text in overrides if changes_run(text)])
     for override in parsed:
         _refuse_unless_resumable(override)
     config = load_config(folder, trusted)
@@ -62,7 +64,7 @@ def resumed_config(run: Path | str, overrides: Sequence[str], trusted: bool = Fa
     return config
 
 
-def concerns_run(override: str) -> bool:
+def changes_run(override: str) -> bool:
     """Whether an override asks for something of a run, beside which it is."""
     key = override.lstrip("+~").split("=")[0]
     return key not in ("resume", "trusted") and not key.startswith(("hydra.", "hydra/"))

@@ -10,19 +10,19 @@ import torch
 from torch import nn
 
 from vae_lab.core import Prior
-from vae_lab.metrics.elbo_sums import SplitSums
+from vae_lab.metrics.elbo_sums import ElboSums
 from vae_lab.metrics.importance import importance_bound
 from vae_lab.models.base import parts_without_density
 from vae_lab.models.vae import VAE
 from vae_lab.objectives.bounds import KLEstimate, bound_terms, elbo
-from vae_lab.second_stage.fitting import IMPORTANCE, Watch
-from vae_lab.second_stage.stage import Images
+from vae_lab.second_stage.fitting import IMPORTANCE, ProgressCallback
+from vae_lab.second_stage.stage import EvaluationImages
 from vae_lab.utils.rng import EVALUATE, FIT, seed_noise
 
 IMAGES_AT_ONCE = 50  # of which the importance bound is estimated between two looks at the clock
 
 
-class Estimate(NamedTuple):
+class ElboSettings(NamedTuple):
     """How an ELBO was estimated during training, so that it is estimated likewise."""
 
     num_samples: int
@@ -47,12 +47,14 @@ def has_bound(model: VAE) -> bool:
 
 
 @torch.no_grad()
-def elbo_terms(model: VAE, images: Images, estimate: Estimate, watch: Watch) -> dict[str, float | None]:
+def elbo_terms(
+    model: VAE, images: EvaluationImages, estimate: ElboSettings, report_progress: ProgressCallback
+) -> dict[str, float | None]:
     """`elbo`, `log_px`, `kl` in nats per image, with the noise that a run's own evaluation of the images has.
 
     None where there is no bound.
     """
-    sums, done = SplitSums.of(model.latents), 0
+    sums, done = ElboSums.for_latents(model.latents), 0
     for number, (x, y) in enumerate(images):
         sums.to(x.device)
         seed_noise(x.device, estimate.seed, EVALUATE, 0, number)
@@ -60,14 +62,16 @@ def elbo_terms(model: VAE, images: Images, estimate: Estimate, watch: Watch) -> 
         terms = bound_terms(trace, x, estimate.kl, log_ratio=False)
         sums.update(trace, terms, -elbo(terms))
         done += len(x)
-        watch("ELBO", done, len(images))
+        report_progress("ELBO", done, len(images))
     # The class's own: an instance's would wait for processes that have trained beside this one.
-    means = {name: float(value) for name, value in SplitSums.compute(sums).items()}
+    means = {name: float(value) for name, value in ElboSums.compute(sums).items()}
     bounded = has_bound(model)
     return {name: means[name] if bounded or name == "log_px" else None for name in ("elbo", "log_px", "kl")}
 
 
-def mean_importance_bound(model: VAE, images: Images, num_samples: int, seed: int, watch: Watch) -> float | None:
+def mean_importance_bound(
+    model: VAE, images: EvaluationImages, num_samples: int, seed: int, report_progress: ProgressCallback
+) -> float | None:
     """The importance-weighted bound in nats, mean over images, with noise that is the same under another prior.
 
     None where there is no bound.
@@ -81,5 +85,5 @@ def mean_importance_bound(model: VAE, images: Images, num_samples: int, seed: in
             bound = importance_bound(model, x[part], num_samples, y=None if y is None else y[part])
             total += float(bound.double().sum())
             done += len(part)
-            watch("importance bound", done, len(images))
+            report_progress("importance bound", done, len(images))
     return total / done

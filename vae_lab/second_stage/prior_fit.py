@@ -13,26 +13,26 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from vae_lab.data.datamodule import ImageData
+from vae_lab.data.datamodule import ImageDataModule
 from vae_lab.data.images import Split
 from vae_lab.models.base import Model
 from vae_lab.models.vae import VAE
-from vae_lab.second_stage.comparison import Estimate, elbo_terms, mean_importance_bound, with_prior
-from vae_lab.second_stage.fitting import LATENTS, SAMPLES, Latents, Task, Watch
-from vae_lab.second_stage.stage import SecondStage, draw_latents, new_prior, one_layer
-from vae_lab.training.build import instantiated, restore_model
+from vae_lab.second_stage.comparison import ElboSettings, elbo_terms, mean_importance_bound, with_prior
+from vae_lab.second_stage.fitting import LATENTS, SAMPLES, FittingTask, LatentSamples, ProgressCallback
+from vae_lab.second_stage.stage import SecondStage, build_prior, draw_latents, require_single_layer
+from vae_lab.training.build import build_node, restore_model
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.rng import FIT, seed_noise
 
 Metrics = dict[str, float | None]
-FEWEST_FITTED_TO = 512  # training images, if there are so many
+MIN_TRAINING_IMAGES = 512  # training images, if there are so many
 
 
 @dataclass(frozen=True)
-class SplitImages:
-    """The first `size` images of a split, as `second_stage.Images`."""
+class FirstImages:
+    """The first `size` images of a split, as `EvaluationImages`."""
 
-    data: ImageData
+    data: ImageDataModule
     split: Split
     size: int
     device: torch.device
@@ -49,12 +49,12 @@ class SplitImages:
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         if self.split == "train":
-            return self.data.some_training_images(len(self))
+            return self.data.first_training_images(len(self))
         batches = self.data.val_dataloader() if self.split == "val" else self.data.test_dataloader()
         return ((self.data.preprocess.evaluate(batch.images), batch.labels) for batch in batches)
 
 
-class Results(NamedTuple):
+class PriorFitResults(NamedTuple):
     """What came of it, as plain values."""
 
     metrics: dict[str, Metrics]  # under the prior that the model was `trained` with, and under the `fitted` one
@@ -64,64 +64,64 @@ class Results(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Work:
+class PriorFit:
     """One second stage, and what it works on: the model of a run, its images, a prior that is not yet fitted."""
 
     stage: SecondStage
     model: VAE
     prior: nn.Module
-    data: ImageData
+    data: ImageDataModule
     sizes: Mapping[Split, int]  # how many images of each split to look at
     device: torch.device
     seed: int
-    watch: Watch
+    report_progress: ProgressCallback
 
-    def done(self, estimate: Estimate) -> Results:
+    def run(self, estimate: ElboSettings) -> PriorFitResults:
         """Fit the prior, then judge the model under it and under its own."""
         start = time.perf_counter()
         latents, held_out = self._latents()
-        task = Task(self.prior, latents, held_out, self.seed, self.watch)
+        task = FittingTask(self.prior, latents, held_out, self.seed, self.report_progress)
         self.stage.fitting(task)
         log_pz = {"fitted": task.mean_log_prob(latents), "held_out": task.mean_log_prob(held_out)}
         middle = time.perf_counter()
         metrics = self._compared(estimate)
         seconds = {"fit": middle - start, "comparison": time.perf_counter() - middle}
-        return Results(metrics, log_pz, self._protocol(estimate), seconds)
+        return PriorFitResults(metrics, log_pz, self._protocol(estimate), seconds)
 
-    def _latents(self) -> tuple[Latents, Latents]:
+    def _latents(self) -> tuple[LatentSamples, LatentSamples]:
         """Of the training images, and of validation images; where there are none, of a part of the training images."""
         latents = self._drawn("train", 0)
         if self.sizes["val"]:
             return latents, self._drawn("val", 1)
-        return latents.divided(self.stage.samples_per_image)
+        return latents.split_held_out(self.stage.samples_per_image)
 
-    def _drawn(self, split: Split, number: int) -> Latents:
+    def _drawn(self, split: Split, number: int) -> LatentSamples:
         seed = (self.seed, FIT, LATENTS, number)
-        return draw_latents(self.model, self._images(split), self.stage.samples_per_image, seed, self.watch)
+        return draw_latents(self.model, self._images(split), self.stage.samples_per_image, seed, self.report_progress)
 
-    def _compared(self, estimate: Estimate) -> dict[str, Metrics]:
+    def _compared(self, estimate: ElboSettings) -> dict[str, Metrics]:
         trained = self._metrics(estimate)
         with with_prior(self.model, self.prior.eval()):
             return {"trained": trained, "fitted": self._metrics(estimate)}
 
-    def _metrics(self, estimate: Estimate) -> Metrics:
+    def _metrics(self, estimate: ElboSettings) -> Metrics:
         found: Metrics = {}
         splits: tuple[Split, ...] = ("val", "test")
         for split in (split for split in splits if self.sizes[split]):
-            terms = elbo_terms(self.model, self._images(split), estimate, self.watch)
+            terms = elbo_terms(self.model, self._images(split), estimate, self.report_progress)
             found |= {f"{split}/{name}": value for name, value in terms.items()}
         if scored := self._scored:
             count = self.stage.num_samples
-            bound = mean_importance_bound(self.model, scored, count, self.seed, self.watch)
+            bound = mean_importance_bound(self.model, scored, count, self.seed, self.report_progress)
             found[f"test/iw_elbo_{count}"] = bound
         return found
 
-    def _images(self, split: Split, most: int | None = None) -> SplitImages:
+    def _images(self, split: Split, most: int | None = None) -> FirstImages:
         size = self.sizes[split] if most is None else min(most, self.sizes[split])
-        return SplitImages(self.data, split, size, self.device, self.model.conditional)
+        return FirstImages(self.data, split, size, self.device, self.model.conditional)
 
     @property
-    def _scored(self) -> SplitImages:
+    def _scored(self) -> FirstImages:
         """The images whose importance-weighted bound is estimated."""
         return self._images("test", self.stage.num_images)
 
@@ -139,7 +139,7 @@ class Work:
                 y = torch.arange(num_classes, device=self.device)[:, None].expand(-1, num_latents)
             return self.model.decode(z, y).mean.float().cpu()
 
-    def _protocol(self, estimate: Estimate) -> dict[str, Any]:
+    def _protocol(self, estimate: ElboSettings) -> dict[str, Any]:
         """What a reader has to know of the numbers."""
         return {
             "binarize": self.data.preprocess.binarize,
@@ -153,34 +153,39 @@ class Work:
         }
 
 
-def work_on(
-    saved: dict[str, Any], experiment: DictConfig, node: DictConfig, device: torch.device, seed: int, watch: Watch
-) -> Work:
+def prepare_prior_fit(
+    saved: dict[str, Any],
+    experiment: DictConfig,
+    node: DictConfig,
+    device: torch.device,
+    seed: int,
+    report_progress: ProgressCallback,
+) -> PriorFit:
     """A second stage of a config, on the model of a run's checkpoint and the images of its checked config.
 
     UsageError: a model or latents that it is not for; images that are not those of the run.
     """
-    stage: SecondStage = instantiated(node)
-    model = one_layer(restore_model(saved, experiment).to(device))
-    prior = new_prior(stage, model, seed).to(device)  # before the images are read: it may be refused
-    data: ImageData = instantiated(experiment.data)
+    stage: SecondStage = build_node(node)
+    model = require_single_layer(restore_model(saved, experiment).to(device))
+    prior = build_prior(stage, model, seed).to(device)  # before the images are read: it may be refused
+    data: ImageDataModule = build_node(experiment.data)
     require_same_images(data, model)
     data.setup()
-    sizes = sizes_of(experiment, data, saved["global_step"])
-    return Work(stage, model, prior, data, sizes, device, seed, watch)
+    sizes = split_sizes(experiment, data, saved["global_step"])
+    return PriorFit(stage, model, prior, data, sizes, device, seed, report_progress)
 
 
-def sizes_of(experiment: DictConfig, data: ImageData, steps: int) -> dict[Split, int]:
+def split_sizes(experiment: DictConfig, data: ImageDataModule, steps: int) -> dict[Split, int]:
     """How many images of each split a run looked at by some optimiser step: what was a quick look stays one here."""
     trained = steps * data.batch_size * experiment.optimizer.accumulate
     return {
-        "train": min(data.size("train"), max(trained, FEWEST_FITTED_TO)),
-        "val": evaluated(data, "val", experiment.trainer.limit_val_batches),
-        "test": evaluated(data, "test", experiment.trainer.limit_test_batches),
+        "train": min(data.size("train"), max(trained, MIN_TRAINING_IMAGES)),
+        "val": num_evaluated(data, "val", experiment.trainer.limit_val_batches),
+        "test": num_evaluated(data, "test", experiment.trainer.limit_test_batches),
     }
 
 
-def evaluated(data: ImageData, split: Split, limit: int | float | None) -> int:
+def num_evaluated(data: ImageDataModule, split: Split, limit: int | float | None) -> int:
     """Images of a split, at most so many of its batches, or such a share of them (Lightning's limit_*_batches)."""
     size, batch = data.size(split), data.eval_batch_size
     if limit is None:
@@ -188,7 +193,7 @@ def evaluated(data: ImageData, split: Split, limit: int | float | None) -> int:
     return min(size, batch * (limit if isinstance(limit, int) else int(limit * math.ceil(size / batch))))
 
 
-def require_same_images(data: ImageData, model: Model) -> None:
+def require_same_images(data: ImageDataModule, model: Model) -> None:
     """UsageError: the data set is another one by now, or holds no training images."""
     if data.image != model.image:
         raise UsageError(f"data: the model was trained on images of {model.image}\nthese are of {data.image}")
@@ -196,6 +201,6 @@ def require_same_images(data: ImageData, model: Model) -> None:
         raise UsageError("data: there are no training images, to whose latents a prior could be fitted")
 
 
-def estimate_of(experiment: DictConfig) -> Estimate:
+def elbo_settings(experiment: DictConfig) -> ElboSettings:
     """How a run estimated its ELBO."""
-    return Estimate(experiment.objective.num_samples, experiment.objective.kl, experiment.seed)
+    return ElboSettings(experiment.objective.num_samples, experiment.objective.kl, experiment.seed)

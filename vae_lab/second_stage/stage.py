@@ -15,17 +15,17 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from vae_lab.core import Codes, Kind, LatentSpec, Prior
-from vae_lab.models.base import KIND_NAMES, Model, other_space
+from vae_lab.core import Codes, LatentKind, LatentSpec, Prior
+from vae_lab.models.base import KIND_NAMES, Model, space_mismatch
 from vae_lab.models.vae import VAE
-from vae_lab.second_stage.fitting import CPU, WEIGHTS, Fitting, Latents, Watch, about_second_stage
+from vae_lab.second_stage.fitting import CPU, WEIGHTS, Fitting, LatentSamples, ProgressCallback, as_second_stage_error
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.rng import FIT, seed_noise
 
-STAGES_OF: dict[Kind, str] = {"vector": "gaussian, mixture or flow", "codes": "autoregressive_codes"}
+STAGES_OF: dict[LatentKind, str] = {"vector": "gaussian, mixture or flow", "codes": "autoregressive_codes"}
 
 
-class Images(Protocol):
+class EvaluationImages(Protocol):
     """Images of a split as the model sees them when evaluated."""
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -66,25 +66,31 @@ class SecondStage:
 
 
 @torch.no_grad()
-def draw_latents(model: VAE, images: Images, samples_per_image: int, seed: tuple[int, ...], watch: Watch) -> Latents:
+def draw_latents(
+    model: VAE,
+    images: EvaluationImages,
+    samples_per_image: int,
+    seed: tuple[int, ...],
+    report_progress: ProgressCallback,
+) -> LatentSamples:
     """Draws of q(z|x), those of one image side by side. seed: numbers that no other noise has."""
-    codes, parts, done = codes_of(model), [], 0
+    codes, parts, done = latent_codes(model), [], 0
     for number, (x, y) in enumerate(images):
         seed_noise(x.device, *seed, number)
         z = model.encode(x, y).sample(torch.Size((samples_per_image,))).transpose(0, 1).flatten(0, 1)
         parts.append(z if codes is None else codes.indices(z))
         done += len(x)
-        watch("latents", done, len(images))
-    return Latents(torch.cat(parts), codes)
+        report_progress("latents", done, len(images))
+    return LatentSamples(torch.cat(parts), codes)
 
 
-def codes_of(model: VAE) -> Codes | None:
+def latent_codes(model: VAE) -> Codes | None:
     """Those that its latents consist of, if they do."""
     codes: Codes | None = getattr(model.posterior, "codes", None)
     return codes
 
 
-def one_layer(model: Model) -> VAE:
+def require_single_layer(model: Model) -> VAE:
     """The model. UsageError: one with several stochastic layers, whose priors are learned inside the decoder."""
     if not isinstance(model, VAE):
         raise UsageError(
@@ -97,7 +103,7 @@ def one_layer(model: Model) -> VAE:
 # --- the priors -------------------------------------------------------------------------------------------
 
 
-def new_prior(stage: SecondStage, model: VAE, seed: int) -> nn.Module:
+def build_prior(stage: SecondStage, model: VAE, seed: int) -> nn.Module:
     """A prior of the model's latents, not yet fitted.
 
     UsageError: it is of another space, asks for more than latents, or refuses its options.
@@ -106,9 +112,9 @@ def new_prior(stage: SecondStage, model: VAE, seed: int) -> nn.Module:
     try:
         prior = cast("nn.Module", stage.prior(model.latent))
     except ValueError as error:
-        raise about_second_stage(error) from error
-    require_kind(prior, model)
-    if getattr(prior, "encodes", False) or getattr(prior, "needs_labels", False):
+        raise as_second_stage_error(error) from error
+    require_latent_kind(prior, model)
+    if getattr(prior, "needs_encoder", False) or getattr(prior, "needs_labels", False):
         raise UsageError(
             f"second_stage: {type(prior).__name__} depends on the encoder or on labels, a fitted prior on neither.\n"
             f"{_choice(model.latent.kind)}"
@@ -116,12 +122,12 @@ def new_prior(stage: SecondStage, model: VAE, seed: int) -> nn.Module:
     return prior
 
 
-def require_kind(prior: nn.Module, model: VAE) -> None:
+def require_latent_kind(prior: nn.Module, model: VAE) -> None:
     """UsageError unless a prior lives where the model's latents do."""
-    if (wrong := other_space(model.posterior, cast("Prior", prior))) is not None:
+    if (wrong := space_mismatch(model.posterior, cast("Prior", prior))) is not None:
         raise UsageError(f"second_stage: {wrong}\n{_choice(model.latent.kind)}")
 
 
-def _choice(kind: Kind) -> str:
+def _choice(kind: LatentKind) -> str:
     stages = STAGES_OF.get(kind)
     return f"Choose second_stage={stages}" if stages else f"No second stage is fitted to {KIND_NAMES[kind]}"

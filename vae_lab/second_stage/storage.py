@@ -20,19 +20,19 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from vae_lab.config.safety import vetted
+from vae_lab.config.safety import checked_run_config
 from vae_lab.config.validation import check_targets
 from vae_lab.models.base import Model
-from vae_lab.runs.checkpoint_io import copied, damage, load_checkpoint, write_checkpoint
-from vae_lab.second_stage.stage import one_layer, require_kind
-from vae_lab.training.build import instantiated
+from vae_lab.runs.checkpoint_io import copy_to_cpu, find_damage, load_checkpoint, write_checkpoint
+from vae_lab.second_stage.stage import require_latent_kind, require_single_layer
+from vae_lab.training.build import build_node
 from vae_lab.utils.errors import UsageError
-from vae_lab.utils.files import sync_folder, write_whole
+from vae_lab.utils.files import fsync_folder, write_atomically
 
 FOLDER, CONFIG, WEIGHTS = "prior", "config.yaml", "weights.ckpt"
 
 
-class FittedTo(NamedTuple):
+class FittedWeights(NamedTuple):
     """The model whose latents a prior was fitted to."""
 
     checkpoint: str  # the name of its file
@@ -40,7 +40,7 @@ class FittedTo(NamedTuple):
     fingerprint: str
 
     @classmethod
-    def of(cls, checkpoint: str, step: int, weights: Mapping[str, Tensor]) -> FittedTo:
+    def of(cls, checkpoint: str, step: int, weights: Mapping[str, Tensor]) -> FittedWeights:
         """These weights."""
         return cls(checkpoint, step, fingerprint(weights))
 
@@ -58,14 +58,14 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
 # --- writing ----------------------------------------------------------------------------------------------
 
 
-def require_none(run: Path) -> None:
+def require_no_fitted_prior(run: Path) -> None:
     """UsageError where the run has a fitted prior already."""
     if (run / FOLDER).exists():
         raise UsageError(f"{run / FOLDER}: there is a fitted prior already\nto replace it, overwrite=true")
 
 
 @contextmanager
-def new_folder(run: Path) -> Iterator[Path]:
+def replace_prior_folder(run: Path) -> Iterator[Path]:
     """A folder to be filled, which then takes the place of the fitted prior that there may be."""
     partial, before = (run / f".{FOLDER}.{os.getpid()}.{what}" for what in ("partial", "before"))
     partial.mkdir()
@@ -77,21 +77,21 @@ def new_folder(run: Path) -> Iterator[Path]:
     finally:
         for left in (partial, before):
             shutil.rmtree(left, ignore_errors=True)
-    sync_folder(run)
+    fsync_folder(run)
 
 
-def write(folder: Path, node: DictConfig, prior: nn.Module, fitted_to: FittedTo) -> None:
+def write_fitted_prior(folder: Path, node: DictConfig, prior: nn.Module, fitted_to: FittedWeights) -> None:
     """The config of a second stage and the weights of its prior."""
     content = OmegaConf.create({"second_stage": OmegaConf.to_container(node, resolve=True)})
-    write_whole(folder / CONFIG, OmegaConf.to_yaml(content).encode())
-    state = {name: copied(value) for name, value in prior.state_dict().items()}
+    write_atomically(folder / CONFIG, OmegaConf.to_yaml(content).encode())
+    state = {name: copy_to_cpu(value) for name, value in prior.state_dict().items()}
     write_checkpoint({"prior": state, **fitted_to._asdict()}, folder / WEIGHTS)
 
 
 # --- reading ----------------------------------------------------------------------------------------------
 
 
-def read(run: Path, model: Model, found: FittedTo, trusted: bool) -> tuple[str, nn.Module]:
+def read_fitted_prior(run: Path, model: Model, found: FittedWeights, trusted: bool) -> tuple[str, nn.Module]:
     """The name of the prior fitted to a run, and the prior. found: the weights of the model.
 
     UsageError: it was fitted to other weights, its files are damaged or do not fit together, or they name what a run's
@@ -100,13 +100,13 @@ def read(run: Path, model: Model, found: FittedTo, trusted: bool) -> tuple[str, 
     folder = run / FOLDER
     again = f"fit it again: python -m vae_lab.fit_prior run={run} overwrite=true"
     config = _config(folder / CONFIG, again, trusted)
-    if (damaged := damage(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else "no such file") is not None:
+    if (damaged := find_damage(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else "no such file") is not None:
         raise UsageError(f"{folder / WEIGHTS}: damaged or not whole ({damaged})\n{again}")
-    saved = load_checkpoint(folder / WEIGHTS, needed=("prior", *FittedTo._fields))
-    _require_same(FittedTo(*(saved[name] for name in FittedTo._fields)), found, folder, again)
-    layer = one_layer(model)
-    prior: nn.Module = instantiated(config.second_stage.prior, latent=layer.latent)
-    require_kind(prior, layer)
+    saved = load_checkpoint(folder / WEIGHTS, needed=("prior", *FittedWeights._fields))
+    _require_same(FittedWeights(*(saved[name] for name in FittedWeights._fields)), found, folder, again)
+    layer = require_single_layer(model)
+    prior: nn.Module = build_node(config.second_stage.prior, latent=layer.latent)
+    require_latent_kind(prior, layer)
     try:
         prior.load_state_dict(saved["prior"])
     except (RuntimeError, TypeError) as error:
@@ -114,7 +114,7 @@ def read(run: Path, model: Model, found: FittedTo, trusted: bool) -> tuple[str, 
     return str(config.second_stage.name), prior.eval().requires_grad_(False)
 
 
-def _require_same(fitted_to: FittedTo, found: FittedTo, folder: Path, again: str) -> None:
+def _require_same(fitted_to: FittedWeights, found: FittedWeights, folder: Path, again: str) -> None:
     """Another model's latents lie elsewhere: its samples and every number of it would silently be wrong."""
     if fitted_to.fingerprint != found.fingerprint:
         raise UsageError(
@@ -127,7 +127,7 @@ def _require_same(fitted_to: FittedTo, found: FittedTo, folder: Path, again: str
 def _config(path: Path, again: str, trusted: bool) -> DictConfig:
     try:
         written = OmegaConf.load(path)
-        config = written if trusted else vetted(written, path)
+        config = written if trusted else checked_run_config(written, path)
         named = all(OmegaConf.select(config, f"second_stage.{key}") for key in ("name", "prior._target_"))
     except (OmegaConfBaseException, YAMLError, RecursionError, OSError, UnicodeError) as error:
         raise UsageError(f"{path}: {str(error).partition(chr(10))[0]}\n{again}") from error

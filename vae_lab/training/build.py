@@ -12,18 +12,18 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from vae_lab.core import ImageSpec, Setting
-from vae_lab.data.datamodule import ImageData, Plan
+from vae_lab.core import ImageSpec, TrainingSpec
+from vae_lab.data.datamodule import ImageDataModule, LoaderOptions
 from vae_lab.models.base import Model
 from vae_lab.runs.checkpoint_io import load_checkpoint
-from vae_lab.training.lightning_module import Experiment
+from vae_lab.training.lightning_module import VAEModule
 from vae_lab.training.optimizer import OptimizerSettings
 from vae_lab.training.step import Execution
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.rng import INITIALIZE, mix
 
 
-def instantiated(node: DictConfig, **parts: Any) -> Any:
+def build_node(node: DictConfig, **parts: Any) -> Any:
     """What a config node builds; a `_partial_` one is completed with `parts`.
 
     UsageError: what a constructor found wrong with the values it was given.
@@ -40,29 +40,29 @@ def instantiated(node: DictConfig, **parts: Any) -> Any:
         raise UsageError(str(error)) from error
 
 
-def build(config: DictConfig) -> tuple[ImageData, Experiment]:
+def build(config: DictConfig) -> tuple[ImageDataModule, VAEModule]:
     """The data and the experiment that a checked config describes; the same weights for the same seed."""
-    data: ImageData = instantiated(config.data)
-    settings: OptimizerSettings = instantiated(config.optimizer)
-    data.plan = Plan(
+    data: ImageDataModule = build_node(config.data)
+    settings: OptimizerSettings = build_node(config.optimizer)
+    data.loader_options = LoaderOptions(
         config.seed,
         settings.accumulate,
         config.trainer.steps_per_execution,
         config.trainer.limit_train_batches,
     )
     require_capturable(settings, config.trainer.cuda_graphs)
-    return data, build_experiment(config, data, data.image, data.size("train"), settings)
+    return data, build_module(config, data, data.image, data.size("train"), settings)
 
 
-def build_experiment(
-    config: DictConfig, data: ImageData, image: ImageSpec, num_images: int, settings: OptimizerSettings
-) -> Experiment:
+def build_module(
+    config: DictConfig, data: ImageDataModule, image: ImageSpec, num_images: int, settings: OptimizerSettings
+) -> VAEModule:
     """The experiment on so many training images of this kind; else only the batches' size and preparation are asked."""
     torch.manual_seed(mix(config.seed, INITIALIZE))
     model = build_model(config, image)
-    experiment = Experiment(
+    experiment = VAEModule(
         model=model,
-        objective=instantiated(config.objective, setting=Setting(image, model.latents, num_images)),
+        objective=build_node(config.objective, spec=TrainingSpec(image, model.latents, num_images)),
         optimizer=settings,
         preprocess=data.preprocess,
         batch_size=data.batch_size,
@@ -88,7 +88,7 @@ def require_capturable(settings: OptimizerSettings, cuda_graphs: bool) -> None:
 
 def build_model(config: DictConfig, image: ImageSpec) -> Model:
     """The model of a config, for images of this kind."""
-    model: Model = instantiated(config.model, image=image)
+    model: Model = build_node(config.model, image=image)
     return model
 
 
@@ -106,7 +106,7 @@ def model_weights(saved: dict[str, Any]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
-def initialize_from(experiment: Experiment, run: str | Path) -> None:
+def initialize_from(experiment: VAEModule, run: str | Path) -> None:
     """Start an experiment from another run's best weights. UsageError: no run, or another architecture."""
     # Nothing of that run is built, so its config is not read.
     weights = model_weights(load_checkpoint(Path(run) / "checkpoints" / "best.ckpt", needed=("state_dict",)))

@@ -16,7 +16,7 @@ WARM_UP = 3  # steps run as they are, in which libraries choose their kernels an
 Outputs = tuple[Tensor | None, ...]
 
 
-class Replay:
+class CUDAGraphRunner:
     """Calls `function(images, labels, numbers)`, from the fourth time on by replaying what it did.
 
     Every call counts: those of the warm-up are real steps. Noise follows the seed that the device's generator has at

@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
 
-from vae_lab.data.datamodule import data_of, last_step, validates, within_epoch
+from vae_lab.data.datamodule import datamodule_of, final_step, has_validation, is_within_epoch
 
 
 class EpochEnd:
@@ -32,19 +32,19 @@ class EpochEnd:
 
     def resume(self, trainer: Trainer, steps: int) -> dict[str, Any]:
         """The state of a fit loop that goes on after so many optimiser steps."""
-        data = data_of(trainer)
+        data = datamodule_of(trainer)
         epochs, at = divmod(steps, data.steps_per_epoch)
-        end = last_step(trainer, data.steps_per_epoch)
-        data.making_up = (epochs > 0 and at == 0 and self.ended_at != steps) or (end is not None and steps >= end)
-        if data.making_up and at == 0:
+        end = final_step(trainer, data.steps_per_epoch)
+        data.finishing_epoch = (epochs > 0 and at == 0 and self.ended_at != steps) or (end is not None and steps >= end)
+        if data.finishing_epoch and at == 0:
             epochs -= 1
-        if data.making_up and trainer.max_steps == steps:  # or Lightning would see nothing left to do
+        if data.finishing_epoch and trainer.max_steps == steps:  # or Lightning would see nothing left to do
             self._max_steps, trainer.fit_loop.epoch_loop.max_steps = steps, steps + 1
-        return progress_at(trainer.fit_loop.state_dict(), epochs, steps)
+        return fit_loop_progress(trainer.fit_loop.state_dict(), epochs, steps)
 
-    def make_up_for_validation(self, trainer: Trainer) -> None:
+    def run_missed_validation(self, trainer: Trainer) -> None:
         """Run the one that is owed."""
-        if not self._owes_validation(trainer):
+        if not self._has_missed_validation(trainer):
             return
         validation = trainer.fit_loop.epoch_loop.val_loop
         validation.restarting = False
@@ -52,38 +52,38 @@ class EpochEnd:
         validation.run()
         trainer.training = True
 
-    def _owes_validation(self, trainer: Trainer) -> bool:
+    def _has_missed_validation(self, trainer: Trainer) -> bool:
         """Whether the epoch that is made up for ends with a validation that was not done."""
-        data, step = data_of(trainer), trainer.global_step
+        data, step = datamodule_of(trainer), trainer.global_step
         epoch = -(-step // data.steps_per_epoch)
         due = epoch % (trainer.check_val_every_n_epoch or 1) == 0
-        return data.making_up and due and self.validated_at != step and validates(trainer)
+        return data.finishing_epoch and due and self.validated_at != step and has_validation(trainer)
 
     def last_step(self, trainer: Trainer) -> int | None:
         """The step that training ends with, whatever Lightning is told meanwhile."""
-        end = last_step(trainer, data_of(trainer).steps_per_epoch)
+        end = final_step(trainer, datamodule_of(trainer).steps_per_epoch)
         return end if end is None or self._max_steps is None else min(end, self._max_steps)
 
-    def entered(self, trainer: Trainer) -> None:
+    def epoch_started(self, trainer: Trainer) -> None:
         """The epoch has begun: Lightning may know again where training ends."""
         if self._max_steps is not None:
             trainer.fit_loop.epoch_loop.max_steps, self._max_steps = self._max_steps, None
 
-    def over(self, trainer: Trainer) -> None:
+    def epoch_finished(self, trainer: Trainer) -> None:
         """All that comes with the end of an epoch is done but its checkpoints: training goes on, or ends."""
-        data_of(trainer).making_up = False
-        if not within_epoch(trainer):
+        datamodule_of(trainer).finishing_epoch = False
+        if not is_within_epoch(trainer):
             self.ended_at = trainer.global_step
 
 
-def forget_the_absent(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+def drop_absent_callback_states(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     """Drop the states of callbacks that are not here; and the time of earlier sessions, for max_time is of one."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     here = {callback.state_key for callback in callbacks if not isinstance(callback, Timer)}
     checkpoint["callbacks"] = {key: state for key, state in checkpoint["callbacks"].items() if key in here}
 
 
-def progress_at(fresh: dict[str, Any], epochs: int, steps: int) -> dict[str, Any]:
+def fit_loop_progress(fresh: dict[str, Any], epochs: int, steps: int) -> dict[str, Any]:
     """The state of a fit loop that has done `epochs` whole epochs and `steps` optimiser steps, none of them half."""
     for when in ("total", "current"):
         for event in ("ready", "started", "processed", "completed"):

@@ -15,27 +15,27 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from vae_lab.data.batches import Batch
-from vae_lab.data.datamodule import data_of, validates
+from vae_lab.data.datamodule import datamodule_of, has_validation
 from vae_lab.data.images import Split
 from vae_lab.data.transforms import Preprocess
 from vae_lab.metrics.diagnostics import Diagnostics
-from vae_lab.metrics.elbo_sums import SplitSums
-from vae_lab.metrics.evaluator import SplitEvaluation
-from vae_lab.models.base import Batches, Model
+from vae_lab.metrics.elbo_sums import ElboSums
+from vae_lab.metrics.evaluator import SplitEvaluator
+from vae_lab.models.base import LabelledBatches, Model
 from vae_lab.objectives.constraints import DistortionConstraint
 from vae_lab.objectives.objective import Objective
-from vae_lab.training.epoch_end import EpochEnd, forget_the_absent
-from vae_lab.training.nonfinite import BadSteps, OnNonFinite, require_finite
+from vae_lab.training.epoch_end import EpochEnd, drop_absent_callback_states
+from vae_lab.training.nonfinite import NonFinitePolicy, OnNonFinite, require_finite
 from vae_lab.training.optimizer import OptimizerSettings, WeightAverage
 from vae_lab.training.step import Execution, TrainingStep, term_names
-from vae_lab.training.step_dump import capture, save
+from vae_lab.training.step_dump import capture_step, write_step_dump
 from vae_lab.training.step_log import StepLog
 
 log = logging.getLogger("vae_lab")
-OF_TRAINING_OR_TEST = ("train/", "test/", "learning_rate", "beta", "capacity", "multiplier", "gradient_norm", "skipped")
+NOT_OF_VALIDATION = ("train/", "test/", "learning_rate", "beta", "capacity", "multiplier", "gradient_norm", "skipped")
 
 
-class Experiment(LightningModule):
+class VAEModule(LightningModule):
     """Trains, validates and tests a VAE; logs the terms of the ELBO in nats per image.
 
     config: the composed config as plain values, for the loggers.
@@ -60,15 +60,15 @@ class Experiment(LightningModule):
         self.objective, self.settings, self.preprocess = objective, optimizer, preprocess
         self.batch_size, self.seed, self.config = batch_size, seed, config
         self.execution = execution or Execution()
-        self.sums = SplitSums.of(model.latents)  # here, so that it goes where the model goes
+        self.sums = ElboSums.for_latents(model.latents)  # here, so that it goes where the model goes
         self.diagnostics = Diagnostics(model)
-        self.evaluation = SplitEvaluation(self.sums, self.diagnostics, objective, preprocess, seed)
+        self.evaluation = SplitEvaluator(self.sums, self.diagnostics, objective, preprocess, seed)
         self.epoch_end = EpochEnd()
         self.metrics: dict[str, float] = {}  # the last of each, by its name
         self.on_nonfinite = on_nonfinite
-        self.bad_steps = BadSteps(on_nonfinite)
-        self.interrupted: Callable[[], bool] = lambda: False  # asked between steps: True ends the call
-        self.log_of_steps = StepLog(term_names(objective))
+        self.nonfinite_policy = NonFinitePolicy(on_nonfinite)
+        self.stop_requested: Callable[[], bool] = lambda: False  # asked between steps: True ends the call
+        self.step_log = StepLog(term_names(objective))
 
     @property
     def evaluation_model(self) -> Model:
@@ -89,21 +89,21 @@ class Experiment(LightningModule):
     @property
     def warnings(self) -> list[str]:
         """What a reader of the numbers has to know of the training."""
-        found, skipped = [], self.bad_steps.num_left_out
+        found, skipped = [], self.nonfinite_policy.num_skipped
         if skipped:
             found.append(f"{skipped} of {self.global_step} steps were left out: a loss or gradient was not finite")
         values = {name: self.metrics.get(name, 0.0) for name in ("val/elbo", "test/elbo")}
-        bad = {name: value for name, value in values.items() if not math.isfinite(value)}
+        nonfinite = {name: value for name, value in values.items() if not math.isfinite(value)}
         return found + [
             f"{name} is {value}: an image without a finite density, or weights that diverged"
-            for name, value in bad.items()
+            for name, value in nonfinite.items()
         ]
 
     # Training
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser; its step is taken by `TrainingStep`."""
-        return self.settings.build(self.model.parameters(), self.objective.critics)
+        return self.settings.build(self.model.parameters(), self.objective.discriminators)
 
     def on_train_start(self) -> None:
         """Put the step together, now that the trainer has an optimiser and a length."""
@@ -122,7 +122,7 @@ class Experiment(LightningModule):
             execution=self.execution,
             on_nonfinite=self.on_nonfinite,
         )
-        self.epoch_end.make_up_for_validation(self.trainer)
+        self.epoch_end.run_missed_validation(self.trainer)
 
     def _total_steps(self) -> int | None:
         return self.epoch_end.last_step(self.trainer)
@@ -131,15 +131,15 @@ class Experiment(LightningModule):
         """Several optimiser steps; nothing is read back from the device but at every `log_every_n_steps`."""
         first, every = self.global_step, self.log_every_n_steps
         for step, batch in enumerate(call, first):
-            if self.interrupted() and self.trainer.world_size == 1:  # several would have to agree
+            if self.stop_requested() and self.trainer.world_size == 1:  # several would have to agree
                 return
             logs = (step + 1) % every == 0
             record = self.step(batch.images, step, measure=logs, labels=batch.labels)
-            self.log_of_steps.add(record)
+            self.step_log.add(record)
             self._count_steps(1)
             if logs:
                 self.log_steps()
-            elif self.step.looks and record.bad:
+            elif self.step.checks_every_step and record.nonfinite:
                 self.read_steps()
 
     def _count_steps(self, steps: int) -> None:
@@ -150,36 +150,36 @@ class Experiment(LightningModule):
 
     def read_steps(self) -> None:
         """Read the steps since the last time. Raises NonFiniteLoss, unless such steps are left out."""
-        first = self.global_step - len(self.log_of_steps)
+        first = self.global_step - len(self.step_log)
         # Over devices the mean: a process that is not finite stops them all.
-        bad = self.log_of_steps.read(lambda terms: self.trainer.strategy.reduce(terms, reduce_op="mean"))
-        for row, (terms, own) in bad.items():
+        nonfinite = self.step_log.read(lambda terms: self.trainer.strategy.reduce(terms, reduce_op="mean"))
+        for row, (terms, own) in nonfinite.items():
             step = first + row
             if self.on_nonfinite == "stop":  # nothing was changed since: the clock goes back
                 self._count_steps(step - self.global_step)
-            self.bad_steps.answer(step, terms, partial(self._keep, step, own))
+            self.nonfinite_policy.handle(step, terms, partial(self._dump_step, step, own))
 
-    def _keep(self, step: int, terms: dict[str, float]) -> Path:
+    def _dump_step(self, step: int, terms: dict[str, float]) -> Path:
         """Write a step that was not finite into a file."""
-        unchanged = self.on_nonfinite == "stop" or self.step.looks  # by the steps after it
-        data = data_of(self.trainer)
+        unchanged = self.on_nonfinite == "stop" or self.step.checks_every_step  # by the steps after it
+        data = datamodule_of(self.trainer)
         batch = data.train_dataloader().step(step)
         now = step if unchanged else self.global_step
-        bad = capture(self.step, step, now, batch, terms, data.size("train"), self.config.get("trainer", {}))
-        return save(bad, Path(self.trainer.default_root_dir) / "checkpoints")
+        nonfinite = capture_step(self.step, step, now, batch, terms, data.size("train"), self.config.get("trainer", {}))
+        return write_step_dump(nonfinite, Path(self.trainer.default_root_dir) / "checkpoints")
 
     def log_steps(self) -> None:
         """Read the steps since the last time and log their mean."""
         self.read_steps()
-        sums = self.log_of_steps.since_log
+        sums = self.step_log.since_log
         if not sums.num_images:
             return
         shown = {**sums.means(), **self._rates()}
         sums.reset()
-        if self.log_of_steps.last_norm is not None:
-            shown["gradient_norm"] = float(self.log_of_steps.last_norm)
+        if self.step_log.last_norm is not None:
+            shown["gradient_norm"] = float(self.step_log.last_norm)
         if self.on_nonfinite == "skip":
-            shown["skipped_steps"] = float(self.bad_steps.num_left_out)
+            shown["skipped_steps"] = float(self.nonfinite_policy.num_skipped)
         self.metrics |= shown
         self._to_loggers(shown)
 
@@ -196,21 +196,21 @@ class Experiment(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Start the epoch's own sums; one that was cut short goes on with those it had."""
-        self.epoch_end.entered(self.trainer)
-        data = data_of(self.trainer)
-        if self.global_step % data.steps_per_epoch == 0 and not data.making_up:
-            self.log_of_steps.epoch.reset()
+        self.epoch_end.epoch_started(self.trainer)
+        data = datamodule_of(self.trainer)
+        if self.global_step % data.steps_per_epoch == 0 and not data.finishing_epoch:
+            self.step_log.epoch.reset()
 
     def epoch_means(self) -> dict[str, float]:
         """Means of the training terms over the epoch so far, in nats per image."""
         self.log_steps()
-        means = self.log_of_steps.epoch.means()
+        means = self.step_log.epoch.means()
         self.metrics |= means
         return means
 
-    def table_row(self) -> dict[str, float]:
+    def metrics_row(self) -> dict[str, float]:
         """What is known at the end of an epoch: functions of the weights and the step, whatever was logged when."""
-        found = {name: value for name, value in self.metrics.items() if not name.startswith(OF_TRAINING_OR_TEST)}
+        found = {name: value for name, value in self.metrics.items() if not name.startswith(NOT_OF_VALIDATION)}
         return {**self.epoch_means(), **self._rates(), **found}
 
     # Evaluation
@@ -228,15 +228,15 @@ class Experiment(LightningModule):
     def on_train_epoch_end(self) -> None:
         """The last weights count as the best where nothing is validated: they are saved after this."""
         self.log_steps()
-        if not validates(self.trainer):
+        if not has_validation(self.trainer):
             self.evaluation.fit_likelihood(self.evaluation_model, self._training_batches())
-        self.epoch_end.over(self.trainer)
+        self.epoch_end.epoch_finished(self.trainer)
 
     def _start_split(self) -> None:
         self.evaluation.start(self.evaluation_model, self._training_batches())
 
-    def _training_batches(self) -> Batches:
-        for x, y in data_of(self.trainer).some_training_images():
+    def _training_batches(self) -> LabelledBatches:
+        for x, y in datamodule_of(self.trainer).first_training_images():
             yield x.to(self.device), y.to(self.device) if y is not None and self.model.conditional else None
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -284,12 +284,12 @@ class Experiment(LightningModule):
         self.read_steps()
         require_finite((self.model, self.objective), self.global_step)
         checkpoint["image"] = dataclasses.asdict(self.model.image)
-        checkpoint["steps_per_epoch"] = data_of(self.trainer).steps_per_epoch
+        checkpoint["steps_per_epoch"] = datamodule_of(self.trainer).steps_per_epoch
         checkpoint["epoch_end"] = self.epoch_end.state_dict()
         checkpoint["kl_per_dim"] = self.kl_per_dim
         checkpoint["metrics"] = self.metrics
-        checkpoint["log_of_steps"] = self.log_of_steps.state_dict()
-        checkpoint["bad_steps"] = self.bad_steps.state_dict()
+        checkpoint["step_log"] = self.step_log.state_dict()
+        checkpoint["nonfinite_policy"] = self.nonfinite_policy.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Resume by the clock alone: Lightning starts the epoch that the step lies in, the data cuts it short.
@@ -302,7 +302,7 @@ class Experiment(LightningModule):
         self.evaluation.kl_per_dim = checkpoint["kl_per_dim"]
         self.metrics = dict(checkpoint["metrics"])
         self.epoch_end.load_state_dict(checkpoint["epoch_end"])
-        self.log_of_steps.load_state_dict(checkpoint["log_of_steps"])
-        self.bad_steps.load_state_dict(checkpoint["bad_steps"])
+        self.step_log.load_state_dict(checkpoint["step_log"])
+        self.nonfinite_policy.load_state_dict(checkpoint["nonfinite_policy"])
         checkpoint["loops"]["fit_loop"] = self.epoch_end.resume(self.trainer, checkpoint["global_step"])
-        forget_the_absent(self.trainer, checkpoint)
+        drop_absent_callback_states(self.trainer, checkpoint)

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-MOST_NAMED = 4
+MAX_NAMED = 4
 
 
 @dataclass
-class Findings:
+class NonFiniteReport:
     """What was not finite, each by its name in the model."""
 
     weights: list[str] = field(default_factory=list)  # before the step
@@ -31,10 +31,10 @@ class Findings:
         yield "gradients", self._listed(self.gradients)
 
     def _listed(self, names: list[str]) -> str:
-        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-        return f"not finite: {', '.join(names[:MOST_NAMED])}{more}" if names else "finite"
+        more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+        return f"not finite: {', '.join(names[:MAX_NAMED])}{more}" if names else "finite"
 
-    def see_output(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+    def check_output(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         """A layer has computed something."""
         if not isinstance(output, Tensor):
             return
@@ -44,23 +44,23 @@ class Findings:
         if largest > self.largest[0]:
             self.largest = (largest, name)
 
-    def see_gradient(self, name: str, gradient: Tensor) -> None:
+    def check_gradient(self, name: str, gradient: Tensor) -> None:
         """A weight has got a gradient."""
         if not gradient.isfinite().all():
             self.gradients.append(name)
 
 
 @contextmanager
-def traced(model: nn.Module) -> Iterator[Findings]:
+def watch_nonfinite(model: nn.Module) -> Iterator[NonFiniteReport]:
     """Look at every layer and every gradient of what the model does within."""
-    findings = Findings([name for name, weight in model.named_parameters() if not weight.isfinite().all()])
+    findings = NonFiniteReport([name for name, weight in model.named_parameters() if not weight.isfinite().all()])
     hooks = [
-        module.register_forward_hook(partial(findings.see_output, name))
+        module.register_forward_hook(partial(findings.check_output, name))
         for name, module in model.named_modules()
         if not any(module.children())
     ]
     hooks += [
-        weight.register_hook(partial(findings.see_gradient, name))
+        weight.register_hook(partial(findings.check_gradient, name))
         for name, weight in model.named_parameters()
         if weight.requires_grad
     ]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vae_lab.models.base import Model
 from vae_lab.objectives.bounds import Weight
-from vae_lab.objectives.regularizers.base import Critic
+from vae_lab.objectives.regularizers.base import AdversarialRegularizer
 from vae_lab.objectives.schedules import Constant, Schedule
 
 
@@ -42,11 +42,16 @@ class OptimizerSettings:
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"optimizer.ema_decay lies between 0 and 1, or is null; found {self.ema_decay}")
 
-    def build(self, parameters: Iterable[nn.Parameter], critics: Sequence[Critic] = ()) -> torch.optim.Optimizer:
-        """The optimiser of a model's parameters; of each critic's in a group of its own, at its own learning rate."""
+    def build(
+        self, parameters: Iterable[nn.Parameter], discriminators: Sequence[AdversarialRegularizer] = ()
+    ) -> torch.optim.Optimizer:
+        """The optimiser of a model's parameters; of each discriminator's in a group of its own, at its own learning rate."""
         groups: list[Any] = [p for p in parameters if p.requires_grad]
-        if critics:
-            others = [{"params": list(critic.critic.parameters()), "lr": critic.critic_lr} for critic in critics]
+        if discriminators:
+            others = [
+                {"params": list(discriminator.discriminator.parameters()), "lr": discriminator.discriminator_lr}
+                for discriminator in discriminators
+            ]
             groups = [{"params": groups}, *others]
         return self.algorithm(groups, lr=self.lr)
 
@@ -85,7 +90,7 @@ class WeightAverage(nn.Module):
             average.copy_(buffer)
 
 
-def adopt_state(optimizer: torch.optim.Optimizer, capturable: bool) -> None:
+def adapt_optimizer_state(optimizer: torch.optim.Optimizer, capturable: bool) -> None:
     """Fit a loaded state to how this run is executed: its checkpoint may come from one with another layout."""
     for group in optimizer.param_groups:
         if "capturable" in group:

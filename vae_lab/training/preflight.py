@@ -9,32 +9,36 @@ import torch
 from torch import Tensor
 
 from vae_lab.core import LatentSpec
-from vae_lab.data.datamodule import ImageData
+from vae_lab.data.datamodule import ImageDataModule
 from vae_lab.models.base import Model, parts_without_density
 from vae_lab.objectives.objective import IMPORTANCE_WEIGHTED, Objective, Weights
 from vae_lab.utils.errors import UsageError
 
-NUM_LOOKED_AT = 64  # training images
+NUM_CHECKED = 64  # training images
 NUM_SCORED = 8
 DARKEST = 3  # of 255: a brightest pixel below it is that of a mask, not of a picture
 
 
-def check_model(model: Model, objective: Objective, data: ImageData) -> list[str]:
+def check_model(model: Model, objective: Objective, data: ImageDataModule) -> list[str]:
     """What a reader of the numbers has to know of a model and these images.
 
     UsageError: the likelihood gives a training image no finite log p(x|z), or the objective cannot score the model.
     """
     data.setup()
-    x, y = next(iter(data.some_training_images(NUM_LOOKED_AT)))
+    x, y = next(iter(data.first_training_images(NUM_CHECKED)))
     _require_scored(model, objective, x[:NUM_SCORED], y[:NUM_SCORED] if y is not None and model.conditional else None)
-    return [*_of_the_images(x), *_of_the_likelihood(model, x), *_of_the_latents(model, objective, data.size("train"))]
+    return [
+        *_image_warnings(x),
+        *_likelihood_warnings(model, x),
+        *_latent_warnings(model, objective, data.size("train")),
+    ]
 
 
 def _require_scored(model: Model, objective: Objective, x: Tensor, y: Tensor | None) -> None:
     modes = model.training, objective.training
     model.eval(), objective.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        log_px = _scored(model, objective, x, y)
+        log_px = _score(model, objective, x, y)
     model.train(modes[0]), objective.train(modes[1])
     bad = (~log_px.isfinite()).sum().item()
     if bad:
@@ -45,20 +49,20 @@ def _require_scored(model: Model, objective: Objective, x: Tensor, y: Tensor | N
         )
 
 
-def _scored(model: Model, objective: Objective, x: Tensor, y: Tensor | None) -> Tensor:
+def _score(model: Model, objective: Objective, x: Tensor, y: Tensor | None) -> Tensor:
     """log p(x|z), (S, B). UsageError: what a part of the objective finds wrong with the model at first sight."""
     try:
         trace = model(x, objective.num_samples, y)
         terms = objective.terms(trace, x)
-        seen = model.observed(trace, x, y)
-        objective(seen, terms, Weights())
-        objective.critic_loss(seen)
+        inputs = model.regularizer_inputs(trace, x, y)
+        objective(inputs, terms, Weights())
+        objective.discriminator_loss(inputs)
     except ValueError as error:
         raise UsageError(str(error)) from error
     return terms.log_px
 
 
-def _of_the_images(x: Tensor) -> Iterator[str]:
+def _image_warnings(x: Tensor) -> Iterator[str]:
     low, high = round(x.min().item() * 255), round(x.max().item() * 255)
     if low == high:
         yield f"every pixel of the first {len(x)} training images is {low}: are these the right pictures?"
@@ -69,7 +73,7 @@ def _of_the_images(x: Tensor) -> Iterator[str]:
         )
 
 
-def _of_the_likelihood(model: Model, x: Tensor) -> Iterator[str]:
+def _likelihood_warnings(model: Model, x: Tensor) -> Iterator[str]:
     levels, binary = model.likelihood.levels, bool(((x == 0) | (x == 1)).all())
     if levels == 2 and not binary:
         yield "cross-entropy on grey values is not a likelihood: compare it with the same only"
@@ -82,7 +86,7 @@ def _of_the_likelihood(model: Model, x: Tensor) -> Iterator[str]:
         yield f"a likelihood of {levels} levels scores pixels that are only 0 or 1: choose model/likelihood=bernoulli"
 
 
-def _of_the_latents(model: Model, objective: Objective, num_images: int) -> Iterator[str]:
+def _latent_warnings(model: Model, objective: Objective, num_images: int) -> Iterator[str]:
     points = parts_without_density(model)
     if points:
         have = "have" if len(points) > 1 else "has"

@@ -17,9 +17,16 @@ from vae_lab.data.transforms import Preprocess
 from vae_lab.models.base import Model
 from vae_lab.objectives.bounds import Weight, total_kl
 from vae_lab.objectives.objective import Objective, Weights
-from vae_lab.training.cuda_graphs import Outputs, Replay
-from vae_lab.training.nonfinite import Buffers, OnNonFinite, can_leave_out, leave_out, nonfinite, spread
-from vae_lab.training.optimizer import OptimizerSettings, WeightAverage, adopt_state
+from vae_lab.training.cuda_graphs import CUDAGraphRunner, Outputs
+from vae_lab.training.nonfinite import (
+    BufferSnapshot,
+    OnNonFinite,
+    can_skip_on_device,
+    nonfinite_flag,
+    propagate_nonfinite,
+    skip_where,
+)
+from vae_lab.training.optimizer import OptimizerSettings, WeightAverage, adapt_optimizer_state
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.rng import TRAIN, seed_noise
 
@@ -27,8 +34,8 @@ TERMS = ("loss", "log_px", "kl")
 
 
 def term_names(objective: Objective) -> tuple[str, ...]:
-    """What a step measures: loss, log_px, kl, each regularizer before its weight, and what the critics minimise."""
-    return (*TERMS, *objective.names, *(("critic",) if objective.critics else ()))
+    """What a step measures: loss, log_px, kl, each regularizer before its weight, and what the discriminators minimise."""
+    return (*TERMS, *objective.names, *(("discriminator",) if objective.discriminators else ()))
 
 
 class StepRecord(NamedTuple):
@@ -36,11 +43,11 @@ class StepRecord(NamedTuple):
 
     terms: Tensor  # those of `term_names`: means over the step's images
     num_images: int
-    bad: Tensor  # (), 1 where the loss or a gradient was not finite and nothing was changed, else 0
+    nonfinite: Tensor  # (), 1 where the loss or a gradient was not finite and nothing was changed, else 0
     gradient_norm: Tensor | None  # (), when asked for
 
 
-class Rates(NamedTuple):
+class StepRates(NamedTuple):
     """What the schedules give one step: numbers, or tensors () on the device of a step that is replayed."""
 
     lr: float | Tensor
@@ -90,20 +97,20 @@ class TrainingStep:
     def __post_init__(self) -> None:
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
-        critics = [critic.critic.parameters() for critic in self.objective.critics]
-        self.trained = [*self.parameters, *(p for parameters in critics for p in parameters)]
-        adopt_state(self.optimizer, self.execution.cuda_graphs)
+        discriminators = [discriminator.discriminator.parameters() for discriminator in self.objective.discriminators]
+        self.trained = [*self.parameters, *(p for parameters in discriminators for p in parameters)]
+        adapt_optimizer_state(self.optimizer, self.execution.cuda_graphs)
         # A function is compiled, not the model: its names, and those in a checkpoint, stay.
         compiled = self.execution.compile
         # torch's own noise, or one run would mix two generators: short batches run as they are.
         options: dict[str, str | int | bool | Callable[..., Any]] = {"fallback_random": True}
         self._compiled = torch.compile(self._score, dynamic=False, options=options) if compiled else self._score
-        self._replayed = Replay(self._update_by, self.device) if self.execution.cuda_graphs else None
-        self._buffers = Buffers(self.model, self.objective)
+        self._replayed = CUDAGraphRunner(self._update_by, self.device) if self.execution.cuda_graphs else None
+        self._buffers = BufferSnapshot(self.model, self.objective)
         self._stopped = torch.zeros((), device=self.device)
         # At each step: on the CPU nothing has to be waited for, and elsewhere only fused kernels take a flag.
-        self.looks = self.device.type == "cpu" or not can_leave_out(self.optimizer)
-        if self.execution.cuda_graphs and not can_leave_out(self.optimizer):
+        self.checks_every_step = self.device.type == "cpu" or not can_skip_on_device(self.optimizer)
+        if self.execution.cuda_graphs and not can_skip_on_device(self.optimizer):
             raise UsageError(
                 f"trainer.cuda_graphs=true: a step that is not finite is left out by the optimiser's fused kernels, "
                 f"which {type(self.optimizer).__name__} as configured does not have.\n"
@@ -118,63 +125,63 @@ class TrainingStep:
         seed_noise(self.device, self.seed, TRAIN, self.rank, step)
         y = labels if self.model.conditional else None
         if self._replayed is not None and len(images) == self.batch_size * self.settings.accumulate:
-            terms, bad, norm = self._replayed(images, y, [float(rate) for rate in self.rates(step)])
+            terms, nonfinite, norm = self._replayed(images, y, [float(rate) for rate in self.rates(step)])
         else:
-            terms, bad, norm = self._update(images, y, self.rates(step), measure)
+            terms, nonfinite, norm = self._update(images, y, self.rates(step), measure)
         assert terms is not None
-        assert bad is not None
-        return StepRecord(terms, len(images), bad, norm)
+        assert nonfinite is not None
+        return StepRecord(terms, len(images), nonfinite, norm)
 
-    def rates(self, step: int) -> Rates:
+    def rates(self, step: int) -> StepRates:
         """What the schedules give step number `step`."""
         average = 0.0 if self.average is None else self.average.weight(step)
         factor = self.settings.schedule(step, self.total_steps)
         beta, capacity = self.objective.weights_at(step, self.total_steps)
-        return Rates(self.settings.lr * factor, beta, capacity, average, factor)
+        return StepRates(self.settings.lr * factor, beta, capacity, average, factor)
 
-    def _update(self, images: Tensor, y: Tensor | None, rates: Rates, measure: bool = True) -> Outputs:
+    def _update(self, images: Tensor, y: Tensor | None, rates: StepRates, measure: bool = True) -> Outputs:
         """One step; the terms' means, whether it was left out, (), and the norm of the gradient if asked."""
         self._set_learning_rates(rates)
-        self._buffers.remember()
+        self._buffers.save()
         terms = self._accumulate_gradients(images, y, rates.weights)
         gradients = [p.grad for p in self.trained if p.grad is not None]
         if self.reduce_gradients is not None:
-            spread(terms[0], gradients)
+            propagate_nonfinite(terms[0], gradients)
             self.reduce_gradients(self.trained)
         norm = self._clip(measure)
-        bad = nonfinite(terms[0], gradients)
-        self._move(bad, rates)
+        nonfinite = nonfinite_flag(terms[0], gradients)
+        self._apply_update(nonfinite, rates)
         for parameter in self.trained:
             parameter.grad = None  # as zero_grad does, in a tenth of its time
-        return terms, bad, norm
+        return terms, nonfinite, norm
 
     def _update_by(self, images: Tensor, y: Tensor | None, rates: Sequence[Tensor]) -> Outputs:
-        return self._update(images, y, Rates(*rates))
+        return self._update(images, y, StepRates(*rates))
 
-    def _set_learning_rates(self, rates: Rates) -> None:
+    def _set_learning_rates(self, rates: StepRates) -> None:
         model, *groups = self.optimizer.param_groups
         model["lr"] = rates.lr
-        for group, critic in zip(groups, self.objective.critics, strict=True):
-            group["lr"] = critic.critic_lr * rates.factor
+        for group, discriminator in zip(groups, self.objective.discriminators, strict=True):
+            group["lr"] = discriminator.discriminator_lr * rates.factor
 
-    def _move(self, bad: Tensor, rates: Rates) -> None:
+    def _apply_update(self, nonfinite: Tensor, rates: StepRates) -> None:
         """Change the weights and their average, or nothing at all where `bad` is 1."""
-        if self.looks:
-            if bad:
-                self._buffers.put_back()
+        if self.checks_every_step:
+            if nonfinite:
+                self._buffers.restore()
                 return
             self.optimizer.step()
-            self._follow(rates.average)
+            self._update_average(rates.average)
             return
         if self.on_nonfinite == "stop":
-            bad.copy_(torch.maximum(bad, self._stopped))
-            self._stopped.copy_(bad)
-        leave_out(self.optimizer, bad)
+            nonfinite.copy_(torch.maximum(nonfinite, self._stopped))
+            self._stopped.copy_(nonfinite)
+        skip_where(self.optimizer, nonfinite)
         self.optimizer.step()
-        self._buffers.put_back(bad)
-        self._follow(rates.average * (1 - bad))
+        self._buffers.restore(nonfinite)
+        self._update_average(rates.average * (1 - nonfinite))
 
-    def _follow(self, weight: Weight) -> None:
+    def _update_average(self, weight: Weight) -> None:
         if self.average is not None:
             self.average.update(self.model, weight)
 
@@ -202,18 +209,18 @@ class TrainingStep:
     def _score(self, images: Tensor, y: Tensor | None, weights: Weights) -> tuple[Tensor, Tensor]:
         """What is differentiated, and the means of the terms without a gradient.
 
-        The critics' loss is added to the model's: one backward pass, whose gradients do not meet.
+        The discriminators' loss is added to the model's: one backward pass, whose gradients do not meet.
         """
         x = self.preprocess.train(images)
-        trace = self.model(self.preprocess.corrupted(x), self.objective.num_samples, y)
-        seen = self.model.observed(trace, x, y)
+        trace = self.model(self.preprocess.corrupt(x), self.objective.num_samples, y)
+        inputs = self.model.regularizer_inputs(trace, x, y)
         terms = self.objective.terms(trace, x)
-        losses, penalties = self.objective(seen, terms, weights)
-        loss, critic = losses.mean(), self.objective.critic_loss(seen)
+        losses, penalties = self.objective(inputs, terms, weights)
+        loss, discriminator = losses.mean(), self.objective.discriminator_loss(inputs)
         with torch.no_grad():
             means = [loss.detach(), terms.log_px.mean(), total_kl(terms).mean(), *penalties.values()]
-            means += [] if critic is None else [critic.detach()]
-        return loss if critic is None else loss + critic, torch.stack(means)
+            means += [] if discriminator is None else [discriminator.detach()]
+        return loss if discriminator is None else loss + discriminator, torch.stack(means)
 
     def _clip(self, measure: bool) -> Tensor | None:
         if self.settings.clip_norm is not None:

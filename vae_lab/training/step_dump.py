@@ -16,11 +16,11 @@ from vae_lab.training.step import TrainingStep
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.rng import TRAIN, seed_noise
 
-PATTERN = "nonfinite_step=*.ckpt"  # in the folder of the checkpoints
+DUMP_PATTERN = "nonfinite_step=*.ckpt"  # in the folder of the checkpoints
 NUMERIC = ("precision", "channels_last", "compile", "matmul_precision")
 
 
-class BadStep(NamedTuple):
+class StepDump(NamedTuple):
     """Everything that one optimiser step is a function of, and what came of it."""
 
     step: int  # its number, from 0
@@ -29,10 +29,10 @@ class BadStep(NamedTuple):
     terms: dict[str, float]  # those of `term_names`: means over the images
     rank: int
     total_steps: int | None
-    weights_of: int  # the number of the step that these weights are those before
+    weights_step: int  # the number of the step that these weights are those before
     weights: dict[str, Tensor]  # of the model
     average: dict[str, Tensor]  # of the averaged weights; empty without
-    objective: dict[str, Tensor]  # the state of what it is made of, critics for one
+    objective: dict[str, Tensor]  # the state of what it is made of, discriminators for one
     optimizer: dict[str, Any]
     random_state: Tensor  # of the generator that the step draws from, as it begins
     image: dict[str, int]  # an ImageSpec
@@ -46,7 +46,7 @@ class BadStep(NamedTuple):
         return f"nonfinite_step={self.step + 1:08d}" + (f"_rank={self.rank}" if self.rank else "") + ".ckpt"
 
 
-def capture(
+def capture_step(
     step: TrainingStep,
     number: int,
     now: int,
@@ -54,18 +54,18 @@ def capture(
     terms: dict[str, float],
     num_images: int,
     trainer: Mapping[str, Any],
-) -> BadStep:
+) -> StepDump:
     """Step `number` as it can be made again; `now`: the number of the step that would be next."""
     seed_noise(step.device, step.seed, TRAIN, step.rank, number)
     state = torch.cuda.get_rng_state(step.device) if step.device.type == "cuda" else torch.get_rng_state()
-    return BadStep(
+    return StepDump(
         step=number,
         images=batch.images.cpu(),
         labels=None if batch.labels is None else batch.labels.cpu(),
         terms=terms,
         rank=step.rank,
         total_steps=step.total_steps,
-        weights_of=now,
+        weights_step=now,
         weights=step.model.state_dict(),
         average={} if step.average is None else step.average.model.state_dict(),
         objective=step.objective.state_dict(),
@@ -78,16 +78,16 @@ def capture(
     )
 
 
-def save(bad: BadStep, folder: Path) -> Path:
+def write_step_dump(dump: StepDump, folder: Path) -> Path:
     """Write it into the folder of the checkpoints; its path."""
-    path = folder / bad.name
-    write_checkpoint(bad._asdict(), path)
+    path = folder / dump.name
+    write_checkpoint(dump._asdict(), path)
     return path
 
 
-def read(path: Path) -> BadStep:
-    """What `save` wrote. UsageError: damaged, or another kind of file."""
+def read_step_dump(path: Path) -> StepDump:
+    """What `write_step_dump` wrote. UsageError: damaged, or another kind of file."""
     content = load_checkpoint(path)
-    if set(content) != set(BadStep._fields):
-        raise UsageError(f"{path}: no step that was not finite, but a checkpoint; expected {PATTERN}")
-    return BadStep(**content)
+    if set(content) != set(StepDump._fields):
+        raise UsageError(f"{path}: no step that was not finite, but a checkpoint; expected {DUMP_PATTERN}")
+    return StepDump(**content)

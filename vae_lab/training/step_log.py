@@ -13,7 +13,7 @@ from vae_lab.training.step import StepRecord
 Terms = dict[str, float]  # loss, log_px, kl, and what the objective adds
 
 
-class Sums:
+class TermSums:
     """Sums of the terms over images, in double precision: exact, so it does not matter how often they were read."""
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -53,7 +53,7 @@ class StepLog:
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
-        self.since_log, self.epoch = Sums(names), Sums(names)
+        self.since_log, self.epoch = TermSums(names), TermSums(names)
         self.last_norm: Tensor | None = None
         self._unread: list[StepRecord] = []
 
@@ -74,12 +74,12 @@ class StepLog:
             return {}
         own = torch.stack([record.terms for record in records])
         terms = mean(own.clone()).double().cpu()
-        bad = torch.stack([record.bad for record in records]).cpu() > 0
+        nonfinite = torch.stack([record.nonfinite for record in records]).cpu() > 0
         images = torch.tensor([float(record.num_images) for record in records], dtype=torch.float64)
         for sums in (self.since_log, self.epoch):
-            sums.add(terms[~bad], images[~bad])
+            sums.add(terms[~nonfinite], images[~nonfinite])
         self.last_norm = records[-1].gradient_norm
-        rows = bad.nonzero().flatten().tolist()
+        rows = nonfinite.nonzero().flatten().tolist()
         return {row: (_by_name(self.names, terms[row]), _by_name(self.names, own[row])) for row in rows}
 
     def state_dict(self) -> dict[str, Any]:

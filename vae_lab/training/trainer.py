@@ -48,23 +48,23 @@ def build_trainer(
     cuda_graphs and on_nonfinite by `build`, for the step. The progress bar is a callback of ours. UsageError: a device
     that is not there, or an option at odds with several steps in a call.
     """
-    require_possible(options, steps_per_execution, limit_train_batches)
+    require_supported(options, steps_per_execution, limit_train_batches)
     require_compiler(compile)
     require_threads(num_threads)
     torch.set_num_threads(num_threads or cpu.num_threads(num_processes(options)))
     if matmul_precision is not None:
         torch.set_float32_matmul_precision(matmul_precision)
-    trainer = _lightning(options, default_root_dir, list(callbacks), list(logger))
+    trainer = _lightning_trainer(options, default_root_dir, list(callbacks), list(logger))
     require_reduction(trainer)
     require_graphs(trainer, cuda_graphs)
     if trainer.strategy.root_device.type == "cpu":
-        cpu.stop_looking_for_gpus()
+        cpu.disable_nvml_check()
         if keep_freed_memory:
             cpu.keep_freed_memory()
     return trainer
 
 
-def _lightning(
+def _lightning_trainer(
     options: dict[str, Any], folder: str | Path, callbacks: list[Callback], loggers: list[Logger]
 ) -> Trainer:
     """Lightning's own Trainer with its options, and ours where we know better."""
@@ -93,7 +93,7 @@ def num_processes(options: dict[str, Any]) -> int:
     return devices if isinstance(devices, int) and devices > 0 else 1
 
 
-def require_possible(options: dict[str, Any], steps: int | str, limit: int | float | None) -> None:
+def require_supported(options: dict[str, Any], steps: int | str, limit: int | float | None) -> None:
     """UsageError for what cannot hold here, whatever the hardware or the several steps of a call allow."""
     require_accelerator(options.get("accelerator", "auto"))
     require_precision(options.get("precision", "32-true"))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-def plain(function: Callable[..., Any]) -> Callable[..., Any]:
+def unwrap_partial(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function without what Hydra's `_partial_` checks anew at each call: 0.1 to 0.3 ms, in every step."""
     if not isinstance(function, functools.partial):
         return function

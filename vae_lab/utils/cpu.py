@@ -13,8 +13,8 @@ from pathlib import Path
 
 # glibc's mallopt, malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
-MOST_KEPT = 2**31 - 1  # bytes at the top of the heap, an int to glibc
-GROWTH = 64 * 2**20  # bytes by which the heap grows
+MAX_HEAP_TOP = 2**31 - 1  # bytes at the top of the heap, an int to glibc
+HEAP_GROWTH = 64 * 2**20  # bytes by which the heap grows
 
 
 def num_cores() -> int:
@@ -47,12 +47,12 @@ def keep_freed_memory() -> bool:
     if mallopt is None:  # another libc
         return False
     # No block by mmap, whose pages go back with it; and a heap that is not cut at its top.
-    wanted = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: MOST_KEPT, M_TOP_PAD: GROWTH}
+    wanted = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: MAX_HEAP_TOP, M_TOP_PAD: HEAP_GROWTH}
     done = [mallopt(option, value) == 1 for option, value in wanted.items()]
     return all(done)
 
 
-def stop_looking_for_gpus() -> None:
+def disable_nvml_check() -> None:
     """Let torch remember that training is on the CPU: 0.3 ms of every optimiser step.
 
     Lightning has torch ask the driver's management library each time, which is not remembered where there is none.

@@ -6,24 +6,24 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def _several() -> bool:
+def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def summed_over_processes(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """The sum of what each process has, in place."""
-    if _several():
+    if _is_distributed():
         dist.all_reduce(values)
     return values
 
 
-def mean_over_processes(values: Tensor) -> Tensor:
+def all_reduce_mean(values: Tensor) -> Tensor:
     """The mean of what each process has, in place."""
-    return summed_over_processes(values).div_(dist.get_world_size()) if _several() else values
+    return all_reduce_sum(values).div_(dist.get_world_size()) if _is_distributed() else values
 
 
-def of_first_process(values: Tensor) -> Tensor:
+def broadcast_from_first(values: Tensor) -> Tensor:
     """What the first process has, in place."""
-    if _several():
+    if _is_distributed():
         dist.broadcast(values, 0)
     return values

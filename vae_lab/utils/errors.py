@@ -17,10 +17,10 @@ class UsageError(ValueError):
 
 def find_cause(error: BaseException, kind: type[E]) -> E | None:
     """The first exception of this kind among an error and what caused it."""
-    return next((link for link in chain_of(error) if isinstance(link, kind)), None)
+    return next((link for link in cause_chain(error) if isinstance(link, kind)), None)
 
 
-def chain_of(error: BaseException | None) -> Iterator[BaseException]:
+def cause_chain(error: BaseException | None) -> Iterator[BaseException]:
     """An error, what caused it, what caused that, and so on."""
     seen: list[BaseException] = []
     while error is not None and not any(error is link for link in seen):  # raised again, one may be its own cause

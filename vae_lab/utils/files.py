@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 
-def write_whole(path: Path, data: bytes, flush: bool = True) -> None:
+def write_atomically(path: Path, data: bytes, flush: bool = True) -> None:
     """Write a temporary file beside `path`, then rename it over what was there.
 
     flush: have it on the disk first, or a power cut may leave an empty file under the name.
@@ -20,19 +20,19 @@ def write_whole(path: Path, data: bytes, flush: bool = True) -> None:
         with temporary.open("wb") as file:
             file.write(data)
             if flush:
-                sync(file)
+                fsync(file)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def sync(file: IO[Any]) -> None:
+def fsync(file: IO[Any]) -> None:
     """Have what was written so far on the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
-def sync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
     """Make a rename in `folder` survive a power cut; Windows opens no folder."""
     if os.name != "posix":
         return
@@ -45,7 +45,7 @@ def sync_folder(folder: Path) -> None:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Replace a JSON file as a whole; numbers that are not finite become null, which every reader takes."""
-    write_whole(path, (json.dumps(finite(content), indent=2, allow_nan=False) + "\n").encode())
+    write_atomically(path, (json.dumps(finite(content), indent=2, allow_nan=False) + "\n").encode())
 
 
 def finite(value: Any) -> Any:

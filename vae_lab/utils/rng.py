@@ -30,7 +30,7 @@ def seed_noise(device: torch.device, *numbers: int) -> None:
         torch.default_generator.manual_seed(mix(*numbers))
 
 
-def permutation(num_images: int, seed: int, epoch: int) -> Tensor:
+def epoch_permutation(num_images: int, seed: int, epoch: int) -> Tensor:
     """The order of an epoch, (num_images,)."""
     generator = torch.Generator().manual_seed(mix(seed, ORDER, epoch))
     return torch.randperm(num_images, generator=generator)

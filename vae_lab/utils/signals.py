@@ -23,7 +23,7 @@ class Interrupted(Exception):  # noqa: N818 - a request that is granted, not an 
         self.exit_code = 128 + (signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM)
 
 
-class InterruptedAtOnce(BaseException):
+class ForcedInterrupt(BaseException):
     """A second Ctrl-C: nothing more is done or saved. No KeyboardInterrupt, which Lightning makes an exit code 1."""
 
     exit_code = 128 + signal.SIGINT
@@ -32,12 +32,12 @@ class InterruptedAtOnce(BaseException):
         super().__init__("interrupted by a second SIGINT: nothing was saved since the last checkpoint")
 
 
-class Interruption:
+class StopSignals:
     """While entered, SIGINT, SIGTERM and SIGUSR1 stop the run.
 
     At first each of them raises Interrupted where it finds the program: nothing is there yet that could be lost. From
-    `wait_for_asking` on they only set `requested`, which is read where stopping is safe; a second Ctrl-C raises
-    InterruptedAtOnce. Python takes handlers in the main thread alone: entered elsewhere, signals stay as they were.
+    `defer_to_safe_points` on they only set `requested`, which is read where stopping is safe; a second Ctrl-C raises
+    ForcedInterrupt. Python takes handlers in the main thread alone: entered elsewhere, signals stay as they were.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class Interruption:
             return {}
         return {signum: signal.signal(signum, self._note) for signum in SIGNALS}
 
-    def wait_for_asking(self) -> None:
+    def defer_to_safe_points(self) -> None:
         """From now on something can be lost."""
         self._at_once = False
 
@@ -71,7 +71,7 @@ class Interruption:
 
     def _note(self, signum: int, _: FrameType | None) -> None:
         if self.requested is not None and signum == signal.SIGINT:
-            raise InterruptedAtOnce
+            raise ForcedInterrupt
         self.requested = signum
         if self._at_once:
             raise Interrupted(signum)
@@ -80,7 +80,7 @@ class Interruption:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def defer_sigint() -> Iterator[None]:
     """A Ctrl-C that comes within is answered afterwards: for a file that is being written."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -15,13 +15,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, BinaryIO, NamedTuple
 
-from vae_lab.data.atomic_folders import building, publish
+from vae_lab.data.atomic_folders import publish_folder, temporary_folder
 from vae_lab.data.decode import SUFFIXES
 from vae_lab.data.progress import with_progress
 from vae_lab.data.regular_files import open_file
 from vae_lab.data.sources.archive_members import PIECE, BadArchiveError, Member, damage_refused, members
 from vae_lab.utils.errors import UsageError
-from vae_lab.utils.files import write_whole
+from vae_lab.utils.files import write_atomically
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAX_MEMBERS = 1_000_000
@@ -71,10 +71,10 @@ def unpacked(archive: Path, cache_dir: Path, max_bytes: int) -> Path:
 
 
 def _build(archive: Path, folder: Path, max_bytes: int, mtime_ns: int) -> None:
-    with building(folder.parent) as temporary:
+    with temporary_folder(folder.parent) as temporary:
         size = _unpack(archive, temporary / _PICTURES, max_bytes, mtime_ns)
-        write_whole(temporary / _INDEX, json.dumps(size._asdict()).encode())
-        publish(temporary, folder, _is_whole)
+        write_atomically(temporary / _INDEX, json.dumps(size._asdict()).encode())
+        publish_folder(temporary, folder, _is_whole)
 
 
 def _unpack(archive: Path, folder: Path, max_bytes: int, mtime_ns: int) -> _Size:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vae_lab.data.images import Images
-from vae_lab.data.splits import hold_out
+from vae_lab.data.images import DecodedImages
+from vae_lab.data.splits import split_by_count
 from vae_lab.utils.errors import UsageError
 
 _SIDE = 8
@@ -36,14 +36,14 @@ class Digits:
         if self.image_size < _SIDE:
             raise UsageError(f"data.image_size={self.image_size}: the digits are 8x8; expected 8 or more.")
 
-    def load(self) -> Images:
+    def load(self) -> DecodedImages:
         """Uint8 pixels (1797, 1, H, W). Raises UsageError when scikit-learn or its file is not there."""
         levels, labels = _read(_find())
         # The file is ordered by writer: a fixed shuffle gives every split every hand. RandomState because
         # numpy promises that its stream never changes.
         order = torch.from_numpy(np.random.RandomState(_ORDER_SEED).permutation(len(labels)))
-        splits = hold_out(len(labels), self.val_size, self.test_size)
-        return Images(
+        splits = split_by_count(len(labels), self.val_size, self.test_size)
+        return DecodedImages(
             pixels=_upsample(levels, self.image_size),
             splits={split: order[indices] for split, indices in splits.items()},
             labels=labels,

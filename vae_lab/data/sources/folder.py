@@ -13,12 +13,12 @@ from typing import Literal, TypeVar, get_args
 import torch
 from torch import Tensor
 
-from vae_lab.data.cache import Cached, Row, build_cache, cache_key, open_cache
+from vae_lab.data.cache import CachedImages, DecodedPicture, build_cache, cache_key, open_cache
 from vae_lab.data.decode import SUFFIXES, Fit, PictureOptions, UnreadablePicture, decode
-from vae_lab.data.images import Images
+from vae_lab.data.images import DecodedImages
 from vae_lab.data.progress import with_progress
 from vae_lab.data.sources.archives import is_archive, unpacked
-from vae_lab.data.splits import by_hash, check_fractions
+from vae_lab.data.splits import check_fractions, split_by_hash
 from vae_lab.utils.cpu import num_cores
 from vae_lab.utils.errors import UsageError
 
@@ -44,7 +44,7 @@ class ImageFolder:
     max_pixels: int = 50_000_000
     max_bytes: int = 100_000_000
     max_seconds: float = 30.0
-    on_bad_image: OnBadImage = "stop"  # or "skip": go on without it and list it in Images.skipped
+    on_bad_image: OnBadImage = "stop"  # or "skip": go on without it and list it in DecodedImages.skipped
     val_size: float = 0.1
     test_size: float = 0.1
     cache_dir: str = "~/.cache/vae_lab"
@@ -67,7 +67,7 @@ class ImageFolder:
         """The folder, absolute."""
         return Path(self.folder).expanduser().absolute()
 
-    def load(self) -> Images:
+    def load(self) -> DecodedImages:
         """Uint8 pixels (N, C, H, W), memory-mapped, in the order of the relative file names.
 
         Raises UsageError when the folder is missing or empty, a picture is bad and `on_bad_image` is stop,
@@ -78,13 +78,13 @@ class ImageFolder:
         names = find_pictures(self.path)
         if not names:
             raise UsageError(_nothing_here(self.path))
-        by_hash(names, self.val_size, self.test_size)  # too few to divide: said before the decoding
+        split_by_hash(names, self.val_size, self.test_size)  # too few to divide: said before the decoding
         cached = self._decoded(names)
         labels, class_names = _labels(cached.names)
-        splits = by_hash(cached.names, self.val_size, self.test_size)
-        return Images(cached.pixels, splits, labels, class_names, tuple(cached.skipped))
+        splits = split_by_hash(cached.names, self.val_size, self.test_size)
+        return DecodedImages(cached.pixels, splits, labels, class_names, tuple(cached.skipped))
 
-    def _load_archive(self) -> Images:
+    def _load_archive(self) -> DecodedImages:
         folder = unpacked(self.path, self._cache_dir, self.max_bytes)
         try:
             return replace(self, folder=str(folder)).load()
@@ -95,7 +95,7 @@ class ImageFolder:
     def _cache_dir(self) -> Path:
         return Path(self.cache_dir).expanduser().absolute()
 
-    def _decoded(self, names: Sequence[str]) -> Cached:
+    def _decoded(self, names: Sequence[str]) -> CachedImages:
         cache_dir, key = self._cache_dir, cache_key(self.path, names, self.options)
         shape = (self.channels, self.image_size, self.image_size)
         cached = open_cache(cache_dir, key, shape)
@@ -110,16 +110,16 @@ class ImageFolder:
             raise UsageError(f"{self.path}: none of its {len(names)} pictures can be read.\nThe first: {first}")
         return cached
 
-    def _rows(self, names: Iterable[str]) -> Iterator[Row]:
+    def _rows(self, names: Iterable[str]) -> Iterator[DecodedPicture]:
         return _in_order(self._row, names, num_cores())
 
-    def _row(self, name: str) -> Row:
+    def _row(self, name: str) -> DecodedPicture:
         try:
-            return Row(name, decode(self.path / name, self.options))
+            return DecodedPicture(name, decode(self.path / name, self.options))
         except UnreadablePicture as error:
             if self.on_bad_image == "stop":
                 raise _stopped(str(error)) from error
-            return Row(name, None, str(error))
+            return DecodedPicture(name, None, str(error))
 
 
 def find_pictures(folder: Path) -> list[str]:

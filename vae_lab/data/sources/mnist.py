@@ -13,16 +13,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vae_lab.data.images import Images
+from vae_lab.data.images import DecodedImages
 from vae_lab.data.progress import with_progress
 from vae_lab.data.sources.idx import read_idx
-from vae_lab.data.splits import hold_out
-from vae_lab.data.transfer import Check, Manner, TransferError, transfer
+from vae_lab.data.splits import split_by_count
+from vae_lab.data.transfer import Check, RequestPolicy, TransferError, transfer
 from vae_lab.utils.errors import UsageError
 
 _PARTS = ("train", "t10k")
 _FILES = tuple(f"{part}-{kind}" for part in _PARTS for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
-_MANNER = Manner(timeout=30.0, attempts=3, longest_wait=10.0)  # then the next mirror
+_MANNER = RequestPolicy(timeout=30.0, attempts=3, longest_wait=10.0)  # then the next mirror
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class MNIST:
         """Where the four files are, raw or with .gz."""
         return Path(self.root).expanduser().absolute() / self.dataset / "raw"
 
-    def load(self) -> Images:
+    def load(self) -> DecodedImages:
         """Uint8 pixels (70000, 1, 28, 28), downloaded first when a file is missing.
 
         Raises UsageError when a file is broken, or missing where no download is possible.
@@ -58,9 +58,9 @@ class MNIST:
                 f"{self.folder}: the training images are {_size(train)}, the test images {_size(test)}.\n"
                 "Expected one size; remove the four files, and the next run downloads them again."
             )
-        return Images(
+        return DecodedImages(
             pixels=torch.cat([train, test]).unsqueeze(1),
-            splits=hold_out(len(train) + len(test), self.val_size, self.test_size),
+            splits=split_by_count(len(train) + len(test), self.val_size, self.test_size),
             labels=torch.cat([train_labels, test_labels]).long(),
             class_names=self.class_names,
         )

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from vae_lab.core import Observation
+from vae_lab.core import RegularizerInputs
 
 
 class Regularizer(Protocol):
@@ -14,17 +14,17 @@ class Regularizer(Protocol):
 
     weight: float
 
-    def __call__(self, seen: Observation) -> Tensor:
+    def __call__(self, inputs: RegularizerInputs) -> Tensor:
         """(B,) of each image, or () of the whole batch; without `weight`. Its gradient reaches the model alone."""
         ...
 
 
-class Critic(Protocol):
+class AdversarialRegularizer(Protocol):
     """A regularizer with networks of its own, trained inside the step beside the model."""
 
-    critic: nn.Module
-    critic_lr: float
+    discriminator: nn.Module
+    discriminator_lr: float
 
-    def critic_loss(self, seen: Observation) -> Tensor:
-        """What the critic minimises, (). Its gradient reaches the critic alone."""
+    def discriminator_loss(self, inputs: RegularizerInputs) -> Tensor:
+        """What the discriminator minimises, (). Its gradient reaches the discriminator alone."""
         ...

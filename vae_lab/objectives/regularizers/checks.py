@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vae_lab.core import Kind, Latent, LatentSpec, Setting
+from vae_lab.core import Latent, LatentKind, LatentSpec, TrainingSpec
 
 
 def require_number(name: str, option: str, value: float, above: bool = False) -> None:
@@ -19,14 +19,14 @@ def require_number(name: str, option: str, value: float, above: bool = False) ->
         )
 
 
-def the_latent(setting: Setting, name: str, kinds: tuple[Kind, ...] = ("vector",)) -> LatentSpec:
+def require_single_latent(spec: TrainingSpec, name: str, kinds: tuple[LatentKind, ...] = ("vector",)) -> LatentSpec:
     """The one latent that a regularizer looks at. ValueError: several layers, or a kind that it makes no sense of."""
-    if len(setting.latents) != 1:
+    if len(spec.latents) != 1:
         raise ValueError(
-            f"objective.regularizers.{name} looks at one latent, and this model has {len(setting.latents)} layers of "
+            f"objective.regularizers.{name} looks at one latent, and this model has {len(spec.latents)} layers of "
             "them.\nChoose a model of one layer (model=mlp, conv or resnet), or leave the regularizer out"
         )
-    [latent] = setting.latents
+    [latent] = spec.latents
     if latent.kind not in kinds:
         raise ValueError(
             f"objective.regularizers.{name} is of latents of the kind {' or '.join(kinds)}, and these are of the kind "
@@ -35,7 +35,7 @@ def the_latent(setting: Setting, name: str, kinds: tuple[Kind, ...] = ("vector",
     return latent
 
 
-def prior_draws(latent: Latent, batch: Sequence[int]) -> Tensor:
+def sample_prior(latent: Latent, batch: Sequence[int]) -> Tensor:
     """Draws from p(z) for a batch (S, B) or (B,): (*batch, *event), without a gradient.
 
     ValueError: a prior that has no samples.

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vae_lab.core import Observation, Setting
-from vae_lab.distributions.codes import Quantized
-from vae_lab.distributions.unflatten import Folded
+from vae_lab.core import RegularizerInputs, TrainingSpec
+from vae_lab.distributions.codes import QuantizedDelta
+from vae_lab.distributions.unflatten import UnflattenedBatch
 
 CHOOSE = "choose model/posterior=nearest_code, or leave commitment out of objective/regularizers"
 
@@ -20,17 +20,17 @@ class Commitment(nn.Module):
     arXiv:1711.00937, eq. 3. ValueError: no latent of codes; none that is quantised, when first called.
     """
 
-    def __init__(self, setting: Setting, weight: float = 0.25) -> None:
+    def __init__(self, spec: TrainingSpec, weight: float = 0.25) -> None:
         super().__init__()
         if weight < 0:
             raise ValueError(f"objective.regularizers.commitment.weight is at least 0; found {weight}")
-        if all(latent.kind != "codes" for latent in setting.latents):
+        if all(latent.kind != "codes" for latent in spec.latents):
             raise ValueError(f"objective.regularizers.commitment: these latents are no codes; {CHOOSE}")
         self.weight = weight
 
-    def forward(self, seen: Observation) -> Tensor:
+    def forward(self, inputs: RegularizerInputs) -> Tensor:
         """(B,), averaged over samples where a layer has codes of its own for each sample of those above."""
-        distances = [distance(latent.posterior) for latent in seen.trace.latents]
+        distances = [distance(latent.posterior) for latent in inputs.trace.latents]
         quantized = [each for each in distances if each is not None]
         if not quantized:
             raise ValueError(f"objective.regularizers.commitment: these latents are not quantised; {CHOOSE}")
@@ -39,9 +39,9 @@ class Commitment(nn.Module):
 
 def distance(posterior: Distribution) -> Tensor | None:
     """|inputs - codes|^2, (B,), with a gradient for the inputs; None of a posterior that does not quantise."""
-    if isinstance(posterior, Folded):
+    if isinstance(posterior, UnflattenedBatch):
         folded = distance(posterior.flat)
         return None if folded is None else folded.unflatten(0, posterior.batch_shape).mean(0)
-    if isinstance(posterior, Quantized):
+    if isinstance(posterior, QuantizedDelta):
         return (posterior.inputs - posterior.mode.detach()).square().flatten(1).sum(1)
     return None

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, MultivariateNormal
 
-from vae_lab.core import Observation, Setting
-from vae_lab.distributions.gaussians import normal_of
-from vae_lab.objectives.regularizers.checks import require_number, the_latent
+from vae_lab.core import RegularizerInputs, TrainingSpec
+from vae_lab.distributions.gaussians import as_diagonal_normal
+from vae_lab.objectives.regularizers.checks import require_number, require_single_latent
 
-Of = Literal["means", "latents"]
+CovarianceOf = Literal["means", "latents"]
 
 
 class DisentangledInferredPrior(nn.Module):
@@ -26,21 +26,21 @@ class DisentangledInferredPrior(nn.Module):
     Gaussian.
     """
 
-    def __init__(self, setting: Setting, weight: float, diagonal: float, covariance: Of) -> None:
+    def __init__(self, spec: TrainingSpec, weight: float, diagonal: float, covariance: CovarianceOf) -> None:
         super().__init__()
         name = "dip_vae_ii" if covariance == "latents" else "dip_vae_i"
-        if covariance not in get_args(Of):
+        if covariance not in get_args(CovarianceOf):
             raise ValueError(
-                f"objective.regularizers.{name}.covariance is of {' or '.join(get_args(Of))}; found {covariance}"
+                f"objective.regularizers.{name}.covariance is of {' or '.join(get_args(CovarianceOf))}; found {covariance}"
             )
-        the_latent(setting, name)
+        require_single_latent(spec, name)
         require_number(name, "weight", weight)
         require_number(name, "diagonal", diagonal)
         self.weight, self.diagonal, self.covariance = weight, diagonal, covariance
 
-    def forward(self, seen: Observation) -> Tensor:
+    def forward(self, inputs: RegularizerInputs) -> Tensor:
         """The penalty of the batch, (); 0 of a single image, which has no covariance."""
-        [latent] = seen.trace.latents
+        [latent] = inputs.trace.latents
         if latent.z.shape[1] == 1:
             return latent.z.new_zeros(())
         with torch.autocast(latent.z.device.type, enabled=False):
@@ -63,7 +63,7 @@ def covariance_of(rows: Tensor) -> Tensor:
 
 def gaussian_moments(posterior: Distribution) -> tuple[Tensor, Tensor]:
     """Means of q(z|x), (B, D), and their mean covariance, (D, D). ValueError: a posterior that is not Gaussian."""
-    if normal_of(posterior) is not None:
+    if as_diagonal_normal(posterior) is not None:
         return posterior.mean.flatten(1), posterior.variance.flatten(1).mean(0).diag()
     if isinstance(posterior, MultivariateNormal):
         return posterior.mean, posterior.covariance_matrix.mean(0)

@@ -1,7 +1,7 @@
 """Networks that judge latents and images, trained inside the step; how a penalty calls one, and how one is trained.
 
-A penalty calls its critic with constant parameters, so that its gradient reaches the model alone; what trains the
-critic is shown detached latents and images, and adds to the same backward pass. No layer mixes the images of a batch.
+A penalty calls its discriminator with constant parameters, so that its gradient reaches the model alone; what trains the
+discriminator is shown detached latents and images, and adds to the same backward pass. No layer mixes the images of a batch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn.functional import softplus
 from torch.nn.utils import parametrizations
 
 from vae_lab.core import ImageShape
-from vae_lab.networks.conv import convolved_size, same_padding
+from vae_lab.networks.conv import conv_output_size, same_padding
 from vae_lab.networks.linear import Linear
 from vae_lab.networks.mlp import dense
 from vae_lab.objectives.regularizers.checks import require_number
@@ -25,18 +25,18 @@ from vae_lab.objectives.regularizers.checks import require_number
 KERNEL = 4  # of each convolution of stride 2
 
 
-def leaky() -> nn.Module:
-    """The activation of critics: it passes a gradient on from where the critic is sure, too."""
+def leaky_relu() -> nn.Module:
+    """The activation of discriminators: it passes a gradient on from where the discriminator is sure, too."""
     return nn.LeakyReLU(0.2)
 
 
-class LatentCritic(nn.Module):
+class LatentDiscriminator(nn.Module):
     """Hidden layers and one logit for each latent."""
 
     def __init__(self, shape: Sequence[int], hidden: Sequence[int]) -> None:
         super().__init__()
         sizes = [math.prod(shape), *hidden]
-        self.layers = nn.Sequential(nn.Flatten(), *dense(sizes, leaky), Linear(sizes[-1], 1))
+        self.layers = nn.Sequential(nn.Flatten(), *dense(sizes, leaky_relu), Linear(sizes[-1], 1))
 
     def forward(self, z: Tensor) -> Tensor:
         """z (S, B, *shape) to logits (S, B), float32."""
@@ -44,14 +44,14 @@ class LatentCritic(nn.Module):
         return logits.float().view(z.shape[:2])
 
 
-class Judgement(NamedTuple):
-    """What a critic makes of N images."""
+class DiscriminatorOutput(NamedTuple):
+    """What a discriminator makes of N images."""
 
     logits: Tensor  # (N, K), float32
     features: tuple[Tensor, ...]  # the map after each convolution, (N, channels, h, w)
 
 
-class ImageCritic(nn.Module):
+class ImageDiscriminator(nn.Module):
     """Convolutions of stride 2, and K = num_logits logits of the last map.
 
     The map is halved, rounding down, while its shorter side is at least 4, so any image of 2x2 or more will do.
@@ -67,57 +67,57 @@ class ImageCritic(nn.Module):
         while not self.stages or min(sides) >= KERNEL:
             wider, pad = min(width << len(self.stages), max_width), same_padding(KERNEL, 2)
             layer = nn.Conv2d(channels, wider, KERNEL, 2, pad)
-            self.stages.append(nn.Sequential(layer, leaky()))
-            channels, sides = wider, [convolved_size(side, KERNEL, 2, pad) for side in sides]
+            self.stages.append(nn.Sequential(layer, leaky_relu()))
+            channels, sides = wider, [conv_output_size(side, KERNEL, 2, pad) for side in sides]
         self.head = nn.Sequential(nn.Flatten(), nn.Linear(channels * math.prod(sides), num_logits))
         if spectral_norm:
-            bound_slopes(self)
+            apply_spectral_norm(self)
 
-    def forward(self, images: Tensor) -> Judgement:
+    def forward(self, images: Tensor) -> DiscriminatorOutput:
         """images: (N, C, H, W)."""
         maps = [images]
         for stage in self.stages:
             maps.append(stage(maps[-1]))
-        return Judgement(self.head(maps[-1]).float(), tuple(maps[1:]))
+        return DiscriminatorOutput(self.head(maps[-1]).float(), tuple(maps[1:]))
 
 
-def bound_slopes(network: nn.Module) -> None:
+def apply_spectral_norm(network: nn.Module) -> None:
     """Divide every weight by its largest singular value, as power iterations in training find it. arXiv:1802.05957."""
     for layer in list(network.modules()):
         if isinstance(layer, nn.Linear | nn.Conv2d):
             parametrizations.spectral_norm(layer)
 
 
-def constant(critic: nn.Module, inputs: Tensor) -> Any:
-    """What the critic says of inputs, its parameters held constant and its buffers left alone."""
-    state = {name: parameter.detach() for name, parameter in critic.named_parameters()}
-    state |= {name: buffer.clone() for name, buffer in critic.named_buffers()}
-    return functional_call(critic, state, (inputs,))
+def apply_frozen(discriminator: nn.Module, inputs: Tensor) -> Any:
+    """What the discriminator says of inputs, its parameters held constant and its buffers left alone."""
+    state = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
+    state |= {name: buffer.clone() for name, buffer in discriminator.named_buffers()}
+    return functional_call(discriminator, state, (inputs,))
 
 
-def surprise(logits: Tensor) -> Tensor:
-    """-log of the chance that the critic gives to `true`, in nats, of logits of any shape; ln 2 of a logit of 0.
+def non_saturating_loss(logits: Tensor) -> Tensor:
+    """-log of the chance that the discriminator gives to `true`, in nats, of logits of any shape; ln 2 of a logit of 0.
 
     As a penalty of what is false, the non-saturating loss of Goodfellow et al. 2014, arXiv:1406.2661, section 3.
     """
     return softplus(-logits)
 
 
-def telling_apart(true: Tensor, *false: Tensor) -> Tensor:
+def real_fake_cross_entropy(true: Tensor, *false: Tensor) -> Tensor:
     """Cross-entropy of telling true from false by their logits, both as likely, in nats, (); ln 2 where none can.
 
     Several groups of what is false weigh the same.
     """
-    wrong = torch.stack([surprise(-logits).mean() for logits in false]).mean()
-    return (surprise(true).mean() + wrong) / 2
+    wrong = torch.stack([non_saturating_loss(-logits).mean() for logits in false]).mean()
+    return (non_saturating_loss(true).mean() + wrong) / 2
 
 
-def require_critic(name: str, weight: float, critic_lr: float, widths: Sequence[int]) -> None:
-    """ValueError unless the options that every regularizer with a critic has make sense. widths: of its layers."""
+def require_discriminator(name: str, weight: float, discriminator_lr: float, widths: Sequence[int]) -> None:
+    """ValueError unless the options that every regularizer with a discriminator has make sense. widths: of its layers."""
     require_number(name, "weight", weight)
-    require_number(name, "critic_lr", critic_lr, above=True)
+    require_number(name, "discriminator_lr", discriminator_lr, above=True)
     if not widths or min(widths) < 1:
         raise ValueError(
-            f"objective.regularizers.{name}: a critic has at least one hidden layer, each at least 1 wide; "
+            f"objective.regularizers.{name}: a discriminator has at least one hidden layer, each at least 1 wide; "
             f"found {list(widths)}"
         )

@@ -9,8 +9,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from vae_lab.core import Observation, Setting
-from vae_lab.objectives.regularizers.checks import prior_draws, require_number, the_latent
+from vae_lab.core import RegularizerInputs, TrainingSpec
+from vae_lab.objectives.regularizers.checks import require_number, require_single_latent, sample_prior
 
 Kernel = Literal["rbf", "imq"]
 # The inverse multiquadratics' are those of WAE's published code.
@@ -33,14 +33,14 @@ class MaximumMeanDiscrepancy(nn.Module):
 
     def __init__(
         self,
-        setting: Setting,
+        spec: TrainingSpec,
         weight: float,
         kernel: Kernel = "imq",
         scales: Sequence[float] | None = None,
         unbiased: bool = True,
     ) -> None:
         super().__init__()
-        latent = the_latent(setting, "mmd", ("vector", "sphere"))
+        latent = require_single_latent(spec, "mmd", ("vector", "sphere"))
         require_number("mmd", "weight", weight)
         if kernel not in get_args(Kernel):
             raise ValueError(f"objective.regularizers.mmd.kernel is {' or '.join(get_args(Kernel))}; found {kernel}")
@@ -51,13 +51,13 @@ class MaximumMeanDiscrepancy(nn.Module):
         self.weight, self.kernel, self.unbiased = weight, kernel, unbiased
         self.widths = tuple(scale * unit for scale in scales)
 
-    def forward(self, seen: Observation) -> Tensor:
+    def forward(self, inputs: RegularizerInputs) -> Tensor:
         """MMD^2 of the batch, (), averaged over the samples; 0 of a single image where `unbiased`."""
-        [latent] = seen.trace.latents
+        [latent] = inputs.trace.latents
         samples, images = latent.z.shape[:2]
         if self.unbiased and images == 1:  # one sample says nothing of how q(z) spreads
             return latent.z.new_zeros(())
-        prior = prior_draws(latent, (samples, images))
+        prior = sample_prior(latent, (samples, images))
         return squared_mmd(latent.z.flatten(2), prior.flatten(2), self.kernel, self.widths, self.unbiased).mean()
 
 

@@ -6,10 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from vae_lab.core import Observation, Setting
-from vae_lab.objectives.regularizers.discriminators import ImageCritic, Judgement, constant, require_critic
+from vae_lab.core import RegularizerInputs, TrainingSpec
+from vae_lab.objectives.regularizers.discriminators import (
+    DiscriminatorOutput,
+    ImageDiscriminator,
+    apply_frozen,
+    require_discriminator,
+)
 
-NUM_TURNS = 4  # ways to show an image: as it is, flipped left to right, upside down, both (a half turn)
+NUM_FLIPS = 4  # ways to show an image: as it is, flipped left to right, upside down, both (a half turn)
 TINY = 1e-8  # squared length below which features have no direction
 
 
@@ -27,38 +32,38 @@ class Perceptual(nn.Module):
 
     def __init__(
         self,
-        setting: Setting,
+        spec: TrainingSpec,
         weight: float,
-        critic_lr: float = 1e-3,
+        discriminator_lr: float = 1e-3,
         width: int = 32,
         max_width: int = 256,
     ) -> None:
         super().__init__()
-        require_critic("perceptual", weight, critic_lr, (width, max_width))
-        self.weight, self.critic_lr = weight, critic_lr
-        self.critic = ImageCritic(setting.image.shape, NUM_TURNS, width, max_width)
+        require_discriminator("perceptual", weight, discriminator_lr, (width, max_width))
+        self.weight, self.discriminator_lr = weight, discriminator_lr
+        self.discriminator = ImageDiscriminator(spec.image.shape, NUM_FLIPS, width, max_width)
 
-    def forward(self, seen: Observation) -> Tensor:
+    def forward(self, inputs: RegularizerInputs) -> Tensor:
         """The distance, (B,), averaged over the samples."""
-        means = seen.trace.likelihood.mean  # (S, B, C, H, W)
-        of_x: Judgement = constant(self.critic, seen.x)
-        of_means: Judgement = constant(self.critic, means.flatten(0, 1))
+        means = inputs.trace.likelihood.mean  # (S, B, C, H, W)
+        of_x: DiscriminatorOutput = apply_frozen(self.discriminator, inputs.x)
+        of_means: DiscriminatorOutput = apply_frozen(self.discriminator, means.flatten(0, 1))
         pairs = zip(of_x.features, of_means.features, strict=True)
         distances = [feature_distance(ours, theirs.unflatten(0, means.shape[:2])) for ours, theirs in pairs]
         return torch.stack(distances).sum(0).mean(0)
 
-    def critic_loss(self, seen: Observation) -> Tensor:
+    def discriminator_loss(self, inputs: RegularizerInputs) -> Tensor:
         """Cross-entropy of telling how each image is shown, in nats, (); ln 4 for a network that cannot."""
-        turns = torch.randint(NUM_TURNS, seen.x.shape[:1], device=seen.x.device)
-        judged: Judgement = self.critic(turned(seen.x.detach(), turns))
-        return cross_entropy(judged.logits, turns)
+        flips = torch.randint(NUM_FLIPS, inputs.x.shape[:1], device=inputs.x.device)
+        judged: DiscriminatorOutput = self.discriminator(flipped(inputs.x.detach(), flips))
+        return cross_entropy(judged.logits, flips)
 
 
-def turned(images: Tensor, turns: Tensor) -> Tensor:
+def flipped(images: Tensor, flips: Tensor) -> Tensor:
     """Images (B, C, H, W), each shown in one of four ways, numbers (B,) from 0 to 3."""
-    turns = turns.view(-1, 1, 1, 1)
-    images = torch.where(turns % 2 == 1, images.flip(-1), images)
-    return torch.where(turns >= 2, images.flip(-2), images)
+    flips = flips.view(-1, 1, 1, 1)
+    images = torch.where(flips % 2 == 1, images.flip(-1), images)
+    return torch.where(flips >= 2, images.flip(-2), images)
 
 
 def feature_distance(a: Tensor, b: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from vae_lab.core import Observation, Setting
+from vae_lab.core import RegularizerInputs, TrainingSpec
 from vae_lab.networks.made import MaskedLinear
 from vae_lab.objectives.regularizers.checks import require_number
 
@@ -30,20 +30,20 @@ class Spectral(nn.Module):
     1e-1, for about the same time.
     """
 
-    def __init__(self, setting: Setting, weight: float, squarings: int = 8) -> None:
+    def __init__(self, spec: TrainingSpec, weight: float, squarings: int = 8) -> None:
         super().__init__()
         require_number("spectral", "weight", weight)
         if squarings < 1:
             raise ValueError(f"objective.regularizers.spectral.squarings is at least 1; found {squarings}")
         self.weight, self.squarings = weight, squarings
 
-    def forward(self, seen: Observation) -> Tensor:
+    def forward(self, inputs: RegularizerInputs) -> Tensor:
         """The sum over the model's layers, (); 0 without any."""
         by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
-        for matrix in matrices(seen.layers):
+        for matrix in matrices(inputs.layers):
             by_shape[matrix.shape].append(matrix)
         sums = [largest_singular_values(torch.stack(same), self.squarings).sum() for same in by_shape.values()]
-        return torch.stack(sums).sum() if sums else seen.x.new_zeros(())
+        return torch.stack(sums).sum() if sums else inputs.x.new_zeros(())
 
 
 def matrices(layers: Iterable[nn.Module]) -> list[Tensor]:
@@ -67,12 +67,12 @@ def largest_singular_values(weights: Tensor, squarings: int) -> Tensor:
     with torch.autocast(weights.device.type, enabled=False):
         if weights.shape[1] > weights.shape[2]:
             weights = weights.mT
-        u = top_left_vectors(weights.detach(), squarings)
+        u = top_left_singular_vectors(weights.detach(), squarings)
         v = unit(u @ weights.detach())  # (n, 1, columns)
         return (u @ weights @ v.mT).flatten()
 
 
-def top_left_vectors(weights: Tensor, squarings: int) -> Tensor:
+def top_left_singular_vectors(weights: Tensor, squarings: int) -> Tensor:
     """Unit vectors (n, 1, rows), 0 of a zero matrix: a column of (W W^T)^(2^squarings).
 
     The column of the largest diagonal entry: of all the start vectors e_j, that one is never orthogonal to the answer.

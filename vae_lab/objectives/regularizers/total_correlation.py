@@ -7,71 +7,71 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vae_lab.core import Observation, Setting
-from vae_lab.distributions.gaussians import normal_of
-from vae_lab.objectives.regularizers.checks import require_number, the_latent
+from vae_lab.core import RegularizerInputs, TrainingSpec
+from vae_lab.distributions.gaussians import as_diagonal_normal
+from vae_lab.objectives.regularizers.checks import require_number, require_single_latent
 
-Estimate = Literal["minibatch_stratified", "minibatch_weighted"]
+Estimator = Literal["minibatch_stratified", "minibatch_weighted"]
 
 
 class TotalCorrelation(nn.Module):
     """KL(q(z) || prod_d q(z_d)) in nats, q(z) the mean of q(z|x) over the N training images.
 
     Chen et al. 2018, arXiv:1802.04942, eq. 2 and appendix C. It adds to the one that the KL contains: the paper's beta
-    is `1 + weight` with `objective.beta=1`. Costs S B^2 D densities. estimate: see `log_shares`.
+    is `1 + weight` with `objective.beta=1`. Costs S B^2 D densities. estimate: see `log_importance_weights`.
 
     ValueError: several layers of latents, latents that are no vectors; at the first step, a posterior whose dimensions
     depend on one another.
     """
 
-    def __init__(self, setting: Setting, weight: float, estimate: Estimate = "minibatch_stratified") -> None:
+    def __init__(self, spec: TrainingSpec, weight: float, estimate: Estimator = "minibatch_stratified") -> None:
         super().__init__()
-        the_latent(setting, "total_correlation")
+        require_single_latent(spec, "total_correlation")
         require_number("total_correlation", "weight", weight)
-        if estimate not in get_args(Estimate):
+        if estimate not in get_args(Estimator):
             raise ValueError(
-                f"objective.regularizers.total_correlation.estimate is {' or '.join(get_args(Estimate))}; "
+                f"objective.regularizers.total_correlation.estimate is {' or '.join(get_args(Estimator))}; "
                 f"found {estimate}"
             )
-        self.weight, self.num_images, self.estimate = weight, setting.num_images, estimate
+        self.weight, self.num_images, self.estimate = weight, spec.num_images, estimate
 
-    def forward(self, seen: Observation) -> Tensor:
+    def forward(self, inputs: RegularizerInputs) -> Tensor:
         """The estimate of log q(z) / prod_d q(z_d), (B,), averaged over samples; its mean is that of the KL."""
-        [latent] = seen.trace.latents
+        [latent] = inputs.trace.latents
         return total_correlation(latent.z, latent.posterior, self.num_images, self.estimate)
 
 
 def total_correlation(
-    z: Tensor, posterior: Distribution, num_images: int, estimate: Estimate = "minibatch_stratified"
+    z: Tensor, posterior: Distribution, num_images: int, estimate: Estimator = "minibatch_stratified"
 ) -> Tensor:
     """log q(z) - sum_d log q(z_d) at samples z (S, B, *event), averaged over S: (B,), in nats.
 
     posterior: q(z|x) of the B images that the samples are of, drawn without replacement from `num_images`.
     """
-    log_q = densities_of_all_pairs(z, posterior)
-    shares = log_shares(z, num_images, estimate)
+    log_q = pairwise_log_densities(z, posterior)
+    shares = log_importance_weights(z, num_images, estimate)
     # A share is an image's, not a dimension's: it comes once into the sum over dimensions, and once into each factor.
     joint = (log_q.sum(-1) + shares).logsumexp(-1)
     product = (log_q + shares.unsqueeze(-1)).logsumexp(-2).sum(-1)
     return (joint - product).mean(0)
 
 
-def densities_of_all_pairs(z: Tensor, posterior: Distribution) -> Tensor:
+def pairwise_log_densities(z: Tensor, posterior: Distribution) -> Tensor:
     """log q(z_d | x_j) of the sample of each image i under each image j, (S, B_i, B_j, D).
 
     ValueError: a posterior whose dimensions depend on one another.
     """
-    if (base := normal_of(posterior)) is None:
+    if (base := as_diagonal_normal(posterior)) is None:
         raise ValueError(
             "objective.regularizers.total_correlation needs the density of each dimension of q(z|x): choose "
-            f"model/posterior=diagonal_gaussian (found {type(posterior).__name__}), or the critic's estimate, "
+            f"model/posterior=diagonal_gaussian (found {type(posterior).__name__}), or the discriminator's estimate, "
             "objective/regularizers=[density_ratio]"
         )
     log_q: Tensor = base.log_prob(z.unsqueeze(2))
     return log_q.flatten(3)
 
 
-def log_shares(z: Tensor, num_images: int, estimate: Estimate) -> Tensor:
+def log_importance_weights(z: Tensor, num_images: int, estimate: Estimator) -> Tensor:
     """Logarithm of what q(.|x_j) counts for in the estimate of q(.) at a sample of image i, (B, B), row i.
 
     minibatch_stratified: image i itself has its share of 1 / N, the others of the batch stand for the other N - 1

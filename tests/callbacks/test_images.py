@@ -1,0 +1,245 @@
+"""The picture callbacks under a real Trainer: what is in the event files and the images folder afterwards."""
+
+import io
+from functools import partial
+from types import SimpleNamespace
+
+import lightning
+import numpy as np
+import pytest
+import torch
+from helpers.drawing import SMALL, Data, Experiment, Model, events, names, train
+from PIL import Image
+from torch import nn
+
+from vae_lab.callbacks.images import ImageLogger
+from vae_lab.callbacks.tensorboard import TensorBoardSummary, flatten
+from vae_lab.data.transforms import Preprocess
+from vae_lab.posteriors.codes import NearestCode
+from vae_lab.priors.codes import UniformCodes
+from vae_lab.utils.errors import UsageError
+
+OF_VECTORS = (
+    *("aggregate_posterior", "interpolations", "kl_per_dimension", "latent_grid", "latent_scatter"),
+    *("reconstructions", "samples", "traversals"),
+)
+
+
+def decoded(event):
+    return Image.open(io.BytesIO(event.encoded_image_string))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of two epochs and a test with everything on."""
+    run = tmp_path_factory.mktemp("run")
+    images = ImageLogger(**SMALL)
+    experiment = train(run, images, TensorBoardSummary(), test=True)
+    return SimpleNamespace(run=run, images=images, experiment=experiment, events=events(run))
+
+
+def test_every_picture_is_a_png_and_a_summary_of_every_epoch(finished):
+    expected = [f"{what}_epoch={epoch:04d}.png" for what in OF_VECTORS for epoch in (1, 2)]
+    assert names(finished.run) == sorted([*expected, "network.png", "samples.gif"])
+    for what in OF_VECTORS:
+        shown = finished.events.Images(f"images/{what}")
+        assert [event.step for event in shown] == [4, 8]
+        for event, epoch in zip(shown, (1, 2), strict=True):
+            picture, file = decoded(event), finished.run / "images" / f"{what}_epoch={epoch:04d}.png"
+            assert picture.size == (event.width, event.height) == Image.open(file).size
+            assert event.encoded_image_string == file.read_bytes()
+
+
+def test_no_picture_is_blank(finished):
+    for what in OF_VECTORS:
+        pixels = np.asarray(decoded(finished.events.Images(f"images/{what}")[-1]), dtype=float)
+        height, width = pixels.shape[:2]
+        assert pixels[height // 4 : -height // 4, width // 4 : -width // 4].std() > 5, what
+
+
+def test_the_animation_has_a_frame_for_each_time(finished):
+    (event,) = finished.events.Images("images/samples.gif")
+    gif = decoded(event)
+    assert gif.format == "GIF" and gif.n_frames == 2
+    assert gif.size == Image.open(finished.run / "images" / "samples_epoch=0001.png").size
+    durations = []
+    for frame in range(2):
+        gif.seek(frame)
+        durations.append(gif.info["duration"])
+    assert durations == [500, 1500]
+
+
+def test_histograms_graph_and_network_are_there(finished):
+    tags = finished.events.Tags()
+    assert set(tags["histograms"]) == {"latents/kl_per_dimension", "latents/aggregate_posterior"}
+    assert len(finished.events.Histograms("latents/aggregate_posterior")) == 2
+    assert tags["graph"] and "encoder" in str(finished.events.Graph())
+    assert "images/network" in tags["images"]
+
+
+def test_the_projector_has_points_classes_and_thumbnails(finished):
+    folder = finished.run / "tensorboard" / "00008" / "posterior_means"
+    assert len((folder / "tensors.tsv").read_text().splitlines()) == 16
+    assert (folder / "metadata.tsv").read_text().split()[:3] == ["ant", "bee", "cat"]
+    assert Image.open(folder / "sprite.png").size == (32, 32)  # four by four, 8 x 8 each
+    assert "posterior_means" in (finished.run / "tensorboard" / "projector_config.pbtxt").read_text()
+
+
+def test_config_and_hyperparameters_are_there(finished):
+    (text,) = finished.events.Tensors("config/text_summary")
+    assert "latent_dim: 3" in text.tensor_proto.string_val[0].decode()
+    metadata = finished.events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert b"model.latent_dim" in metadata
+    experiment = finished.events.SummaryMetadata("_hparams_/experiment").plugin_data.content
+    assert b"val/elbo" in experiment and b"test/elbo" in experiment
+    assert finished.events.Scalars("test/elbo")[-1].value == -4.0
+
+
+def test_pictures_take_time_and_leave_the_model_in_training_mode(finished):
+    assert finished.images.seconds > 0
+    assert all(module.training for module in finished.experiment.evaluation_model.modules())
+
+
+def test_training_is_the_same_with_and_without_pictures(tmp_path):
+    seen = train(tmp_path / "with", ImageLogger(**SMALL, pictures=["samples", "reconstructions"]))
+    unseen = train(tmp_path / "without")
+    assert seen.noise == unseen.noise
+    for a, b in zip(seen.parameters(), unseen.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_samples_come_from_the_same_latents_every_time(tmp_path):
+    frozen = Model(3).requires_grad_(False)
+
+    class Frozen(Experiment):
+        def training_step(self, batch, index):
+            return (self.anchor * 0).sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD([self.anchor], lr=0.0)
+
+    experiment = Frozen(frozen)
+    experiment.anchor = nn.Parameter(torch.zeros(1))
+    trainer = lightning.Trainer(
+        default_root_dir=tmp_path,
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[ImageLogger(pictures=["samples"], **SMALL)],
+    )
+    trainer.fit(experiment, datamodule=Data())
+    first, second = (Image.open(tmp_path / "images" / f"samples_epoch=000{k}.png") for k in (1, 2))
+    title = 40  # pixels, where the epoch stands
+    assert (np.asarray(first)[title:] == np.asarray(second)[title:]).all()
+
+
+def test_pictures_of_steps_are_named_by_step_and_the_last_state_is_drawn(tmp_path):
+    train(tmp_path, ImageLogger(every_n_epochs=None, every_n_steps=3, pictures=["samples"], **SMALL))
+    expected = [f"samples_step={step:08d}.png" for step in (3, 6)]
+    assert names(tmp_path) == sorted([*expected, "samples_epoch=0002.png", "network.png", "samples.gif"])
+    assert Image.open(tmp_path / "images" / "samples.gif").n_frames == 3
+
+
+def test_the_end_is_drawn_even_when_no_epoch_was_due(tmp_path):
+    train(tmp_path, ImageLogger(every_n_epochs=2, pictures=["samples"], **SMALL), epochs=3)
+    assert [name for name in names(tmp_path) if "=" in name] == [
+        "samples_epoch=0002.png",
+        "samples_epoch=0003.png",
+    ]
+
+
+def test_an_epoch_cut_short_is_named_by_its_step(tmp_path):
+    train(tmp_path, ImageLogger(pictures=["samples"], **SMALL), epochs=5, max_steps=6)
+    assert [name for name in names(tmp_path) if "=" in name] == [
+        "samples_epoch=0001.png",
+        "samples_step=00000006.png",
+    ]
+
+
+def test_the_animation_takes_up_the_frames_of_an_earlier_session(tmp_path):
+    for epochs in (1, 2):
+        train(tmp_path, ImageLogger(every_n_epochs=epochs, pictures=["samples"], **SMALL), epochs=epochs)
+    assert Image.open(tmp_path / "images" / "samples.gif").n_frames == 2
+
+
+@pytest.mark.parametrize(("latent_dim", "shape"), [(1, (1, 8, 8)), (2, (3, 8, 8)), (40, (1, 8, 8))])
+def test_other_latent_dimensions_and_colour(tmp_path, latent_dim, shape):
+    train(tmp_path, ImageLogger(**SMALL), model=Model(latent_dim, shape), data=Data(shape), epochs=1)
+    assert {f"{what}_epoch=0001.png" for what in OF_VECTORS} <= set(names(tmp_path))
+    assert ("latent_grid.gif" in names(tmp_path)) == (latent_dim <= 2)
+
+
+def test_without_labels_validation_or_test_images(tmp_path):
+    data = Data(labels=False, splits=("train",))
+    train(tmp_path, ImageLogger(**SMALL), data=data, epochs=1, limit_val_batches=0)
+    assert len(list((tmp_path / "images").glob("*_epoch=0001.png"))) == len(OF_VECTORS)
+
+
+def test_without_any_images_what_needs_none_is_drawn(tmp_path):
+    train(tmp_path, ImageLogger(**SMALL), data=Data(splits=()), epochs=1)
+    assert "samples_epoch=0001.png" in names(tmp_path)
+    assert "reconstructions_epoch=0001.png" not in names(tmp_path)
+
+
+def test_a_model_of_codes_has_the_pictures_of_codes(tmp_path):
+    model = Model(4, posterior=partial(NearestCode, num_codes=5), prior=UniformCodes)
+    train(tmp_path, ImageLogger(**SMALL), model=model, epochs=1, preprocess=Preprocess(corruption=torch.zeros_like))
+    drawn = [f"{what}_epoch=0001.png" for what in ("code_usage", "denoising", "reconstructions", "samples")]
+    assert names(tmp_path) == sorted([*drawn, "network.png", "samples.gif"])
+    tags = events(tmp_path).Tags()
+    assert tags["graph"] and not tags["histograms"]
+    assert not list((tmp_path / "tensorboard").rglob("posterior_means"))
+
+
+def test_a_picture_that_the_model_cannot_have_is_refused_before_training(tmp_path):
+    with pytest.raises(UsageError, match=r"pictures has 'kl_per_layer', which needs several layers of latents"):
+        train(tmp_path, ImageLogger(pictures=["samples", "kl_per_layer"], **SMALL))
+
+
+def test_no_more_than_256_images_are_decoded_at_once(tmp_path):
+    model = Model(2)
+    train(
+        tmp_path,
+        ImageLogger(**{**SMALL, "grid_size": 20}, pictures=["latent_grid"], background=False),
+        model=model,
+        epochs=1,
+    )
+    assert model.largest_batch == 256
+
+
+def test_an_interruption_is_noticed_between_pictures(tmp_path):
+    images = ImageLogger(**SMALL)
+    images.stop_requested = lambda: True
+    train(tmp_path, images, epochs=1)
+    assert not (tmp_path / "images").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pictures": ["smaples"]}, "smaples.*samples"),
+        ({"every_n_epochs": 0}, "every_n_epochs is 0"),
+        ({"grid_size": 0}, "callbacks.images.grid_size is 0"),
+        ({"interpolation": "cubic"}, "callbacks.images.interpolation is 'cubic'"),
+    ],
+)
+def test_a_wrong_option_is_refused_at_once(options, message):
+    with pytest.raises(ValueError, match=message):
+        ImageLogger(**options)
+
+
+def test_hyperparameters_without_a_test_are_written_after_the_fit(tmp_path):
+    train(tmp_path, TensorBoardSummary(after_test=False), epochs=1)
+    assert b"val/elbo" in events(tmp_path).SummaryMetadata("_hparams_/experiment").plugin_data.content
+
+
+def test_a_nested_config_becomes_dotted_scalars():
+    config = {"a": {"b": 1, "c": None}, "d": [1, 2], "e": "x", "f": True}
+    assert dict(flatten(config)) == {"a.b": 1, "a.c": "None", "d": "[1, 2]", "e": "x", "f": True}
+
+
+def test_nothing_half_written_is_left(finished):
+    assert not list(finished.run.rglob("*.tmp"))

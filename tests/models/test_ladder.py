@@ -1,0 +1,474 @@
+"""Ladders: one layer is a plain VAE, every layer's terms are exact, what does not fit is refused with what does."""
+
+import copy
+import math
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+from torch.distributions import Independent, Normal, kl_divergence
+from torch.testing import assert_close
+
+import vae_lab
+from vae_lab.core import ImageSpec
+from vae_lab.distributions.unflatten import UnflattenedBatch, unflatten_batch
+from vae_lab.likelihoods import Bernoulli, LogisticMixture256
+from vae_lab.metrics.importance import importance_bound
+from vae_lab.models.ladder import LadderVAE
+from vae_lab.models.vae import VAE
+from vae_lab.networks.ladder_sizes import nearest_size, resolutions, usual_strides
+from vae_lab.objectives.bounds import bound_terms, elbo, importance_weighted_bound, kl_per_dimension
+from vae_lab.objectives.objective import apply_free_bits
+from vae_lab.posteriors.codes import NearestCode, RelaxedCategorical
+from vae_lab.posteriors.flow import InverseAutoregressiveFlow
+from vae_lab.posteriors.gaussian import DiagonalGaussian, FullCovarianceGaussian
+from vae_lab.posteriors.residual import ResidualGaussian
+from vae_lab.priors.codes import UniformCodes
+from vae_lab.priors.conditional import ConditionalGaussian
+from vae_lab.priors.fixed import Flat, StandardNormal
+from vae_lab.priors.gaussian import ClassGaussian, GaussianMixture
+from vae_lab.priors.vamp import VampPrior
+
+BINARY = ImageSpec(1, 8, 8, levels=2, num_classes=3)
+FAMILIES = {
+    "residual": (ResidualGaussian, ConditionalGaussian),
+    "residual_unconditional": (ResidualGaussian, StandardNormal),
+    "plain": (DiagonalGaussian, ConditionalGaussian),
+    "full_covariance": (FullCovarianceGaussian, ConditionalGaussian),
+    "mixture": (DiagonalGaussian, partial(GaussianMixture, num_components=3)),
+    "flow": (partial(InverseAutoregressiveFlow, num_flows=2, hidden=[8], context_features=4), ConditionalGaussian),
+    "codes": (partial(NearestCode, num_codes=5, code_dim=2), UniformCodes),
+    "relaxed": (partial(RelaxedCategorical, num_categories=3), UniformCodes),
+}
+
+
+def ladder(families="residual", image=BINARY, likelihood=Bernoulli, **options):
+    """Three layers at 4x4, 4x4 and 1x1, with weights that are neither zero nor small."""
+    torch.manual_seed(0)
+    posterior, prior = FAMILIES[families] if isinstance(families, str) else families
+    sizes = {"latent_dim": 4, "layers": [2, 1], "width": 8, "max_width": 8, **options}
+    model = LadderVAE(image, posterior=posterior, prior=prior, likelihood=likelihood, **sizes)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def images(count=5, image=BINARY):
+    torch.manual_seed(1)
+    return (torch.rand(count, *image.shape) < 0.5).float()
+
+
+# --- resolutions ---
+
+
+@pytest.mark.parametrize(
+    ("sides", "strides"),
+    [
+        ((8, 8), [2, 4]),
+        ((28, 28), [2, 2, 7]),
+        ((32, 32), [2, 2, 2, 4]),
+        ((27, 27), [3, 3, 3]),
+        ((50, 50), [2, 5, 5]),
+        ((128, 128), [2] * 5 + [4]),
+    ],
+)
+def test_an_image_is_divided_down_to_one_place(sides, strides):
+    assert usual_strides(sides) == [(stride, stride) for stride in strides]
+
+
+def test_sides_that_differ_end_in_one_place_too():
+    assert usual_strides((24, 40)) == [(2, 2), (2, 2), (2, 2), (3, 5)]
+
+
+def sizes(image=(28, 28), layers=1, channels=None, strides=None):
+    return resolutions(image, layers, channels, strides, width=8, max_width=16)
+
+
+def test_options_of_a_ladder_say_its_maps():
+    assert [at.channels for at in sizes()] == [8, 16, 16]
+    assert [at.num_layers for at in sizes(layers=3)] == [3, 3, 3]
+    assert [at.sides for at in sizes(layers=[0, 2])] == [(14, 14), (7, 7)]
+    assert [at.sides for at in sizes(channels=[3])] == [(14, 14)]
+    assert [at.sides for at in sizes(strides=[1, 4])] == [(28, 28), (7, 7)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image": (29, 29)}, r"29x29 images .*Choose data.image_size=30"),
+        ({"image": (215, 215)}, r"215x215 images .*Choose data.image_size=216"),
+        ({"strides": [2, 2, 2]}, r"stride 2 of resolution 3 .* 7x7.*model.strides=\[2, 2, 7\] or data.image_size=32"),
+        ({"strides": [3]}, r"Choose model.strides=\[2, 2, 7\] or data.image_size=27"),
+        ({"strides": [2, 0]}, r"model.strides .* at least 1"),
+        ({"layers": [1, 2, 3, 4]}, r"3: 14x14, 7x7, 1x1.*Choose model.layers=\[1, 2, 3\]"),
+        ({"layers": [2, 0]}, r"Choose model.layers=\[2, 1\]"),
+        ({"layers": 0}, r"Choose model.layers=\[0, 0, 1\]"),
+        ({"layers": []}, r"Choose model.layers=\[1, 1, 1\]"),
+        ({"layers": [1, 1], "channels": [8, 8, 8]}, r"Choose model.channels=\[8, 8\], or null"),
+        ({"channels": [8, -8]}, r"Choose model.channels=\[8, 1\], or null"),
+    ],
+)
+def test_resolutions_that_cannot_be_name_the_nearest_that_can(options, message):
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        sizes(**options)
+
+
+@pytest.mark.parametrize("size", [29, 31, 44, 58, 101, 215, 999])
+def test_the_size_that_is_named_works(size):
+    assert usual_strides((nearest_size(size),) * 2)
+
+
+# --- one layer is a plain VAE ---
+
+
+class Up(nn.Module):
+    """A ladder's way up as the encoder of a plain VAE."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.spatial_shape = model, model.latents[0].shape[1:]
+
+    def forward(self, x):
+        features = self.model.bottom_up(x)[-1]
+        return self.model.top_down_blocks[0].posterior_params(
+            self.model.start(None).expand(len(x), -1, -1, -1), features
+        )
+
+
+class Down(nn.Module):
+    """Its way down as the decoder."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.spatial_shape = model, model.latents[0].shape[1:]
+
+    def forward(self, z):
+        return self.model.head(self.model.top_down_blocks[0](self.model.start(None).expand(len(z), -1, -1, -1), z))
+
+
+@pytest.mark.parametrize("families", ["residual", "plain", "full_covariance", "mixture"])
+@pytest.mark.parametrize("layers", [[1], [0, 1]])
+def test_a_ladder_of_one_layer_is_a_plain_vae(families, layers):
+    model, x = ladder(families, layers=layers), images()
+    layer = model.layers[0]
+    vae = VAE(
+        BINARY,
+        4,
+        encoder=lambda *_: Up(model),
+        decoder=lambda *_: Down(model),
+        posterior=lambda _: layer.posterior,
+        prior=lambda _: layer.prior,
+        likelihood=Bernoulli,
+    )
+    assert vae.latents == model.latents
+    for num_samples in (1, 3):
+        terms = []
+        for each in (model, vae):
+            torch.manual_seed(2)
+            terms.append(bound_terms(each(x, num_samples), x))
+        assert_close(terms[0].log_px, terms[1].log_px)
+        assert_close(terms[0].kl, terms[1].kl)
+        assert_close(terms[0].log_ratio, terms[1].log_ratio)
+    assert_close(model.reconstruct(x).mean, vae.reconstruct(x).mean)
+    torch.manual_seed(3)
+    drawn = model.sample(4).mean
+    torch.manual_seed(3)
+    assert_close(drawn, vae.sample(4).mean)
+
+
+# --- the terms of a trace ---
+
+
+@pytest.mark.parametrize("families", FAMILIES)
+@pytest.mark.parametrize("num_samples", [1, 3])
+def test_each_sample_goes_down_by_itself(families, num_samples):
+    """What the trace says of sample s and image b is what the way down says of these latents alone."""
+    model, x = ladder(families).eval(), images()
+    trace = model(x, num_samples)
+    terms = bound_terms(trace, x)
+    assert terms.kl.shape == (3, num_samples, 5)
+    for s in range(num_samples):
+        for b in (0, 4):
+            alone, params = [], model.bottom_up(x[b : b + 1])
+
+            def again(block, layer, h, prior, s=s, b=b, alone=alone, params=params):
+                z = trace.latents[len(alone)].z[s, b : b + 1]
+                posterior = layer.posterior_distribution(block.posterior_params(h, params[block.level]), prior)
+                alone.append(posterior.log_prob(z) - prior.log_prob(z))
+                return z
+
+            likelihood = model.likelihood(model.top_down_pass(again, None))
+            assert_close(likelihood.log_prob(x[b : b + 1])[0], terms.log_px[s, b], rtol=1e-4, atol=1e-4)
+            assert_close(sum(alone)[0], terms.log_ratio[s, b], rtol=1e-4, atol=1e-4)
+
+
+def test_samples_of_one_image_differ_in_every_layer():
+    model, x = ladder(), images()
+    for latent in model(x, 3).latents:
+        first, second, third = latent.z
+        assert min((first - second).abs().amin(), (second - third).abs().amin()) > 0
+    assert model(x, 3).latents[0].z.shape == (3, 5, 4, 1, 1)
+
+
+def test_the_kl_of_each_layer_is_torchs_and_the_mean_of_its_log_ratio():
+    model, x = ladder(), images(2)
+    trace = model(x, 4000)
+    for latent in trace.latents:
+        q, p = latent.posterior.base_dist, latent.prior.base_dist
+        exact = kl_divergence(Normal(q.loc, q.scale), Normal(p.loc, p.scale))
+        assert_close(kl_per_dimension(latent), exact)
+        gap = latent.log_ratio - exact.sum((-1, -2, -3))
+        assert (gap.mean(0).abs() < 4 * gap.std(0) / math.sqrt(4000)).all()
+
+
+def test_the_importance_bound_of_a_new_ladder_is_the_mean_over_its_prior():
+    """A relative posterior starts at its prior, so that every weight is p(x|z)."""
+    torch.manual_seed(0)
+    model = LadderVAE(BINARY, 4, *FAMILIES["residual"], Bernoulli, layers=2, width=8)
+    x = images()
+    terms = bound_terms(model(x, 8), x)
+    assert terms.kl.abs().max() == 0 and terms.log_ratio.abs().max() == 0
+    assert_close(importance_weighted_bound(terms), terms.log_px.logsumexp(0) - math.log(8))
+    assert importance_bound(model, x, 8, chunk=3).isfinite().all()
+
+
+def test_codes_cost_the_logarithm_of_their_number_at_each_place():
+    model, x = ladder("codes"), images()
+    for num_samples in (1, 2):
+        kl = bound_terms(model(x, num_samples), x).kl
+        assert_close(kl, math.log(5) * torch.tensor([2.0, 32.0, 32.0]).view(3, 1, 1).expand_as(kl))
+    assert [spec.code_shape for spec in model.latents] == [(2, 1, 1), (2, 4, 4), (2, 4, 4)]
+
+
+def test_free_bits_floor_every_layer():
+    torch.manual_seed(0)
+    model = LadderVAE(BINARY, 4, *FAMILIES["residual"], Bernoulli, layers=[2, 1], width=8)
+    x = images()
+    trace = model(x)
+    floored = apply_free_bits(trace, bound_terms(trace, x), 0.25)
+    assert_close(floored, 0.25 * torch.tensor([4.0, 64.0, 64.0]).view(3, 1, 1).expand(3, 1, 5))
+    assert torch.autograd.grad(floored.sum(), model.top_down_blocks[0].posterior[-1].bias)[0].abs().max() == 0
+
+
+# --- networks and families ---
+
+
+@pytest.mark.parametrize("families", FAMILIES)
+@pytest.mark.parametrize("options", [{}, {"weight_norm": True, "conditional": True}])
+def test_every_parameter_has_a_gradient(families, options):
+    torch.manual_seed(0)
+    model = LadderVAE(BINARY, 4, *FAMILIES[families], Bernoulli, layers=[2, 1], width=8, **options)
+    x, y = images(), torch.arange(5) % 3 if model.conditional else None
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(2):  # what starts at zero lets no gradient by
+        optimizer.zero_grad()
+        loss = -elbo(bound_terms(model(x, 1, y), x))
+        assert loss.isfinite().all()
+        loss.mean().backward()
+        optimizer.step()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert without == []
+
+
+def test_no_kl_and_no_density_overflows():
+    prior = ConditionalGaussian(ladder().latents[1]).conditioned_on(
+        torch.tensor([[1e30, -1e30]]).repeat(4, 4)[..., None, None]
+    )
+    params = torch.tensor([1e30, -1e30]).repeat(4, 4).view(4, 8, 1, 1).requires_grad_()
+    posterior = ResidualGaussian(4).relative_to(prior, params)
+    kl = kl_divergence(posterior, prior)
+    assert kl.isfinite().all() and (kl < 1e8).all()
+    (kl + posterior.log_prob(posterior.mode)).sum().backward()
+    assert params.grad.isfinite().all()
+
+
+def test_half_precision_leaves_densities_in_float32():
+    model, x = ladder(), images()
+    with torch.autocast("cpu", torch.bfloat16):
+        trace = model(x, 2)
+        terms = bound_terms(trace, x)
+    assert all(latent.z.dtype == torch.float32 for latent in trace.latents)
+    assert terms.log_px.dtype == terms.kl.dtype == torch.float32
+    assert_close(terms.kl.mean((1, 2)), bound_terms(model(x, 2), x).kl.mean((1, 2)), rtol=0.3, atol=0.3)
+
+
+def test_weight_normalisation_keeps_lengths_apart_from_directions():
+    model = ladder(weight_norm=True)
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    for layer in convolutions:
+        dims = (0, 2, 3) if isinstance(layer, nn.ConvTranspose2d) else (1, 2, 3)
+        lengths = layer.parametrizations.weight.original0.abs().flatten()
+        assert_close(layer.weight.square().sum(dims).sqrt(), lengths)
+    assert len(convolutions) == len([k for k in model.state_dict() if k.endswith("weight.original0")])
+
+
+def test_a_copy_is_a_ladder_of_its_own():
+    model, x = ladder(weight_norm=True), images()
+    twin = copy.deepcopy(model)
+    assert_close(twin.reconstruct(x).mean, model.reconstruct(x).mean, rtol=0, atol=0)
+    with torch.no_grad():
+        next(twin.head.parameters()).add_(1)
+    assert not torch.equal(twin.reconstruct(x).mean, model.reconstruct(x).mean)
+    twin.load_state_dict(model.state_dict())
+    assert_close(twin.reconstruct(x).mean, model.reconstruct(x).mean, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("image", [ImageSpec(3, 32, 32), ImageSpec(3, 24, 40), ImageSpec(1, 27, 27)])
+def test_a_ladder_takes_every_size_that_can_be_divided(image):
+    model = ladder(image=image, likelihood=partial(LogisticMixture256, num_components=2), layers=1)
+    x = torch.rand(2, *image.shape)
+    assert model(x, 2).likelihood.log_prob(x).shape == (2, 2)
+    assert model.latents[0].shape == (4, 1, 1)
+    (vertical, horizontal), *_ = usual_strides((image.height, image.width))
+    assert model.latents[-1].shape == (4, image.height // vertical, image.width // horizontal)
+
+
+# --- sampling, labels ---
+
+
+def test_temperatures_of_zero_leave_nothing_to_chance():
+    model = ladder()
+    assert_close(model.sample(2, temperature=0).mean, model.sample(2, temperature=[0, 0, 0]).mean, rtol=0, atol=0)
+    partly = [model.sample(6, temperature=[0, 1, 1]).mean for _ in range(2)]
+    assert not torch.equal(*partly)
+    torch.manual_seed(0)
+    usual = model.sample(2).mean
+    torch.manual_seed(0)
+    assert torch.equal(usual, model.sample(2, temperature=[1, 1, 1]).mean)
+    with pytest.raises(ValueError, match="each of the 3 stochastic layers"):
+        model.sample(2, temperature=[1, 1])
+
+
+def test_samples_have_the_moments_of_the_priors():
+    """With the way down cut, every layer's prior is what its parameters' biases say."""
+    model, seen = ladder(), []
+    with torch.no_grad():
+        for block in model.top_down_blocks[1:]:
+            block.prior[-1].weight.zero_()
+
+    def choose_latent(block, layer, h, prior):
+        z = prior.sample(() if prior.batch_shape else (4000,))
+        seen.append((z, prior))
+        return z
+
+    torch.manual_seed(0)
+    model.top_down_pass(choose_latent, None)
+    for (z, prior), block in zip(seen, model.top_down_blocks, strict=True):
+        assert_close(z.mean(0), prior.mean.expand_as(z).mean(0), atol=0.1, rtol=0.1)
+        if block.prior is not None:
+            scale = block.prior[-1].bias[4:8].div(5).tanh().mul(5).exp()
+            assert_close(z.std(0), scale[:, None, None].expand(z.shape[1:]), atol=0.05, rtol=0.1)
+
+
+def test_labels_are_seen_on_the_way_up_and_on_the_way_down():
+    model, x, y = ladder(conditional=True), images(), torch.tensor([0, 1, 2, 0, 1])
+    torch.manual_seed(4)
+    samples = model.sample(5, y, temperature=0).mean
+    assert_close(samples[0], samples[3])
+    assert not torch.allclose(samples[0], samples[1])
+    ups = [model.bottom_up(model.label_plane(x, labels))[0] for labels in (y, (y + 1) % 3)]
+    assert not torch.allclose(*ups)
+    assert bound_terms(model(x, 3, y), x).kl.shape == (3, 3, 5)
+    assert model.reconstruct(x, y).mean.shape == (5, 1, 8, 8)
+    with pytest.raises(ValueError, match="give it the labels"):
+        model.sample(5)
+    with pytest.raises(ValueError, match="these images have no labels"):
+        ladder(image=ImageSpec(1, 8, 8), conditional=True)
+
+
+def test_priors_of_classes_go_with_labels():
+    families = (ResidualGaussian, ClassGaussian)
+    model, x, y = ladder(families, conditional=True), images(), torch.tensor([0, 1, 2, 0, 1])
+    trace = model(x, 2, y)
+    assert_close(trace.latents[1].prior.mean[1, 3], model.layers[1].prior.means[0])
+    assert model.sample(5, y).mean.shape == (5, 1, 8, 8)
+    with pytest.raises(ValueError, match="give it the labels"):
+        ladder(families)
+
+
+# --- families that do not go together ---
+
+
+@pytest.mark.parametrize(
+    ("families", "message"),
+    [
+        ((NearestCode, ConditionalGaussian), "model/prior=uniform_codes"),
+        ((DiagonalGaussian, VampPrior), "model/prior=conditional_gaussian"),
+        ((ResidualGaussian, GaussianMixture), "model/prior=conditional_gaussian or standard_normal"),
+        ((ResidualGaussian, Flat), "model/prior=conditional_gaussian or standard_normal"),
+    ],
+)
+def test_families_that_do_not_go_together_are_refused(families, message):
+    with pytest.raises(ValueError, match=message):
+        ladder(families)
+
+
+@pytest.mark.parametrize("option", ["latent_dim", "blocks", "squeeze", "width", "max_width"])
+def test_sizes_below_one_are_refused(option):
+    with pytest.raises(ValueError, match=f"model.{option} is at least 1; found 0"):
+        ladder(**{option: 0})
+
+
+def test_the_families_of_a_ladder_are_families_of_a_plain_vae():
+    posterior = ResidualGaussian(3)(torch.tensor([[2.0, 0, -2, 0, 1, -1]]))
+    assert_close(posterior.mean, 10 * torch.tanh(torch.tensor([[0.2, 0, -0.2]])))
+    assert_close(posterior.stddev, torch.exp(5 * torch.tanh(torch.tensor([[0, 0.2, -0.2]]))))
+    prior = ConditionalGaussian(ladder().latents[1])()
+    assert prior.event_shape == (4, 4, 4) and prior.batch_shape == ()
+    assert prior.mean.abs().max() == 0 and prior.stddev.sub(1).abs().max() == 0
+
+
+# --- batches of samples and images ---
+
+
+@pytest.mark.parametrize("as_normal", [True, False])
+def test_folding_changes_the_shape_alone(as_normal):
+    torch.manual_seed(0)
+    flat_q, flat_p = (Independent(Normal(torch.randn(6, 2, 3), torch.rand(6, 2, 3) + 0.1), 2) for _ in range(2))
+    standard = Independent(Normal(torch.zeros(2, 3), 1.0), 2)
+    q, p = (unflatten_batch(each, 2) if as_normal else UnflattenedBatch(each, 2) for each in (flat_q, flat_p))
+    assert q.batch_shape == (2, 3) and q.event_shape == (2, 3)
+    z = q.rsample()
+    assert_close(q.log_prob(z).flatten(), flat_q.log_prob(z.flatten(0, 1)))
+    other = torch.randn(4, 2, 3, 2, 3)
+    assert_close(q.log_prob(other)[3], q.log_prob(other[3]))
+    assert_close(kl_divergence(q, p).flatten(), kl_divergence(flat_q, flat_p))
+    assert_close(kl_divergence(q, standard).flatten(), kl_divergence(flat_q, standard))
+    assert_close(q.mean.flatten(0, 1), flat_q.mean)
+    assert_close(q.mode.flatten(0, 1), flat_q.mode)
+    assert unflatten_batch(standard, 2) is standard and unflatten_batch(flat_q, 1) is flat_q
+
+
+def test_a_folded_sample_is_scored_as_it_was_drawn():
+    """So that a flow looks its density up instead of inverting itself."""
+    scored = []
+
+    class Flow(Normal):
+        def log_prob(self, value):
+            scored.append(value)
+            return super().log_prob(value)
+
+    flow = UnflattenedBatch(Flow(torch.zeros(6), torch.ones(6)), 3)
+    drawn = flow.rsample()
+    flow.log_prob(drawn)
+    flow.log_prob(drawn.clone())
+    assert scored[0].untyped_storage().data_ptr() == drawn.untyped_storage().data_ptr()
+    assert scored[1].untyped_storage().data_ptr() != drawn.untyped_storage().data_ptr()
+
+
+# --- config ---
+
+
+def test_the_large_ladder_has_dozens_of_layers():
+    files = [Path(vae_lab.__file__).parents[1] / f"conf/model/{name}.yaml" for name in ("ladder", "ladder_large")]
+    options = OmegaConf.to_container(OmegaConf.merge(*map(OmegaConf.load, files)))
+    options = {key: value for key, value in options.items() if key != "defaults" and not key.startswith("_")}
+    parts = {"posterior": ResidualGaussian, "prior": ConditionalGaussian, "likelihood": LogisticMixture256}
+    with torch.device("meta"):  # its weights are not needed
+        model = LadderVAE(ImageSpec(3, 64, 64), **parts, **options)
+    assert len(model.latents) == 30
+    assert model.latents[-1].shape == (16, 32, 32)

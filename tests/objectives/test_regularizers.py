@@ -1,0 +1,380 @@
+"""Other penalties: covariances, discrepancies and singular values against plain loops and closed forms."""
+
+import copy
+import math
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from torch import nn
+from torch.distributions import Independent, MultivariateNormal, Normal, TransformedDistribution
+from torch.nn.utils import parametrizations
+from torch.testing import assert_close
+
+from vae_lab.core import ImageSpec, Latent, LatentSpec, RegularizerInputs, Trace, TrainingSpec
+from vae_lab.objectives.bounds import elbo
+from vae_lab.objectives.objective import Objective, Weights
+from vae_lab.objectives.regularizers.dip import DisentangledInferredPrior
+from vae_lab.objectives.regularizers.mmd import SCALES, MaximumMeanDiscrepancy, squared_mmd
+from vae_lab.objectives.regularizers.spectral import Spectral, largest_singular_values
+from vae_lab.objectives.schedules import Constant
+from vae_lab.posteriors.gaussian import DiagonalGaussian
+from vae_lab.priors.fixed import StandardNormal
+
+IMAGE = ImageSpec(1, 2, 2)
+CONF = Path(__file__).parents[2] / "conf" / "objective" / "regularizers"
+MINE = ("total_correlation", "dip_vae_i", "dip_vae_ii", "mmd", "spectral")
+DIP = {"dip_vae_i": {"diagonal": 10.0, "covariance": "means"}, "dip_vae_ii": {"diagonal": 1.0, "covariance": "latents"}}
+
+
+def vectors(*shape):
+    return LatentSpec("vector", shape, IMAGE)
+
+
+def spec(*latents):
+    return TrainingSpec(IMAGE, latents or (vectors(3),), 100)
+
+
+def gaussian(mean, scale):
+    return Independent(Normal(mean, torch.as_tensor(scale).to(mean).expand_as(mean)), mean.dim() - 1)
+
+
+def regularizer_inputs(posterior, num_samples=2, prior=None, layers=()):
+    """What a regularizer is shown of q(z|x), batch (B,), with p(z) = N(0, I) unless given."""
+    z = posterior.rsample((num_samples,))
+    prior = prior or StandardNormal(vectors(*posterior.event_shape))()
+    likelihood = Independent(Normal(torch.zeros(num_samples, z.shape[1], 1, 2, 2), 1.0), 3)
+    trace = Trace(likelihood, (Latent(z, posterior, prior),))
+    return RegularizerInputs(trace, torch.zeros(z.shape[1], 1, 2, 2), lambda z: likelihood, layers)
+
+
+def dip(name, **options):
+    return DisentangledInferredPrior(spec(), **{"weight": 1.0, **DIP[name], **options})
+
+
+# DIP-VAE
+
+
+@pytest.mark.parametrize("name", DIP)
+def test_dip_is_the_distance_of_torchs_covariance_from_the_identity(name):
+    torch.manual_seed(0)
+    means, scales = torch.randn(7, 3), torch.rand(7, 3) + 0.1
+    covariance = torch.cov(means.T)
+    if name == "dip_vae_ii":
+        covariance = covariance + scales.square().mean(0).diag()
+    distance = (covariance - torch.eye(3)).square()
+    factor = torch.ones(3, 3).fill_diagonal_(DIP[name]["diagonal"])
+    assert_close(dip(name)(regularizer_inputs(gaussian(means, scales))), (factor * distance).sum())
+
+
+def test_the_second_dip_is_of_the_covariance_that_samples_have():
+    torch.manual_seed(0)
+    posterior = MultivariateNormal(torch.randn(5, 3), scale_tril=0.5 * torch.randn(5, 3, 3).tril() + torch.eye(3))
+    z = posterior.sample((40_000,))
+    # Between the five images by their five means, unbiased; within them by what samples do.
+    covariance = torch.cov(posterior.mean.T) + (z - z.mean(0)).flatten(0, 1).T.cov()
+    off_diagonal = covariance - covariance.diagonal().diag()
+    value = dip("dip_vae_ii", diagonal=0.0)(regularizer_inputs(posterior))
+    assert_close(value, off_diagonal.square().sum(), rtol=0.03, atol=0.02)
+
+
+@pytest.mark.parametrize("name", DIP)
+def test_latents_of_the_identity_covariance_have_no_penalty(name):
+    torch.manual_seed(0)
+    means, noise = torch.randn(20, 3, dtype=torch.float64), 0.6 if name == "dip_vae_ii" else 0.0
+    white = (means - means.mean(0)) @ torch.linalg.cholesky(torch.linalg.inv(torch.cov(means.T)))
+    seen = regularizer_inputs(gaussian(math.sqrt(1 - noise**2) * white, noise or 0.3))
+    assert dip(name)(seen).item() == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", DIP)
+def test_dip_leaves_an_image_alone_in_peace(name):
+    params = torch.randn(1, 6, requires_grad=True)
+    assert dip(name)(regularizer_inputs(DiagonalGaussian(3)(params))).item() == 0
+
+
+def test_a_map_is_a_vector_of_all_its_places():
+    torch.manual_seed(0)
+    means, scales = torch.randn(9, 2, 2, 3), torch.rand(9, 2, 2, 3)
+    maps, flat = gaussian(means, scales), gaussian(means.flatten(1), scales.flatten(1))
+    of_maps = DisentangledInferredPrior(spec(vectors(2, 2, 3)), 1.0, **DIP["dip_vae_ii"])
+    assert_close(of_maps(regularizer_inputs(maps)), dip("dip_vae_ii")(regularizer_inputs(flat)))
+    widths = MaximumMeanDiscrepancy(spec(vectors(2, 2, 3)), 1.0).widths
+    assert widths == MaximumMeanDiscrepancy(spec(vectors(12)), 1.0).widths
+
+
+# MMD
+
+
+def kernel_value(kernel, a, b, width):
+    distance = float((a - b).square().sum())
+    return math.exp(-distance / width) if kernel == "rbf" else width / (width + distance)
+
+
+@pytest.mark.parametrize("unbiased", [True, False])
+@pytest.mark.parametrize("kernel", ["rbf", "imq"])
+def test_mmd_is_plain_loops(kernel, unbiased):
+    torch.manual_seed(0)
+    a, b, widths = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64) + 1, (0.5, 3.0)
+
+    def mean(first, second, same):
+        pairs = [(i, j) for i in range(4) for j in range(4) if not (same and unbiased and i == j)]
+        values = [kernel_value(kernel, first[i], second[j], width) for i, j in pairs for width in widths]
+        return sum(values) / len(pairs)
+
+    expected = mean(a, a, True) + mean(b, b, True) - 2 * mean(a, b, False)
+    assert squared_mmd(a, b, kernel, widths, unbiased).item() == pytest.approx(expected)
+
+
+def mean_similarity(shift, variance, width):
+    """E exp(-d / width) of the squared distance d of two Gaussians whose difference is N(shift, variance I)."""
+    spread = width + 2 * variance
+    return float((width / spread) ** (len(shift) / 2) * math.exp(-shift.square().sum() / spread))
+
+
+def test_the_unbiased_mmd_has_the_mean_of_the_closed_form_and_of_equals_0():
+    torch.manual_seed(0)
+    mean, scale, width = torch.tensor([1.0, -0.5]), 0.5, 4.0
+    within = mean_similarity(torch.zeros(2), 2.0, width) + mean_similarity(torch.zeros(2), 2 * scale**2, width)
+    exact = within - 2 * mean_similarity(mean, 1 + scale**2, width)
+    prior, z, other = torch.randn(20_000, 8, 2), mean + scale * torch.randn(20_000, 8, 2), torch.randn(20_000, 8, 2)
+    for latents, expected in ((z, exact), (other, 0.0)):
+        values = squared_mmd(latents, prior, "rbf", (width,))
+        assert values.mean().item() == pytest.approx(expected, abs=4 * float(values.std()) / math.sqrt(20_000))
+    assert exact > 0.25
+    # The biased one counts the pairs of each sample with itself, whose similarity is 1.
+    biased = squared_mmd(z, prior, "rbf", (width,), unbiased=False).mean().item()
+    assert biased == pytest.approx(exact + (2 - within) / 8, abs=5e-3)
+
+
+@given(st.integers(0, 1000), st.integers(1, 6), st.integers(1, 5), st.sampled_from(["rbf", "imq"]))
+@settings(deadline=None, max_examples=40)
+def test_the_biased_mmd_is_a_squared_distance(seed, size, dims, kernel):
+    generator = torch.Generator().manual_seed(seed)
+    a, b, c = 3 * torch.randn(3, size, dims, generator=generator, dtype=torch.float64)
+
+    def distance(first, second):
+        return squared_mmd(first, second, kernel, (1.0, 2.0 * dims), unbiased=False).clamp(min=0).sqrt()
+
+    assert squared_mmd(a, b, kernel, (1.0,), unbiased=False) > -1e-12
+    assert_close(distance(a, b), distance(b, a))
+    assert distance(a, a.flip(0)) < 1e-6
+    assert distance(a, c) <= distance(a, b) + distance(b, c) + 1e-9
+
+
+def test_the_mmd_compares_each_sample_with_draws_of_its_own_and_pulls_latents_to_the_prior():
+    regularizer = MaximumMeanDiscrepancy(spec(), 1.0)
+    assert regularizer.widths == tuple(6 * scale for scale in SCALES["imq"])
+    torch.manual_seed(0)
+    seen = regularizer_inputs(gaussian(torch.randn(6, 3), 0.1), num_samples=3)
+    torch.manual_seed(1)
+    value = regularizer(seen)
+    torch.manual_seed(1)
+    draws = seen.trace.latents[0].prior.sample((3, 6))
+    pairs = zip(seen.trace.latents[0].z, draws, strict=True)
+    assert_close(value, sum(squared_mmd(z, draw, "imq", regularizer.widths) for z, draw in pairs) / 3)
+    means = torch.full((64, 3), 2.0, requires_grad=True)
+    regularizer(regularizer_inputs(gaussian(means, 0.5))).backward()
+    assert (means.grad.mean(0) > 0).all()
+
+
+@pytest.mark.parametrize("unbiased", [True, False])
+def test_latents_that_coincide_have_a_finite_gradient(unbiased):
+    means = torch.zeros(5, 3, requires_grad=True)
+    MaximumMeanDiscrepancy(spec(), 1.0, unbiased=unbiased)(regularizer_inputs(gaussian(means, 1e-30))).backward()
+    assert means.grad.isfinite().all() and (means.grad != 0).any()
+
+
+def test_an_image_alone_has_a_biased_discrepancy_only():
+    seen = regularizer_inputs(gaussian(torch.ones(1, 3), 0.1))
+    assert MaximumMeanDiscrepancy(spec(), 1.0)(seen).item() == 0
+    assert MaximumMeanDiscrepancy(spec(), 1.0, unbiased=False)(seen).item() > 0
+
+
+def test_a_prior_of_the_labels_is_drawn_from_for_each_image():
+    means = torch.tensor([[-50.0] * 3, [50.0] * 3]).repeat(8, 1)
+    torch.manual_seed(0)
+    seen = regularizer_inputs(gaussian(means, 1.0), prior=gaussian(means, 1.0))
+    assert abs(MaximumMeanDiscrepancy(spec(), 1.0)(seen).item()) < 0.5
+    seen = regularizer_inputs(gaussian(means, 1.0))
+    assert MaximumMeanDiscrepancy(spec(), 1.0)(seen).item() > 2
+
+
+class Flat(torch.distributions.Distribution):
+    """An improper prior."""
+
+    arg_constraints: ClassVar = {}
+
+    def sample(self, sample_shape=()):
+        raise NotImplementedError
+
+
+def test_a_prior_without_samples_is_refused():
+    seen = regularizer_inputs(gaussian(torch.zeros(4, 3), 1.0), prior=Flat())
+    with pytest.raises(ValueError, match=r"has no samples\.\nChoose one that has, such as model/prior=standard_normal"):
+        MaximumMeanDiscrepancy(spec(), 1.0)(seen)
+
+
+def test_on_a_sphere_the_widths_do_not_grow_with_its_dimension():
+    widths = [MaximumMeanDiscrepancy(spec(LatentSpec("sphere", (d,), IMAGE)), 1.0, "rbf").widths for d in (3, 30)]
+    assert widths == [(2.0,), (2.0,)]
+
+
+# Spectral
+
+# Kernels of a ladder's blocks and heads, and a linear layer; (out, in, k, k).
+KERNELS = [(16, 32, 3, 3), (32, 16, 3, 3), (128, 128, 3, 3), (32, 64, 1, 1), (128, 512, 1, 1), (3, 16, 3, 3), (40, 90)]
+
+
+def exact_spectral_norms(layers):
+    return [torch.linalg.svdvals(layer.weight.flatten(1))[0] for layer in layers]
+
+
+def of_shape(shape):
+    return (
+        nn.Linear(*shape[::-1]) if len(shape) == 2 else nn.Conv2d(shape[1], shape[0], shape[2], padding=shape[2] // 2)
+    )
+
+
+@pytest.mark.parametrize("shape", KERNELS)
+def test_the_largest_singular_value_is_that_of_torchs_decomposition(shape):
+    torch.manual_seed(0)
+    weights = torch.stack([of_shape(shape).weight.detach().flatten(1) for _ in range(4)])
+    weights[1] *= 1e-12
+    weights[2] += weights[2].mean(1, keepdim=True) * 5
+    exact = torch.linalg.svdvals(weights)[:, 0]
+    found = largest_singular_values(weights, 8)
+    assert_close(found, exact, rtol=3e-4, atol=0)
+    assert (found <= exact * (1 + 1e-5)).all()
+
+
+def test_its_gradient_is_the_outer_product_of_the_singular_vectors():
+    torch.manual_seed(0)
+    weights = torch.randn(3, 5, 9, dtype=torch.float64, requires_grad=True)
+    largest_singular_values(weights, 12).sum().backward()
+    u, _, v = torch.linalg.svd(weights.detach(), full_matrices=False)
+    assert_close(weights.grad, u[:, :, :1] @ v[:, :1], rtol=1e-4, atol=1e-5)
+
+
+def test_the_penalty_is_the_sum_over_layers_whatever_their_shapes():
+    torch.manual_seed(0)
+    layers = [
+        nn.Conv2d(3, 8, 3),
+        nn.SiLU(),
+        nn.Conv2d(3, 8, 3),
+        nn.GroupNorm(2, 8),
+        nn.Linear(8, 4),
+        nn.Conv1d(2, 3, 3),
+    ]
+    model = nn.Sequential(*layers)
+    weighted = [layer for layer in layers if hasattr(layer, "kernel_size") or isinstance(layer, nn.Linear)]
+    seen = regularizer_inputs(gaussian(torch.zeros(2, 3), 1.0), layers=model.modules())
+    value = Spectral(spec(), 1.0)(seen)
+    assert_close(value, sum(exact_spectral_norms(weighted)), rtol=1e-4, atol=0)
+    value.backward()
+    assert all((layer.weight.grad != 0).any() and layer.bias.grad is None for layer in weighted)
+    copied = copy.deepcopy(model).requires_grad_(False)
+    assert_close(Spectral(spec(), 1.0)(seen._replace(layers=copied.modules())), value.detach())
+    assert Spectral(spec(), 1.0)(seen._replace(layers=[nn.SiLU()])).item() == 0
+
+
+def test_a_layer_counts_as_torchs_spectral_norm_sees_it():
+    torch.manual_seed(0)
+    for layer in (nn.ConvTranspose2d(6, 3, 4, 2), nn.Conv2d(4, 6, 3, groups=2), nn.Linear(5, 3)):
+        seen = regularizer_inputs(gaussian(torch.zeros(2, 3), 1.0), layers=[layer])
+        value = Spectral(spec(), 1.0)(seen)
+        original = layer.weight.detach().clone()
+        normalized = parametrizations.spectral_norm(layer, n_power_iterations=200)
+        assert_close(normalized.weight * value, original, rtol=1e-3, atol=1e-4)
+
+
+def test_a_normalised_layer_is_judged_by_the_weight_it_acts_with():
+    torch.manual_seed(0)
+    layer = parametrizations.weight_norm(nn.Conv2d(3, 8, 3))
+    with torch.no_grad():
+        layer.parametrizations.weight.original0.mul_(7)
+    value = Spectral(spec(), 1.0)(regularizer_inputs(gaussian(torch.zeros(2, 3), 1.0), layers=[layer]))
+    assert_close(value, exact_spectral_norms([layer])[0], rtol=1e-4, atol=0)
+    value.backward()
+    assert (layer.parametrizations.weight.original0.grad != 0).any()
+
+
+def test_a_layer_of_zeros_has_neither_a_value_nor_a_gradient_and_no_number_shows():
+    layer = nn.Conv2d(3, 8, 3)
+    nn.init.zeros_(layer.weight)
+    seen = regularizer_inputs(gaussian(torch.zeros(2, 3), 1.0), layers=[layer])
+    value = Spectral(spec(), 1.0)(seen)
+    value.backward()
+    assert value.item() == 0 and (layer.weight.grad == 0).all()
+    nn.init.constant_(layer.weight, math.nan)
+    assert Spectral(spec(), 1.0)(seen).isnan()
+
+
+# All of them
+
+
+@pytest.mark.parametrize("name", MINE)
+def test_each_file_builds_a_part_whose_gradient_reaches_the_encoder_also_under_half_precision(name):
+    torch.manual_seed(0)
+    part = instantiate(OmegaConf.load(CONF / f"{name}.yaml")[name])
+    objective = Objective(elbo, Constant(), spec(), regularizers={name: part})
+    encoder = nn.Linear(4, 6)
+    images = torch.rand(8, 4)
+    posterior = DiagonalGaussian(3)(encoder(images))
+    seen = regularizer_inputs(posterior, layers=[encoder])
+    terms = objective.terms(seen.trace, seen.x)
+    torch.manual_seed(1)
+    losses, values = objective(seen, terms, Weights())
+    assert_close(losses.mean(), -elbo(terms).mean() + objective.regularizers[name].weight * values[name])
+    torch.manual_seed(1)
+    penalty = objective.regularizers[name](seen)
+    assert_close(penalty.mean(), values[name])
+    penalty.mean().backward()
+    assert encoder.weight.grad.isfinite().all() and (encoder.weight.grad != 0).any()
+    torch.manual_seed(1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = objective.regularizers[name](seen)
+    assert half.dtype == torch.float32
+    assert_close(half, penalty)
+
+
+@pytest.mark.parametrize(
+    ("part", "options", "message"),
+    [
+        (partial(DisentangledInferredPrior, **DIP["dip_vae_i"]), {"weight": -1.0}, "dip_vae_i.weight is a number of"),
+        (partial(DisentangledInferredPrior, **DIP["dip_vae_ii"]), {"diagonal": -1.0}, "dip_vae_ii.diagonal"),
+        (DisentangledInferredPrior, {"diagonal": 1.0, "covariance": "mean"}, "means or latents; found mean"),
+        (MaximumMeanDiscrepancy, {"weight": -2.0}, "mmd.weight is a number of at least 0; found -2"),
+        (MaximumMeanDiscrepancy, {"kernel": "linear"}, "rbf or imq; found linear"),
+        (MaximumMeanDiscrepancy, {"scales": [1.0, 0.0]}, "mmd.scales are numbers above 0"),
+        (MaximumMeanDiscrepancy, {"scales": []}, "at least one; found"),
+        (Spectral, {"weight": -1.0}, "spectral.weight"),
+        (Spectral, {"squarings": 0}, "spectral.squarings is at least 1; found 0"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(part, options, message):
+    with pytest.raises(ValueError, match=message):
+        part(spec(), **{"weight": 1.0, **options})
+
+
+@pytest.mark.parametrize("latents", [[vectors(3), vectors(3)], [LatentSpec("codes", (3,), IMAGE)]])
+def test_latents_of_several_layers_and_codes_are_refused(latents):
+    for part in (partial(DisentangledInferredPrior, **DIP["dip_vae_i"]), MaximumMeanDiscrepancy):
+        with pytest.raises(ValueError, match="Choose"):
+            part(spec(*latents), weight=1.0)
+    assert Spectral(spec(*latents), weight=1.0).weight == 1
+
+
+def test_dip_asks_for_a_gaussian():
+    flow = TransformedDistribution(gaussian(torch.zeros(4, 3), 1.0), [torch.distributions.ExpTransform()])
+    with pytest.raises(
+        ValueError,
+        match=r"choose model/posterior=diagonal_gaussian, or full_covariance where latents are vectors \(found Trans",
+    ):
+        dip("dip_vae_i")(regularizer_inputs(flow))

@@ -1,0 +1,533 @@
+"""Latents of codes: mass functions sum to 1, the codebook is the paper's averages, KLs are sums written out."""
+
+import copy
+import itertools
+import math
+from datetime import timedelta
+from functools import partial
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch.distributions import OneHotCategorical
+from torch.testing import assert_close
+
+from vae_lab.core import ImageSpec, Latent, LatentSpec, PriorInputs, RegularizerInputs, Trace, TrainingSpec
+from vae_lab.distributions.unflatten import unflatten_batch
+from vae_lab.metrics.diagnostics import CodeUsage
+from vae_lab.models.base import latent_spec, point_estimate
+from vae_lab.objectives.bounds import closed_form_kl, monte_carlo_kl
+from vae_lab.objectives.regularizers.commitment import Commitment
+from vae_lab.posteriors.codebook import Codebook
+from vae_lab.posteriors.codes import NearestCode, RelaxedCategorical
+from vae_lab.posteriors.gaussian import DiagonalGaussian
+from vae_lab.priors.codes import AutoregressiveCodes, UniformCodes
+from vae_lab.priors.temperature import at_temperature
+from vae_lab.training.preflight import too_many_codes
+
+IMAGE = ImageSpec(1, 4, 4)
+
+
+def every_latent(codes, code_shape):
+    """All latents that there are, (K^positions, *event)."""
+    numbers = itertools.product(range(codes.num_codes), repeat=math.prod(code_shape))
+    return codes.embed(torch.tensor(list(numbers)).reshape(-1, *code_shape))
+
+
+def every_mass(distribution, latents):
+    """Of each latent (N, *event) under each of a batch, (N, *batch)."""
+    batch = [1] * len(distribution.batch_shape)
+    return distribution.log_prob(latents.reshape(len(latents), *batch, *latents.shape[1:])).exp()
+
+
+def frequencies(codes, samples):
+    """Of each sequence of code numbers in samples (N, *event), in the order of `every_latent`."""
+    numbers = codes.indices(samples).flatten(1)
+    place_values = codes.num_codes ** torch.arange(numbers.shape[1]).flip(0)
+    return torch.bincount(numbers @ place_values, minlength=codes.num_codes ** numbers.shape[1]) / len(samples)
+
+
+def chi_square(observed, expected, count):
+    return count * ((observed - expected).square() / expected).sum().item()
+
+
+def trace_of(family, params, prior=None, num_samples=2):
+    posterior = family(params)
+    codes = getattr(family, "codes", None)
+    prior = (
+        posterior if prior is None else prior(latent_spec(family, params.shape[2:], IMAGE))(PriorInputs(codes=codes))
+    )
+    return Trace(posterior, (Latent(posterior.rsample((num_samples,)), posterior, prior),))
+
+
+# --- the codebook -----------------------------------------------------------------------------------------
+
+
+def used_codebook(vectors, usage=1.0, **options):
+    """A codebook that has seen `usage` outputs of each code, all where the vectors are."""
+    book = Codebook(1, vectors.shape[1], len(vectors), **options)
+    book.vectors.copy_(vectors)
+    book.usage.fill_(usage)
+    book.sums.copy_(usage * vectors)
+    return book
+
+
+def follow_plainly(vectors, sums, usage, rows, decay):
+    """Appendix A.1 of van den Oord et al., an output and a code at a time."""
+    groups = [[] for _ in vectors]
+    for row in rows:
+        groups[int((vectors - row).norm(dim=1).argmin())].append(row)
+    for i, group in enumerate(groups):
+        usage[i] = decay * usage[i] + (1 - decay) * len(group)
+        sums[i] = decay * sums[i] + (1 - decay) * sum(group, torch.zeros(rows.shape[1]))
+        vectors[i] = sums[i] / usage[i]
+
+
+def test_the_codes_follow_the_papers_moving_averages():
+    torch.manual_seed(0)
+    vectors, decay = torch.randn(5, 3), 0.8
+    book = used_codebook(vectors, decay=decay, restart_below=0.0)
+    sums, usage = vectors.clone(), torch.ones(5)
+    for _ in range(4):
+        rows = torch.randn(20, 3)
+        book(rows)
+        follow_plainly(vectors, sums, usage, rows, decay)
+        assert_close(book.vectors, vectors)
+        assert_close(book.usage, usage)
+
+
+def test_the_first_batch_makes_the_codes_and_counts_whole():
+    torch.manual_seed(0)
+    rows = torch.randn(6, 2)
+    as_many = Codebook(1, 2, num_codes=6)
+    numbers = as_many(rows)
+    assert_close(as_many.vectors[numbers[:, 0]], rows)
+    assert sorted(numbers.flatten().tolist()) == list(range(6))
+    fewer = Codebook(1, 2, num_codes=2)
+    numbers = fewer(rows)[:, 0]
+    for i in range(2):
+        assert_close(fewer.vectors[i], rows[numbers == i].mean(0))
+
+
+def test_more_codes_than_outputs_are_outputs_too():
+    rows = torch.randn(3, 2)
+    book = Codebook(1, 2, num_codes=8)
+    numbers = book(rows)
+    assert_close(book.embed(numbers), rows)
+    assert torch.cdist(book.vectors, rows).min(1).values.max() < 1e-6
+
+
+def test_a_dead_code_starts_anew_from_the_batch():
+    vectors = torch.tensor([[0.0, 0.0], [50.0, 50.0], [5.0, 0.0]])
+    book = used_codebook(vectors, usage=10.0, restart_below=0.3)
+    book.usage[1], book.sums[1] = 1.0, vectors[1]  # less than 0.3 of an even share, (10 + 1 + 10) / 3
+    rows = torch.tensor([[4.0, 1.0]]).expand(7, 2)
+    numbers = book(rows)
+    assert numbers.unique().tolist() == [1]  # used by the very batch that it came from
+    assert_close(book.vectors[1], rows[0])
+    assert_close(book.usage[1].item(), 0.99 * 7 + 0.01 * 7)
+    assert_close(book.vectors[[0, 2]], vectors[[0, 2]])
+
+
+def test_restarts_find_clusters_that_no_code_was_near():
+    torch.manual_seed(0)
+    centres = 10 * torch.randn(8, 4)
+    book = used_codebook(torch.zeros(16, 4) + 0.001 * torch.randn(16, 4), decay=0.9, restart_below=0.2)
+    for _ in range(100):
+        rows = centres.repeat(8, 1) + 0.01 * torch.randn(64, 4)
+        numbers = book(rows)
+    assert (book.embed(numbers) - rows).norm(dim=1).max() < 0.1
+
+
+def test_nothing_moves_in_evaluation_nor_when_codes_are_only_looked_up():
+    torch.manual_seed(0)
+    family = NearestCode(4, num_codes=5)
+    family(torch.randn(20, 4))
+    before = copy.deepcopy(family.state_dict())
+    family.codes.indices(torch.randn(20, 4))
+    family.eval()(torch.randn(20, 4))
+    for name, value in family.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_a_restored_codebook_goes_on_as_the_original():
+    torch.manual_seed(0)
+    batches = torch.randn(6, 30, 4)
+    book = Codebook(2, 2, num_codes=12)
+    for rows in batches[:3]:
+        book(rows)
+    copied, loaded = copy.deepcopy(book), Codebook(2, 2, num_codes=12)
+    loaded.load_state_dict(book.state_dict())
+    ends = []
+    for one in (book, copied, loaded):
+        torch.manual_seed(1)
+        numbers = [one(rows) for rows in batches[3:]]
+        ends.append((*numbers, one.vectors, one.sums, one.usage))
+    assert all(torch.equal(a, b) for other in ends[1:] for a, b in zip(ends[0], other, strict=True))
+
+
+def test_the_nearest_code_is_found_far_from_the_origin_and_under_autocast():
+    torch.manual_seed(0)
+    book = used_codebook(1000 + 0.1 * torch.randn(64, 8)).eval()
+    rows = 1000 + 0.1 * torch.randn(200, 8)
+    exact = torch.cdist(rows.double(), book.vectors.double()).argmin(1, keepdim=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(book(rows), exact)
+
+
+def averaged_by(rank, folder, count):
+    """One process of `count`, each with its part of three batches; what it ends with goes into the folder."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count,
+                            timeout=timedelta(seconds=30))  # fmt: skip
+    book, batches = for_processes()
+    torch.manual_seed(rank)  # the processes draw different noise
+    numbers = [book(rows.chunk(count)[rank]) for rows in batches]
+    restarted = Codebook(1, 3, num_codes=50)  # more than there are outputs: some stay as they were drawn
+    restarted(batches[0].chunk(count)[rank])
+    torch.save((book.state_dict(), numbers, restarted.state_dict()), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def for_processes():
+    generator = torch.Generator().manual_seed(0)
+    vectors, batches = torch.randn(5, 3, generator=generator), torch.randn(3, 40, 3, generator=generator)
+    return used_codebook(vectors, decay=0.8, restart_below=0.0), batches
+
+
+def test_processes_keep_equal_books_those_of_one_process_with_all_images(tmp_path):
+    torch.multiprocessing.start_processes(averaged_by, (str(tmp_path), 2), 2, start_method="fork")
+    (first, first_numbers, restarted), (second, second_numbers, again) = (
+        torch.load(tmp_path / f"{rank}.pt") for rank in range(2)
+    )
+    book, batches = for_processes()
+    for rows, *parts in zip(batches, first_numbers, second_numbers, strict=True):
+        assert torch.equal(torch.cat(parts), book(rows))
+    for name, value in book.state_dict().items():
+        assert_close(first[name], value)
+        assert torch.equal(first[name], second[name])
+        assert torch.equal(restarted[name], again[name])
+
+
+# --- quantised latents ------------------------------------------------------------------------------------
+
+
+def trained(family, *params):
+    for batch in params:
+        family(batch)
+    return family.eval()
+
+
+@pytest.mark.parametrize("places", [(), (2, 3)])
+def test_quantised_latents_are_codes_to_the_last_bit_and_pass_the_gradient_on(places):
+    torch.manual_seed(0)
+    family = NearestCode(6, num_codes=7, code_dim=2)
+    params = torch.randn(5, 6, *places, requires_grad=True)
+    posterior = family(params)
+    z = posterior.rsample((3,))
+    assert z.shape == (3, 5, 6, *places) and posterior.codes.shape == (5, 3, *places)
+    assert torch.equal(z[1], family.codes.embed(posterior.codes))
+    assert torch.equal(family.codes.indices(z[2]), posterior.codes)
+    assert torch.equal(z[0], posterior.mode) and torch.equal(z[0], posterior.mean)
+    upstream = torch.randn_like(z)
+    z.backward(upstream)
+    assert_close(params.grad, upstream.sum(0))
+
+
+def test_a_place_of_a_map_is_quantised_as_a_vector_would_be():
+    torch.manual_seed(0)
+    family = trained(NearestCode(4, num_codes=9), torch.randn(50, 4))
+    params = torch.randn(2, 4, 3, 5)
+    z = family(params).mode
+    for place in itertools.product(range(3), range(5)):
+        assert torch.equal(z[:, :, *place], family(params[:, :, *place]).mode)
+
+
+def test_a_quantised_posterior_is_a_mass_function():
+    torch.manual_seed(0)
+    family = trained(NearestCode(4, num_codes=3, code_dim=2), torch.randn(50, 4))
+    posterior = family(torch.randn(5, 4))
+    masses = every_mass(posterior, every_latent(family.codes, (2,)))
+    assert_close(masses.sum(0), torch.ones(5))
+    assert_close(posterior.log_prob(posterior.rsample((2,))), torch.zeros(2, 5))
+    assert_close(posterior.entropy(), torch.zeros(5))
+
+
+@pytest.mark.parametrize(("places", "code_dim", "positions"), [((), None, 1), ((), 2, 3), ((2, 4), 3, 16)])
+def test_the_kl_of_codes_to_a_uniform_prior_is_positions_times_ln_k(places, code_dim, positions):
+    family = NearestCode(6, num_codes=11, code_dim=code_dim)
+    (latent,) = trace_of(family, torch.randn(5, 6, *places), UniformCodes).latents
+    assert_close(closed_form_kl(latent), torch.full((5,), positions * math.log(11)))
+    assert_close(monte_carlo_kl(latent), torch.full((2, 5), positions * math.log(11)))
+
+
+def test_the_kl_of_codes_to_an_autoregressive_prior_is_minus_their_log_mass():
+    family = trained(NearestCode(6, num_codes=4, code_dim=3), torch.randn(50, 6))
+    (latent,) = trace_of(family, torch.randn(5, 6), AutoregressiveCodes).latents
+    assert_close(closed_form_kl(latent), -latent.prior.log_prob(latent.z[0]))
+    assert_close(monte_carlo_kl(latent)[1], closed_form_kl(latent))
+
+
+def test_commitment_is_the_squared_distance_to_constant_codes():
+    torch.manual_seed(0)
+    family = NearestCode(4, num_codes=3)
+    params = torch.randn(5, 4, 2, 2, requires_grad=True)
+    trace = trace_of(family, params)
+    commitment = Commitment(TrainingSpec(IMAGE, (latent_spec(family, (2, 2), IMAGE),), 100))
+    seen = RegularizerInputs(trace, torch.rand(5, 1, 4, 4), lambda z: z, ())
+    codes = family.codes.embed(trace.latents[0].posterior.codes)
+    penalty = commitment(seen)
+    assert_close(penalty, (params - codes).square().sum((1, 2, 3)))
+    penalty.sum().backward()
+    assert_close(params.grad, 2 * (params - codes).detach())
+    two = commitment(seen._replace(trace=trace._replace(latents=2 * trace.latents)))
+    assert_close(two, 2 * penalty)
+    assert commitment.weight == 0.25
+
+
+def test_commitment_averages_over_the_samples_that_a_layer_of_a_ladder_is_given():
+    torch.manual_seed(0)
+    family, params = trained(NearestCode(4, num_codes=3), torch.randn(50, 4)), torch.randn(10, 4)  # S = 2 of B = 5
+    posterior = family(params)
+    commitment = Commitment(TrainingSpec(IMAGE, (latent_spec(family, (), IMAGE),), 100))
+    trace = Trace(posterior, (Latent(posterior.mode.unflatten(0, (2, 5)), unflatten_batch(posterior, 2), posterior),))
+    seen = RegularizerInputs(trace, torch.rand(5, 1, 4, 4), lambda z: z, ())
+    expected = (params - posterior.mode).square().sum(1)
+    assert_close(commitment(seen), (expected[:5] + expected[5:]) / 2)
+
+
+def test_commitment_asks_for_quantised_latents():
+    vectors = latent_spec(DiagonalGaussian(2), (), IMAGE)
+    with pytest.raises(ValueError, match="choose model/posterior=nearest_code"):
+        Commitment(TrainingSpec(IMAGE, (vectors,), 100))
+    relaxed = RelaxedCategorical(2)
+    commitment = Commitment(TrainingSpec(IMAGE, (vectors, latent_spec(relaxed, (), IMAGE)), 100))
+    with pytest.raises(ValueError, match="choose model/posterior=nearest_code"):
+        commitment(RegularizerInputs(trace_of(relaxed, torch.randn(5, 20)), torch.rand(5, 1, 4, 4), lambda z: z, ()))
+
+
+# --- categorical latents ----------------------------------------------------------------------------------
+
+
+def test_one_hot_latents_have_torchs_masses_which_sum_to_one():
+    torch.manual_seed(0)
+    family = RelaxedCategorical(2, num_categories=3)
+    params = torch.randn(5, 6, 1, 2)  # two variables at each of two places
+    posterior, latents = family(params), every_latent(family.codes, (2, 1, 2))
+    masses = every_mass(posterior, latents)
+    assert_close(masses.sum(0), torch.ones(5))
+    torchs = OneHotCategorical(logits=params.unflatten(1, (2, 3)).movedim(2, -1))
+    expected = torchs.log_prob(latents.unflatten(1, (2, 3)).movedim(2, -1).unsqueeze(1)).sum((-1, -2, -3)).exp()
+    assert_close(masses, expected)
+    assert_close(posterior.entropy(), -(masses * masses.log()).sum(0))
+    assert_close(posterior.mean, (masses[..., None, None, None] * latents.unsqueeze(1)).sum(0))
+    assert torch.equal(posterior.mode, latents[masses.argmax(0)])
+    assert torch.equal(point_estimate(posterior), posterior.mode)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("temperature", [0.3, 2.0])
+def test_samples_relaxed_or_not_are_largest_where_the_categorical_variables_are(training, temperature):
+    torch.manual_seed(0)
+    family = RelaxedCategorical(2, num_categories=3, temperature=temperature).train(training)
+    posterior = family(torch.randn(1, 6))
+    expected = every_mass(posterior, every_latent(family.codes, (2,)))[:, 0]
+    z = posterior.rsample((50_000,))[:, 0]
+    assert chi_square(frequencies(family.codes, z), expected, len(z)) < 26.1  # one in a thousand of 8 degrees is above
+    assert_close(z.unflatten(1, (2, 3)).sum(2), torch.ones(50_000, 2))
+    assert bool(((z == 0) | (z == 1)).all()) is not training
+
+
+def test_relaxed_samples_have_a_gradient_and_one_hot_ones_have_none():
+    family, params = RelaxedCategorical(2, num_categories=3), torch.randn(4, 6, 2, 2, requires_grad=True)
+    z = family(params).rsample((3,))
+    assert z.shape == (3, 4, 6, 2, 2)
+    (gradient,) = torch.autograd.grad(z.square().sum(), params)
+    assert gradient.isfinite().all() and (gradient != 0).all()
+    assert not family.eval()(params).rsample((3,)).requires_grad
+
+
+def test_the_log_mass_of_relaxed_latents_is_linear_between_one_hot_ones():
+    family = RelaxedCategorical(1, num_categories=3)
+    posterior, corners, shares = family(torch.randn(1, 3)), torch.eye(3), torch.tensor([0.2, 0.5, 0.3])
+    assert_close(posterior.log_prob(shares @ corners), (shares * posterior.log_prob(corners)).sum().reshape(1))
+
+
+def test_the_kl_of_categorical_latents_is_the_sum_over_their_values():
+    torch.manual_seed(0)
+    family = RelaxedCategorical(2, num_categories=3)
+    params = torch.randn(5, 6, 1, 2, requires_grad=True)
+    (latent,) = trace_of(family, params, UniformCodes).latents
+    masses = every_mass(latent.posterior, every_latent(family.codes, (2, 1, 2)))
+    kl = closed_form_kl(latent)
+    assert_close(kl, (masses * (masses.log() + 4 * math.log(3))).sum(0))
+    kl.sum().backward()
+    assert params.grad.isfinite().all() and (params.grad != 0).all()
+
+
+def test_the_kl_of_categorical_latents_to_an_autoregressive_prior_is_estimated():
+    torch.manual_seed(0)
+    family = RelaxedCategorical(2, num_categories=3).eval()
+    prior = partial(AutoregressiveCodes, width=4, depth=1, heads=1)
+    (latent,) = trace_of(family, torch.randn(5, 6), prior, num_samples=5_000).latents
+    latents = every_latent(family.codes, (2,))
+    masses = every_mass(latent.posterior, latents)
+    exact = (masses * (masses.log() - latent.prior.log_prob(latents).unsqueeze(1))).sum(0)
+    assert_close(closed_form_kl(latent).mean(0), exact, atol=0.04, rtol=0)
+
+
+# --- priors -----------------------------------------------------------------------------------------------
+
+
+def codes_and_prior(make, code_shape=(1, 2, 2), num_codes=3, code_dim=2, **options):
+    """A codebook, and a prior over maps or vectors of its codes."""
+    torch.manual_seed(0)
+    book = Codebook(code_shape[0], code_dim, num_codes).eval()
+    latent = LatentSpec("codes", (code_shape[0] * code_dim, *code_shape[1:]), IMAGE, num_codes, code_shape)
+    return book, make(latent, **options)
+
+
+def uniform(**options):
+    return codes_and_prior(UniformCodes, **options)
+
+
+def decided(**options):
+    """An autoregressive prior whose conditional probabilities are far from even."""
+    book, prior = codes_and_prior(AutoregressiveCodes, width=8, depth=2, heads=2, **options)
+    torch.nn.init.normal_(prior.network.head.weight)
+    torch.nn.init.normal_(prior.network.embedding.weight)
+    torch.nn.init.normal_(prior.network.positions)
+    return book, prior
+
+
+@pytest.mark.parametrize(("make", "uneven"), [(uniform, False), (decided, True)])
+@pytest.mark.parametrize("code_shape", [(1, 2, 2), (4,), (2, 1, 2)])
+def test_priors_over_codes_sum_to_one(make, uneven, code_shape):
+    book, prior = make(code_shape=code_shape)
+    density = prior(PriorInputs(codes=book))
+    masses = every_mass(density, every_latent(book, code_shape))
+    assert_close(masses.sum(), torch.tensor(1.0))
+    assert (masses.max() > 2 * masses.min()).item() is uneven
+    batched = every_latent(book, code_shape)[:6].reshape(2, 3, *density.event_shape)
+    assert_close(density.log_prob(batched).exp(), masses[:6].reshape(2, 3))
+
+
+@pytest.mark.parametrize("make", [uniform, decided])
+def test_samples_of_priors_follow_their_mass_function(make):
+    book, prior = make(num_codes=2)
+    density = prior(PriorInputs(codes=book))
+    expected = every_mass(density, every_latent(book, (1, 2, 2))).detach()
+    samples = density.sample((20_000,))
+    assert samples.shape == (20_000, *density.event_shape)
+    assert chi_square(frequencies(book, samples), expected, len(samples)) < 37.7  # one in a thousand of 15 degrees
+    assert density.sample((2, 3)).shape == (2, 3, *density.event_shape)
+    assert density.sample().shape == density.event_shape
+
+
+@pytest.mark.parametrize("make", [uniform, decided])
+def test_a_temperature_sharpens_each_code_given_those_before(make):
+    book, prior = make(code_shape=(2,))
+    density = prior(PriorInputs(codes=book))
+    masses = every_mass(density, every_latent(book, (2,))).reshape(3, 3)
+    first, second = masses.sum(1), masses / masses.sum(1, keepdim=True)
+    for temperature in (0.5, 2.0):
+        sharp_first, sharp_second = first ** (1 / temperature), second ** (1 / temperature)
+        expected = (sharp_first / sharp_first.sum())[:, None] * sharp_second / sharp_second.sum(1, keepdim=True)
+        cooler = every_mass(at_temperature(density, temperature), every_latent(book, (2,)))
+        assert_close(cooler.reshape(3, 3), expected)
+
+
+def test_at_temperature_0_a_decided_prior_draws_its_most_probable_codes():
+    book, prior = decided(code_shape=(1,))
+    density, latents = prior(PriorInputs(codes=book)), every_latent(book, (1,))
+    likeliest = latents[density.log_prob(latents).argmax()]
+    assert_close(at_temperature(density, 0.0).sample((5,)), likeliest.expand(5, 2))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_each_number_depends_on_those_before_it_alone(training):
+    _, prior = decided(code_shape=(6,))
+    network = prior.network.train(training)
+    numbers = torch.randint(3, (10, 6))
+    with torch.no_grad():
+        before = network(numbers)
+        for position in range(6):
+            changed = numbers.clone()
+            changed[:, position] = (changed[:, position] + 1) % 3
+            moved = (network(changed) - before).abs().amax((0, 2))
+            assert moved[: position + 1].max() < 1e-6
+            assert (moved[position + 1 :] > 1e-3).all()
+            assert_close(network(numbers[:, :position]), before[:, : position + 1])
+
+
+def test_an_autoregressive_prior_starts_nearly_uniform_and_learns_what_codes_have_in_common():
+    book, prior = codes_and_prior(AutoregressiveCodes, (3,), num_codes=4, width=16, depth=1, heads=2)
+    density = prior(PriorInputs(codes=book))
+    first = torch.randint(4, (64, 1))
+    z = book.embed(torch.cat((first, (first + 1) % 4, (first + 2) % 4), 1)).requires_grad_()
+    assert_close(density.log_prob(z), torch.full((64,), -3 * math.log(4)), atol=0.5, rtol=0)
+    optimizer = torch.optim.Adam(prior.parameters(), 0.02)
+    for _ in range(40):
+        optimizer.zero_grad()
+        (-density.log_prob(z).mean()).backward()
+        assert all((p.grad != 0).any() for p in prior.parameters())
+        optimizer.step()
+    assert z.grad is None
+    assert density.log_prob(z).mean() > -math.log(4) - 0.15  # the first is uniform, the others follow from it
+
+
+@pytest.mark.parametrize("prior", [UniformCodes, AutoregressiveCodes])
+def test_priors_over_codes_refuse_vectors_and_a_call_without_codes(prior):
+    with pytest.raises(ValueError, match="model/prior=standard_normal"):
+        prior(latent_spec(DiagonalGaussian(2), (), IMAGE))
+    with pytest.raises(ValueError, match="told what they are"):
+        codes_and_prior(prior)[1]()
+
+
+# --- options, usage ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: NearestCode(6, code_dim=4), "choose a divisor of 6"),
+        (lambda: NearestCode(6, code_dim=0), "choose a divisor of 6"),
+        (lambda: NearestCode(6, num_codes=1), "model.posterior.num_codes is at least 2; found 1"),
+        (lambda: NearestCode(6, decay=1.0), "model.posterior.decay"),
+        (lambda: NearestCode(6, restart_below=-0.1), "model.posterior.restart_below"),
+        (lambda: RelaxedCategorical(2, num_categories=1), "model.posterior.num_categories is at least 2"),
+        (lambda: RelaxedCategorical(2, temperature=0.0), "model.posterior.temperature is above 0"),
+        (lambda: codes_and_prior(AutoregressiveCodes, width=6, heads=4), "model.prior.width is a multiple"),
+        (lambda: codes_and_prior(AutoregressiveCodes, depth=0), "depth=0"),
+        (lambda: Commitment(TrainingSpec(IMAGE, (), 1), weight=-1.0), "commitment.weight is at least 0"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_codes_of_other_shapes_are_refused():
+    with pytest.raises(ValueError, match="codes of 6 features"):
+        Codebook(2, 3, num_codes=4).indices(torch.zeros(2, 5, 6))
+
+
+def test_a_codebook_larger_than_the_training_set_is_told():
+    latents = (latent_spec(NearestCode(4, num_codes=512), (), IMAGE), latent_spec(DiagonalGaussian(2), (), IMAGE))
+    assert too_many_codes(latents, 512) is None
+    assert too_many_codes(latents[1:], 0) is None
+    warning = too_many_codes(latents, 511)
+    assert "512 codes" in warning and "511 images" in warning and "model.posterior.num_codes=64" in warning
+
+
+def test_usage_of_codes_over_a_split():
+    usage = CodeUsage(num_codes=8)
+    usage.update(torch.tensor([[[0, 0], [3, 3]]]))
+    usage.update(torch.tensor([[3, 3], [0, 0], [5, 5]]))
+    found = usage.compute()
+    assert found["codes_used"].item() == pytest.approx(3 / 8)
+    shares = (0.4, 0.4, 0.2)
+    assert found["code_perplexity"].item() == pytest.approx(math.exp(-sum(s * math.log(s) for s in shares)))
+    even = CodeUsage(num_codes=8)
+    even.update(torch.arange(8))
+    assert even.compute()["code_perplexity"].item() == pytest.approx(8)

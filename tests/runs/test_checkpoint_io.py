@@ -1,0 +1,167 @@
+"""Checkpoint files: which are written at once, which wait, what a crash leaves, and what a damaged one says."""
+
+import errno
+import random
+
+import pytest
+import torch
+from helpers.data import FAST
+
+from vae_lab.runs import checkpoint_io as checkpoints
+from vae_lab.runs.checkpoint_io import (
+    AtomicCheckpointIO,
+    finish_interrupted_saves,
+    load_checkpoint,
+    pending_path,
+    write_checkpoint,
+)
+from vae_lab.utils.errors import UsageError
+
+
+@pytest.fixture
+def best(tmp_path):
+    return tmp_path / "checkpoints" / "best.ckpt"
+
+
+@pytest.fixture
+def last(best):
+    return best.with_name("last.ckpt")
+
+
+@pytest.fixture
+def writer(best):
+    writer = AtomicCheckpointIO()
+    writer.deferred.add(best)
+    return writer
+
+
+def state(step):
+    return {"weight": torch.full((300,), float(step)), "global_step": step}
+
+
+def step_of(path):
+    return load_checkpoint(path)["global_step"]
+
+
+def test_a_file_that_may_wait_is_written_with_the_next_other_one(writer, best, last):
+    held = state(1)
+    writer.save_checkpoint(held, best)
+    held["weight"] += 5  # training goes on
+    assert not best.exists()
+    writer.save_checkpoint(state(2), last)
+    assert step_of(best) == 1 and load_checkpoint(best)["weight"][0] == 1 and step_of(last) == 2
+    assert sorted(path.name for path in best.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+def test_what_is_held_at_the_end_is_later_than_what_a_run_goes_on_from(writer, best, last):
+    writer.save_checkpoint(state(1), best)
+    writer.save_checkpoint(state(1), last)
+    writer.save_checkpoint(state(2), best)
+    writer.teardown()
+    assert step_of(best) == 1
+    writer.save_checkpoint(state(3), best)  # after the fit nothing waits
+    assert step_of(best) == 3
+
+
+def test_a_reader_through_the_writer_sees_what_is_held(writer, best):
+    writer.save_checkpoint(state(2), best)
+    assert writer.load_checkpoint(best)["global_step"] == 2
+
+
+def test_a_removed_file_is_not_written(writer, best):
+    best.parent.mkdir()
+    best.touch()
+    writer.save_checkpoint(state(2), best)
+    writer.remove_checkpoint(best)
+    writer.flush()
+    assert not best.exists()
+
+
+@pytest.mark.parametrize(("last_step", "settled"), [(8, 8), (7, 5)], ids=["renamed", "not renamed"])
+def test_a_kill_between_two_names_is_settled(best, last, last_step, settled):
+    """best of step 5 on the disk, the one of step 8 whole beside it: it counts if the last state of step 8 is there."""
+    write_checkpoint(state(5), best)
+    write_checkpoint(state(8), pending_path(best))
+    write_checkpoint(state(last_step), last)
+    (best.parent / ".last.ckpt.123.partial").write_bytes(b"half")
+    finish_interrupted_saves(best.parent, step_of(last))
+    assert step_of(best) == settled
+    assert sorted(path.name for path in best.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+def test_a_write_that_fails_leaves_the_last_good_ones(writer, best, last, monkeypatch):
+    writer.save_checkpoint(state(1), best)
+    writer.save_checkpoint(state(1), last)
+    writer.save_checkpoint(state(2), best)
+    monkeypatch.setattr(checkpoints, "damage", lambda path: "in data/0" if "last" in path.name else None)
+    with pytest.raises(OSError, match=r"does not read back \(in data/0\)") as caught:
+        writer.save_checkpoint(state(2), last)
+    assert caught.value.errno == errno.EIO
+    monkeypatch.undo()
+    assert step_of(best) == step_of(last) == 1
+    assert sorted(path.name for path in best.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+def test_every_flipped_bit_is_found_or_harmless(tmp_path):
+    path = tmp_path / "last.ckpt"
+    write_checkpoint(state(3), path)
+    content, chance = path.read_bytes(), random.Random(0)
+    found = 0
+    for _ in range(200):
+        damaged = bytearray(content)
+        damaged[chance.randrange(len(damaged))] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            assert load_checkpoint(path)["weight"].equal(state(3)["weight"]) and step_of(path) == 3
+        except UsageError as error:
+            assert str(path) in str(error)
+            found += 1
+    assert found > 100
+
+
+# --- which weights are kept -------------------------------------------------------------------------------
+
+
+def kept(run):
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def test_the_best_of_several_has_a_second_name(command):
+    done = command(*FAST, "callbacks.best.save_top_k=2", "trainer.max_epochs=4", "callbacks.images=null")
+    assert done.code == 0, done.stderr
+    assert kept(done.run) == ["best.ckpt", "last.ckpt", "step=00000009.ckpt", "step=00000012.ckpt"]
+    rows = {line.split(",")[1] for line in (done.run / "metrics.csv").read_text().splitlines()[1:]}
+    assert rows == {"3", "6", "9", "12"}
+    best = step_of(done.run / "checkpoints" / "best.ckpt")
+    assert best == 12
+    more = command(f"resume={done.run}", "trainer.max_epochs=6")
+    assert more.code == 0, more.stderr
+    assert kept(done.run) == ["best.ckpt", "last.ckpt", "step=00000015.ckpt", "step=00000018.ckpt"]
+
+
+def test_all_or_none_may_be_kept(command):
+    done = command(*FAST, "callbacks.best.save_top_k=-1", "callbacks.images=null", "name=all")
+    assert kept(done.run) == ["best.ckpt", "last.ckpt", "step=00000003.ckpt", "step=00000006.ckpt"]
+    none = command(*FAST, "callbacks.best.save_top_k=0", "callbacks.images=null", "hydra.run.dir=none")
+    assert none.code == 0, none.stderr
+    assert kept(command.cwd / "none") == ["last.ckpt"]
+    wrong = command(*FAST, "callbacks.best.save_top_k=-2")
+    assert wrong.code == 2 and "callbacks.best.save_top_k" in wrong.stderr
+
+
+def test_a_run_that_was_moved_keeps_its_best(command):
+    """A best score is forged that no later validation reaches: best.ckpt must stay the one of before."""
+    done = command(*FAST, "callbacks.images=null")
+    moved = command.cwd / "elsewhere"
+    done.run.rename(moved)
+    path = moved / "checkpoints/last.ckpt"
+    saved = torch.load(path)
+    saved["callbacks"]["BestCheckpoint"]["best_k_models"] = {
+        name: torch.tensor(0.0) for name in saved["callbacks"]["BestCheckpoint"]["best_k_models"]
+    }
+    saved["callbacks"]["BestCheckpoint"]["kth_value"] = torch.tensor(0.0)
+    torch.save(saved, path)
+    before = (moved / "checkpoints/best.ckpt").read_bytes()
+    more = command(f"resume={moved}", "trainer.max_epochs=4")
+    assert more.code == 0, more.stderr
+    assert (moved / "checkpoints/best.ckpt").read_bytes() == before

@@ -1,0 +1,335 @@
+"""Run directories: fresh for each run, kept by a resumed one, never overwritten; what identifies a run."""
+
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from vae_lab.runs import provenance
+from vae_lab.runs import run_dir as runs
+from vae_lab.runs.cli import run_command
+from vae_lab.runs.provenance import config_hash, git_state, versions
+from vae_lab.runs.stored_config import load_config, resumed_config
+from vae_lab.utils.errors import UsageError
+
+FILES = {
+    "app.yaml": """
+        defaults: [schema, trainer: auto, logger: board, callbacks: all, model: mlp, data: digits,
+                   experiment: null, override hydra/job_logging: disabled, _self_]
+        objective: {beta: 1.0}
+        optimizer: {lr: 0.001}
+        hydra:
+          run: {dir: "${run_dir:outputs}"}
+          sweep: {dir: "${sweep_dir:outputs}", subdir: "${hydra.job.num}"}
+          callbacks: {run_folder: {_target_: vae_lab.runs.run_dir.RunDirectory}}
+    """,
+    "trainer/auto.yaml": "max_epochs: 3\nprecision: bf16-mixed",
+    "trainer/cpu.yaml": "accelerator: cpu",
+    "logger/board.yaml": "board: {flush: 10}",
+    "logger/csv.yaml": "csv: {every: 5}",
+    "callbacks/all.yaml": "images: {every: 1}\nstop: {patience: 3}",
+    "callbacks/none.yaml": "{}",
+    "model/mlp.yaml": "latent_dim: 2\nhidden: ${model.latent_dim}",
+    "model/conv.yaml": "latent_dim: 32",
+    "data/digits.yaml": "root: data\nbatch_size: 8",
+    "experiment/paper.yaml": "# @package _global_\ndefaults: [override /model: conv]\nseed: 7",
+}
+
+Launch = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    for name, text in FILES.items():
+        file = tmp_path / "conf" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with warnings.catch_warnings():  # run_command makes one an error, for good
+        yield tmp_path
+
+
+@pytest.fixture
+def launch(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Launch:
+    """Run the app in this process; the folder of its last job, with a checkpoint in it."""
+
+    def launch(*argv: str, task: Callable[[DictConfig], object] = lambda config: None) -> Path:
+        folders: list[Path] = []
+
+        def job(config: DictConfig) -> None:
+            folders.append(Path(HydraConfig.get().runtime.output_dir))
+            (folders[-1] / "checkpoints").mkdir(exist_ok=True)
+            (folders[-1] / "checkpoints" / "last.ckpt").touch()
+            task(config)
+
+        monkeypatch.setattr(sys, "argv", ["app", *argv])
+        run_command(job, "app", str(workplace / "conf"))
+        return folders[-1]
+
+    return launch
+
+
+@pytest.fixture
+def refused(launch: Launch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run the app where it must refuse with exit code 2; its message."""
+
+    def refused(*argv: str) -> str:
+        with pytest.raises(SystemExit) as stop:
+            launch(*argv)
+        assert stop.value.code == 2
+        text = capsys.readouterr().err
+        assert text.startswith("error: ")
+        assert "Traceback" not in text
+        return text
+
+    return refused
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_run_is_named_by_name_or_experiment_or_model_and_data(launch: Launch, workplace: Path):
+    names = [launch(*argv).parent for argv in ([], ["experiment=paper"], ["experiment=paper", "name=mine"])]
+    assert names == [workplace / "outputs" / name for name in ("mlp-digits", "paper", "mine")]
+
+
+def test_a_name_never_leaves_outputs(launch: Launch, workplace: Path):
+    for name in ("../../x", "/etc/x", "..", "a b"):
+        assert launch(f"name='{name}'").parents[1] == workplace / "outputs"
+
+
+def test_runs_of_the_same_second_never_share_a_folder(workplace: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = workplace / "outputs" / "same"
+    with ThreadPoolExecutor(16) as pool:
+        claimed = list(pool.map(lambda _: runs._claim(folder), range(64)))
+    assert len(set(claimed)) == 64
+    assert {path.name for path in claimed} == {"same", *(f"same_{number}" for number in range(2, 65))}
+
+
+def test_the_folder_is_named_by_the_time_and_holds_the_config(launch: Launch):
+    before = datetime.now().replace(microsecond=0)
+    folder = launch("seed=3")
+    assert before <= datetime.strptime(folder.name[:19], "%Y-%m-%d_%H-%M-%S") <= datetime.now()
+    assert load_config(folder).seed == 3
+
+
+def test_every_reference_to_the_folder_agrees(launch: Launch, workplace: Path):
+    seen = []
+    launch(task=lambda config: seen.extend([HydraConfig.get().run.dir, HydraConfig.get().runtime.output_dir]))
+    assert (workplace / seen[0]).samefile(seen[1])
+    assert len(list((workplace / "outputs" / "mlp-digits").iterdir())) == 1
+
+
+def test_a_sweep_has_one_folder_of_numbered_jobs(launch: Launch, workplace: Path):
+    last = launch("-m", "model=mlp,conv", "seed=1,2")
+    (sweep,) = (workplace / "outputs" / "sweeps").iterdir()
+    assert last == sweep / "3"
+    assert {load_config(sweep / str(job)).seed for job in range(4)} == {1, 2}
+
+
+def test_showing_the_config_makes_no_folder(launch: Launch, workplace: Path, capsys):
+    with pytest.raises(IndexError):  # no job, no folder
+        launch("--cfg", "hydra", "--package", "hydra.run", "--resolve")
+    assert "outputs/mlp-digits/" in capsys.readouterr().out
+    assert not (workplace / "outputs").exists()
+
+
+@pytest.mark.parametrize("holds", [".hydra/config.yaml", "summary.json"])
+def test_a_folder_that_holds_a_run_is_not_overwritten(refused: Callable[..., str], workplace: Path, holds: str):
+    (workplace / "run" / holds).parent.mkdir(parents=True)
+    (workplace / "run" / holds).write_text("precious")
+    text = refused("hydra.run.dir=run")
+    assert "hydra.run.dir=run: holds a run already" in text
+    assert contents(workplace / "run") == {holds: b"precious"}
+
+
+def test_a_sweep_is_not_overwritten(launch: Launch, refused: Callable[..., str], workplace: Path):
+    launch("-m", "seed=1,2", "hydra.sweep.dir=mine")
+    before = contents(workplace / "mine")
+    assert "hydra.sweep.dir=mine: holds a run already" in refused("-m", "seed=3,4", "hydra.sweep.dir=mine")
+    assert contents(workplace / "mine") == before
+
+
+def test_a_folder_without_a_run_is_taken(launch: Launch, workplace: Path):
+    (workplace / "notes").mkdir()
+    (workplace / "notes" / "todo.txt").write_text("keep")
+    assert launch("hydra.run.dir=notes") == workplace / "notes"
+    assert (workplace / "notes" / "todo.txt").read_text() == "keep"
+
+
+def test_children_of_lightning_share_the_folder_of_their_parent(
+    launch: Launch, workplace: Path, monkeypatch: pytest.MonkeyPatch
+):
+    parent = launch()
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert launch(f"hydra.run.dir={parent}", "hydra.output_subdir=null") == parent
+
+
+@pytest.mark.parametrize("argument", ["hydra.run.dir=file/inside", "hydra.run.dir=file"])
+def test_a_folder_that_cannot_be_written_is_refused(refused: Callable[..., str], workplace: Path, argument: str):
+    (workplace / "file").write_text("in the way")
+    assert f"cannot write the run folder {argument.partition('=')[2]}" in refused(argument)
+
+
+def test_outputs_that_cannot_be_written_are_refused(refused: Callable[..., str], workplace: Path):
+    (workplace / "outputs").write_text("in the way")
+    assert "cannot write the run folder outputs" in refused()
+    assert (workplace / "outputs").read_text() == "in the way"
+
+
+def test_a_resumed_run_keeps_its_folder_and_its_config(launch: Launch):
+    run = launch("experiment=paper", "model.latent_dim=5")
+    before = contents(run)
+    assert launch(f"resume={run}", "trainer.max_epochs=9") == run
+    assert contents(run) == before
+
+
+def test_a_resumed_run_has_its_own_config_and_the_training_asked_for(launch: Launch):
+    run = launch("experiment=paper", "data.batch_size=4")
+    seen: list[DictConfig] = []
+
+    def job(config: DictConfig) -> None:
+        seen.append(resumed_config(config.resume, HydraConfig.get().overrides.task))
+
+    launch(f"resume={run}", "trainer=cpu", "trainer.max_epochs=9", "hydra.verbose=false", task=job)
+    (config,) = seen
+    assert (config.seed, config.model.latent_dim, config.data.batch_size) == (7, 32, 4)
+    assert (config.trainer.max_epochs, config.trainer.accelerator) == (9, "cpu")
+    assert config.trainer.precision == "bf16-mixed"  # cpu.yaml does not speak of it
+    assert config.resume == str(run)
+
+
+def test_choices_of_logger_and_callbacks_take_the_place_of_the_old(launch: Launch):
+    run = launch()
+    seen: list[DictConfig] = []
+
+    def job(config: DictConfig) -> None:
+        seen.append(resumed_config(config.resume, HydraConfig.get().overrides.task))
+
+    launch(f"resume={run}", "logger=csv", "logger.csv.every=2", "callbacks=none", task=job)
+    assert seen[0].logger == {"csv": {"every": 2}}
+    assert seen[0].callbacks == {}
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=2",
+        "model=conv",
+        "model.latent_dim=3",
+        "data.root=x",
+        "objective.beta=2",
+        "+experiment=paper",
+        "init_from=x",
+    ],
+)
+def test_a_resumed_run_refuses_to_become_another_experiment(launch: Launch, override: str):
+    run = launch()
+    with pytest.raises(UsageError, match="a resumed run keeps its own") as caught:
+        resumed_config(run, [f"resume={run}", override])
+    assert override in str(caught.value)
+    assert "trainer, logger, callbacks" in str(caught.value)
+
+
+def test_interpolations_of_a_resumed_run_still_resolve(launch: Launch):
+    config = resumed_config(launch("model.latent_dim=5"), [])
+    assert config.model.hidden == 5
+    assert OmegaConf.to_container(config)["model"]["hidden"] == "${model.latent_dim}"
+
+
+def test_what_is_no_run_is_not_resumed(refused: Callable[..., str], workplace: Path):
+    (workplace / "empty").mkdir()
+    (workplace / "no_checkpoint" / ".hydra").mkdir(parents=True)
+    (workplace / "no_checkpoint" / ".hydra" / "config.yaml").write_text("seed: 1")
+    before = sorted(workplace.rglob("*"))
+    assert "resume=nowhere: no such folder" in refused("resume=nowhere")
+    assert "resume=empty: no .hydra/config.yaml in it" in refused("resume=empty")
+    assert "resume=no_checkpoint: no checkpoints/last.ckpt in it" in refused("resume=no_checkpoint")
+    assert sorted(workplace.rglob("*")) == before
+
+
+def test_a_sweep_and_another_folder_do_not_go_with_resume(launch: Launch, refused: Callable[..., str]):
+    run = launch()
+    assert "leave out --multirun" in refused("-m", f"resume={run}", "trainer.max_epochs=4,5")
+    assert "goes on in its own folder" in refused(f"resume={run}", "hydra.run.dir=other")
+
+
+def test_load_config_is_typed_and_says_what_is_wrong(launch: Launch, workplace: Path):
+    with pytest.raises(UsageError, match="is no run: no such folder"):
+        load_config("nowhere")
+    run = launch()
+    config = load_config(run)
+    with pytest.raises(ValueError, match="could not be converted"):
+        config.trainer.max_epochs = "many"
+    with (run / ".hydra" / "config.yaml").open("a") as file:
+        file.write("\nfrom_the_future: 1\n")
+    with pytest.raises(UsageError, match=r"from_the_future(.|\n)*another version"):
+        load_config(run)
+
+
+def test_the_same_experiment_has_the_same_hash(launch: Launch):
+    first = config_hash(load_config(launch()))
+    same = [
+        "seed=9",
+        "name=x",
+        "trainer.max_epochs=50",
+        "trainer.max_time='00:01:00:00'",
+        "data.root=/elsewhere",
+    ]
+    assert config_hash(load_config(launch(*same))) == first
+    others = [launch("model.latent_dim=3"), launch("trainer.precision=32-true"), launch("experiment=paper")]
+    assert len({first, *(config_hash(load_config(run)) for run in others)}) == 4
+    assert len(first) == 64
+
+
+def test_a_resumed_run_has_the_hash_it_had(launch: Launch):
+    run = launch("experiment=paper")
+    assert config_hash(resumed_config(run, ["trainer.max_epochs=90"])) == config_hash(load_config(run))
+
+
+def test_the_hash_leaves_the_config_as_it_was():
+    config = OmegaConf.create({"seed": 1, "data": {"root": "x", "size": 2}, "trainer": None})
+    config_hash(config)
+    assert config == {"seed": 1, "data": {"root": "x", "size": 2}, "trainer": None}
+
+
+def git(folder: Path, *command: str) -> str:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    return subprocess.run(
+        ["git", "-C", folder, *identity, *command], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def test_git_state_is_the_commit_and_whether_the_code_was_changed(workplace: Path, monkeypatch: pytest.MonkeyPatch):
+    checkout = workplace / "checkout"
+    (checkout / "vae_lab").mkdir(parents=True)
+    module = checkout / "vae_lab" / "runs" / "provenance.py"
+    module.parent.mkdir()
+    module.write_text("")
+    monkeypatch.setattr(provenance, "__file__", str(module))
+    assert git_state() is None
+    git(checkout, "init")
+    git(checkout, "add", ".")
+    git(checkout, "commit", "-m", "first")
+    (checkout / "notes.txt").write_text("not code")
+    assert git_state() == {"commit": git(checkout, "rev-parse", "HEAD"), "dirty": False}
+    (checkout / "vae_lab" / "new.py").write_text("")
+    assert git_state() == {"commit": git(checkout, "rev-parse", "HEAD"), "dirty": True}
+    monkeypatch.setenv("PATH", "")
+    assert git_state() is None
+
+
+def test_versions_are_those_installed():
+    found = versions()
+    assert list(found) == ["python", "torch", "lightning", "vae_lab"]
+    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert all(found.values())

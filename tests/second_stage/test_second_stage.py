@@ -1,0 +1,656 @@
+"""Priors fitted to the latents of a trained model: exact where the answer is known, and through the command."""
+
+import json
+import math
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.refusals import refused
+from omegaconf import OmegaConf
+from torch import nn
+from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
+from torch.testing import assert_close
+
+from scripts.stressing.commands import Command
+from vae_lab.core import NO_INPUTS, ImageSpec, LatentSpec
+from vae_lab.fit_prior import fit_to_run, prepare_device
+from vae_lab.inference import load
+from vae_lab.likelihoods import LocationScale
+from vae_lab.models.base import Model
+from vae_lab.models.vae import VAE
+from vae_lab.posteriors.codes import NearestCode
+from vae_lab.posteriors.deterministic import Deterministic
+from vae_lab.posteriors.sphere import VonMisesFisher
+from vae_lab.priors.codes import AutoregressiveCodes, UniformCodes
+from vae_lab.priors.fixed import Flat, StandardNormal, UniformSphere
+from vae_lab.priors.flow import FlowPrior
+from vae_lab.priors.gaussian import ClassGaussian, FullGaussian, GaussianMixture
+from vae_lab.runs.checkpoint_io import load_checkpoint
+from vae_lab.runs.stored_config import load_config
+from vae_lab.second_stage.comparison import ElboSettings, elbo_terms, has_bound, mean_importance_bound, with_prior
+from vae_lab.second_stage.fitting import DirectFit, FittingTask, GradientFit, LatentSamples, Standardized
+from vae_lab.second_stage.prior_fit import FirstImages, split_sizes
+from vae_lab.second_stage.stage import SecondStage, build_prior, draw_latents, require_single_layer
+from vae_lab.second_stage.storage import fingerprint
+from vae_lab.utils.errors import RunFailed, UsageError
+from vae_lab.utils.signals import Interrupted
+
+IMAGE = ImageSpec(1, 2, 2)
+PLANE = LatentSpec("vector", (2,), IMAGE)
+N = 20_000
+
+
+def silent(what, done, total, shown=""):
+    assert done <= total, what
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Pictures(list):
+    """Batches of one tensor of images, counted by the image."""
+
+    def __init__(self, x, batch=5000):
+        super().__init__((part, None) for part in x.split(batch))
+        self.x = x
+
+    def __len__(self):
+        return len(self.x)
+
+
+class Fixed(nn.Module):
+    """q(z|x) = N(A x, diag s^2)."""
+
+    kind, num_params, num_features = "vector", 2, 2
+    scale = torch.tensor([0.5, 1.2])
+
+    def __init__(self, latent_dim):
+        super().__init__()
+
+    def forward(self, params):
+        return Independent(Normal(params, self.scale.expand_as(params)), 1)
+
+
+class LinearEncoder(nn.Sequential):
+    def __init__(self, in_shape, out_features):
+        super().__init__(nn.Flatten(), nn.Linear(math.prod(in_shape), out_features))
+
+
+class LinearDecoder(nn.Sequential):
+    def __init__(self, in_features, out_shape):
+        super().__init__(nn.Linear(in_features, math.prod(out_shape)), nn.Unflatten(1, out_shape))
+
+
+def model_of(posterior=Fixed, prior=StandardNormal, latent_dim=2):
+    torch.manual_seed(0)
+    likelihood = partial(LocationScale, density=Normal, scale=0.5)
+    model = VAE(IMAGE, latent_dim, LinearEncoder, LinearDecoder, posterior, prior, likelihood)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def linear():
+    """A linear model, Gaussian images, and the Gaussian that q(z) then is."""
+    model = model_of()
+    torch.manual_seed(1)
+    root, centre = 0.7 * torch.randn(4, 4), torch.tensor([0.3, -0.4, 0.9, 0.1])
+    x = MultivariateNormal(centre, scale_tril=torch.linalg.cholesky(root @ root.T)).sample((N,)).view(N, 1, 2, 2)
+    layer = model.encoder[1]
+    a, c = layer.weight, layer.bias
+    covariance = a @ root @ root.T @ a.T + Fixed.scale.square().diag()
+    return model, Pictures(x), MultivariateNormal(a @ centre + c, covariance)
+
+
+def latents_of(linear, samples_per_image=1, seed=0):
+    model, images, _ = linear
+    return draw_latents(model, images, samples_per_image, (seed,), silent)
+
+
+# --- the latents ------------------------------------------------------------------------------------------
+
+
+def test_each_image_has_noise_of_its_own_and_a_seed_repeats_it(linear):
+    model, images, _ = linear
+    once, again, other = (latents_of(linear, seed=seed).values for seed in (0, 0, 1))
+    assert torch.equal(once, again) and not (once == other).any()
+    noise = (once - model.encode(images.x).mean) / Fixed.scale
+    assert len(noise.unique(dim=0)) == N  # batches too draw their own
+    assert_close(noise.mean(0), torch.zeros(2), rtol=0, atol=0.03)
+    assert_close(torch.cov(noise.T), torch.eye(2), rtol=0, atol=0.04)
+
+
+def test_the_draws_of_one_image_lie_side_by_side_and_are_held_out_together(linear):
+    model, images, _ = linear
+    latents = latents_of(linear, samples_per_image=3)
+    assert len(latents) == 3 * N
+    noise = latents.values.view(N, 3, 2) - model.encode(images.x).mean[:, None]
+    assert_close(noise.flatten(0, 1).std(0), Fixed.scale, rtol=0.02, atol=0)
+    rest, held_out = latents.split_held_out(3)
+    assert (len(rest), len(held_out)) == (3 * N * 19 // 20, 3 * N // 20)
+    assert torch.equal(held_out.values[:3], latents.values[57:60])
+
+
+def test_codes_are_kept_as_numbers():
+    model = model_of(partial(NearestCode, num_codes=5), UniformCodes)
+    images = Pictures(torch.rand(40, 1, 2, 2), batch=16)
+    latents = draw_latents(model, images, 1, (0,), silent)
+    assert latents.values.dtype == torch.int64 and latents.values.shape == (40, 1)
+    assert torch.equal(latents.z(), model.encode(images.x).mode)
+    rows = torch.tensor([3, 7])
+    assert torch.equal(latents.z(rows), latents.z()[rows])
+
+
+# --- fitting ----------------------------------------------------------------------------------------------
+
+
+def fitted(prior, fitting, latents, held_out=None, seed=0):
+    fitting(FittingTask(prior, latents, held_out or latents, seed, silent))
+    return prior.eval().requires_grad_(False)
+
+
+def test_a_gaussian_recovers_the_aggregate_posterior_of_a_linear_model(linear):
+    *_, exact = linear
+    found = fitted(FullGaussian(PLANE), DirectFit(), latents_of(linear))()
+    assert_close(found.mean, exact.mean, rtol=0, atol=0.03)
+    assert_close(found.covariance_matrix, exact.covariance_matrix, rtol=0.03, atol=0.02)
+
+
+@pytest.mark.parametrize("closed_form", [True, False])
+def test_the_rate_falls_by_the_divergence_of_the_aggregate_posterior(linear, closed_form):
+    """E[KL(q(z|x), p)] = I(x; z) + KL(q(z), p): with p = q(z) the last term is gone."""
+    model, images, exact = linear
+    prior = fitted(FullGaussian(PLANE), DirectFit(), latents_of(linear))
+    estimate = ElboSettings(1, "closed_form" if closed_form else "monte_carlo", 0)
+    before = elbo_terms(model, images, estimate, silent)
+    with with_prior(model, prior):
+        after = elbo_terms(model, images, estimate, silent)
+    assert isinstance(model.prior, StandardNormal)  # put back
+    gain = float(kl_divergence(exact, MultivariateNormal(torch.zeros(2), torch.eye(2))))
+    assert gain > 0.3
+    assert before["kl"] - after["kl"] == pytest.approx(gain, abs=0.02)
+    assert after["elbo"] - before["elbo"] == pytest.approx(before["kl"] - after["kl"], abs=1e-4)
+    assert after["log_px"] == before["log_px"]  # at the same z
+
+
+def test_one_of_several_processes_scores_alone(linear, monkeypatch):
+    """Those that trained beside it have ended: to gather their sums would be to wait for ever."""
+    monkeypatch.setattr("torchmetrics.metric.jit_distributed_available", lambda: True)
+    model, images, _ = linear
+    assert elbo_terms(model, Pictures(images.x[:50]), ElboSettings(1, "closed_form", 0), silent)["elbo"] < 0
+
+
+class Raised(StandardNormal):
+    """e times N(0, I): no density, but known to differ by one nat at every z."""
+
+    def forward(self, given=NO_INPUTS):
+        normal = super().forward(given)
+        log_prob, normal.log_prob = normal.log_prob, lambda z: log_prob(z) + 1
+        return normal
+
+
+@pytest.mark.parametrize("num_samples", [1, 5])
+def test_the_importance_bound_is_compared_at_the_same_latents(linear, num_samples):
+    model, images, _ = linear
+    few = Pictures(images.x[:130], batch=100)
+    with with_prior(model, Raised(PLANE)):
+        raised = mean_importance_bound(model, few, num_samples, 0, silent)
+    plain = mean_importance_bound(model, few, num_samples, 0, silent)
+    assert raised - plain == pytest.approx(1.0, abs=1e-5)
+    assert plain != mean_importance_bound(model, few, num_samples, 1, silent)
+
+
+def test_no_bound_is_told_of_a_flat_prior_or_of_a_posterior_without_a_density(linear):
+    few = Pictures(linear[1].x[:50])
+    flat, delta = model_of(prior=Flat), model_of(posterior=Deterministic)
+    for model in (flat, delta):
+        assert not has_bound(model)
+        terms = elbo_terms(model, few, ElboSettings(1, "closed_form", 0), silent)
+        assert terms["elbo"] is None and terms["kl"] is None and math.isfinite(terms["log_px"])
+        assert mean_importance_bound(model, few, 2, 0, silent) is None
+    with with_prior(flat, FullGaussian(PLANE)):
+        assert has_bound(flat)
+    assert has_bound(model_of())
+
+
+def flow(seed=0):
+    """A flow that is not the identity, behind a map that is not either."""
+    torch.manual_seed(seed)
+    prior = Standardized(PLANE, partial(FlowPrior, num_flows=2, hidden=(8,)))
+    with torch.no_grad():
+        for network in prior.prior.networks:
+            network[-1].weight.normal_(std=0.3)
+    prior.adapt(torch.randn(500, 2) * torch.tensor([3.0, 0.2]) + torch.tensor([-5.0, 1.0]))
+    return prior.requires_grad_(False)
+
+
+def test_the_density_of_a_standardised_flow_integrates_to_one():
+    prior = flow()
+    torch.manual_seed(0)
+    drawn = prior().sample((5000,))
+    low, high = drawn.min(0).values - 3 * prior.scale, drawn.max(0).values + 3 * prior.scale
+    axes = [torch.linspace(*ends, 600) for ends in zip(low.tolist(), high.tolist(), strict=True)]
+    z = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).view(-1, 2)
+    cell = float(((high - low) / 599).prod())
+    assert float(prior().log_prob(z).double().exp().sum()) * cell == pytest.approx(1.0, abs=1e-3)
+
+
+def test_it_is_the_change_of_variables_that_autograd_finds():
+    prior = flow()
+    inner = prior.prior().base_dist
+    u = torch.randn(2)
+
+    def to_z(u):
+        for transform in prior.prior().transforms:
+            u = transform(u)
+        return prior.mean + prior.scale * u
+
+    log_det = torch.autograd.functional.jacobian(to_z, u).det().abs().log()
+    assert_close(prior().log_prob(to_z(u)), inner.log_prob(u) - log_det, rtol=1e-4, atol=1e-4)
+
+
+def test_a_flow_near_the_standard_normal_starts_at_the_latents_mean_and_scale():
+    prior = Standardized(PLANE, FlowPrior)
+    z = torch.randn(1000, 2) * torch.tensor([100.0, 1e-9]) + torch.tensor([1e3, 5.0])
+    prior.adapt(z)
+    assert_close(prior.mean, z.mean(0))
+    assert prior.scale[0] == z[:, 0].std(correction=0) and prior.scale[1] == 1e-6
+    assert prior().log_prob(z).isfinite().all()
+
+
+def bent(count=4000, seed=0):
+    """Latents on a parabola, as no Gaussian has them."""
+    torch.manual_seed(seed)
+    u = torch.randn(count, 2)
+    return LatentSamples(torch.stack((10 + 4 * u[:, 0], 3 * u[:, 0].square() + 0.5 * u[:, 1]), 1))
+
+
+def test_a_flow_fitted_by_gradient_beats_the_best_gaussian_and_is_the_same_again():
+    latents, held_out = bent(), bent(1000, seed=1)
+    gaussian = MultivariateNormal(latents.values.mean(0), torch.cov(latents.values.T))
+    fitting = GradientFit(epochs=3, batch_size=200, lr=3e-2)
+    task = partial(FittingTask, latents=latents, held_out=held_out, report_progress=silent)
+    found = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(5)
+        prior = Standardized(PLANE, partial(FlowPrior, num_flows=4, hidden=(16,)))
+        fitting(task(prior, seed=seed))
+        found.append(prior)
+    score = task(found[0], seed=0).mean_log_prob(held_out)
+    assert score > float(gaussian.log_prob(held_out.values).mean()) + 0.5
+    first, again, other = (torch.cat([p.flatten() for p in prior.parameters()]) for prior in found)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+class Somewhere(nn.Module):
+    """N(where, I), or of a scale that breaks as soon as `where` moves."""
+
+    kinds = ("vector",)
+
+    def __init__(self, latent, breaks=False):
+        super().__init__()
+        self.where, self.breaks = nn.Parameter(torch.zeros(2)), breaks
+
+    def forward(self, given=NO_INPUTS):
+        scale = 1 + (-self.where.abs()).sqrt() if self.breaks else torch.ones(2)
+        return Independent(Normal(self.where, scale, validate_args=False), 1, validate_args=False)
+
+
+@pytest.mark.parametrize(("side", "end"), [(-3.0, 0.0), (3.0, 3.0)])
+def test_what_is_kept_is_what_was_best_on_latents_held_out(side, end):
+    """Fitted to latents on one side of the start; on the other side, each step makes it worse."""
+    torch.manual_seed(0)
+    latents, held_out = LatentSamples(torch.randn(500, 2) + side), LatentSamples(torch.randn(500, 2) + 3)
+    prior = fitted(Somewhere(PLANE), GradientFit(epochs=20, batch_size=50, lr=0.1), latents, held_out)
+    assert_close(prior.where, torch.full((2,), end), rtol=0, atol=0.15 if end else 0.0)
+
+
+def test_autoregressive_codes_learn_what_the_codes_have_in_common():
+    torch.manual_seed(0)
+    posterior = NearestCode(6, num_codes=4, code_dim=2)  # three codes in a row
+    first = torch.randint(4, (2000, 1))
+    latents = LatentSamples(torch.cat((first, first, (first + 1) % 4), 1), posterior.codes)
+    prior = AutoregressiveCodes(LatentSpec("codes", (6,), IMAGE, 4, (3,)), width=16, depth=1, heads=2)
+    fitted(prior, GradientFit(epochs=4, batch_size=100, lr=2e-2, clip_norm=1.0), latents)
+    task = FittingTask(prior, latents, latents, 0, silent)
+    assert task.mean_log_prob(latents) == pytest.approx(-math.log(4), abs=0.1)
+
+
+def test_a_density_that_is_lost_says_what_to_try():
+    with pytest.raises(RunFailed, match=r"(?s)became nan in epoch 1.*second_stage\.fitting\.lr \(it is 0\.1\)"):
+        fitted(
+            Somewhere(PLANE, breaks=True),
+            GradientFit(epochs=2, batch_size=10, lr=0.1),
+            LatentSamples(torch.randn(20, 2)),
+        )
+
+
+def test_a_prior_and_a_way_to_fit_it_have_to_go_together():
+    latents = LatentSamples(torch.randn(20, 2))
+    with pytest.raises(UsageError, match=r"FlowPrior has no fit of its own"):
+        fitted(FlowPrior(PLANE), DirectFit(), latents)
+    with pytest.raises(UsageError, match="nothing of StandardNormal is learned"):
+        fitted(StandardNormal(PLANE), GradientFit(1, 10, 0.1), latents)
+    with pytest.raises(UsageError, match=r"^second_stage\.prior\.num_components=50: .* found 20"):
+        fitted(GaussianMixture(PLANE), DirectFit(), latents)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"name": "../up"}, "second_stage.name"),
+        ({"samples_per_image": 0}, "second_stage.samples_per_image is at least 1"),
+        ({"num_images": 0}, "second_stage.num_images is at least 1"),
+    ],
+)
+def test_options_out_of_range(options, words):
+    with pytest.raises(ValueError, match=words):
+        SecondStage(**({"name": "x", "prior": FullGaussian, "fitting": DirectFit()} | options))
+
+
+@pytest.mark.parametrize("options", [{"epochs": 0}, {"batch_size": 0}, {"lr": 0.0}, {"clip_norm": -1.0}])
+def test_options_of_a_fit_out_of_range(options):
+    with pytest.raises(ValueError, match=rf"second_stage\.fitting\.{next(iter(options))}"):
+        GradientFit(**({"epochs": 1, "batch_size": 1, "lr": 0.1} | options))
+
+
+def stage_of(prior):
+    return SecondStage("x", prior, DirectFit())
+
+
+def test_a_prior_of_another_space_or_of_more_than_latents_is_refused():
+    of_codes = model_of(partial(NearestCode, num_codes=5), UniformCodes)
+    with pytest.raises(UsageError, match=r"(?s)FullGaussian .* vectors.* NearestCode are codes.*=autoregressive_codes"):
+        build_prior(stage_of(FullGaussian), of_codes, 0)
+    with pytest.raises(UsageError, match=r"(?s)second_stage\.prior: autoregressive_codes is a distribution of codes"):
+        build_prior(stage_of(AutoregressiveCodes), model_of(), 0)
+    on_sphere = model_of(VonMisesFisher, UniformSphere)
+    with pytest.raises(UsageError, match=r"(?s)vectors.* are points of a sphere\.\nNo second stage is fitted"):
+        build_prior(stage_of(GaussianMixture), on_sphere, 0)
+    with pytest.raises(UsageError, match=r"^second_stage\.prior: .* at least 2 dimensions; found 1"):
+        build_prior(stage_of(partial(Standardized, prior=FlowPrior)), model_of(Deterministic, latent_dim=1), 0)
+    labelled = LatentSpec("vector", (2,), ImageSpec(1, 2, 2, num_classes=3))
+    with pytest.raises(UsageError, match=r"(?s)ClassGaussian depends on .* labels.*gaussian, mixture or flow"):
+        build_prior(stage_of(lambda _: ClassGaussian(labelled)), model_of(), 0)
+
+
+def test_a_hierarchy_is_refused():
+    class Ladder(Model):
+        latents = (PLANE, PLANE, PLANE)
+
+    with pytest.raises(UsageError, match=r"Ladder is a hierarchy \(of 3 stochastic layers\)"):
+        require_single_layer(Ladder())
+
+
+def test_a_fingerprint_tells_names_shapes_types_and_values():
+    weights = {"a": torch.arange(4.0), "b": torch.tensor(1)}
+    same = {"b": torch.tensor(1), "a": torch.arange(8.0)[:4]}
+    others = [{**weights, "a": torch.arange(4.0).view(2, 2)}, {**weights, "a": torch.arange(4.0).double()},
+              {**weights, "b": torch.tensor(2)}, {"c": weights["a"], "b": weights["b"]}]  # fmt: skip
+    assert fingerprint(weights) == fingerprint(same)
+    assert len({fingerprint(other) for other in [weights, *others]}) == 5
+
+
+# --- the command ------------------------------------------------------------------------------------------
+
+TINY = ("model.latent_dim=2", "model.encoder.hidden=[16]", "model.decoder.hidden=[16]", "trainer.max_epochs=2",
+        "trainer.num_threads=1", "callbacks.images=null", "callbacks.tensorboard=null", "logger=none")  # fmt: skip
+FEW = ("second_stage.num_images=20", "second_stage.num_samples=4")
+
+
+@pytest.fixture(scope="module")
+def trained(warm, tmp_path_factory):
+    """A finished run of the whole digits, not yet fitted; do not write into it."""
+    done = Command(warm, tmp_path_factory.mktemp("trained"))(*TINY)
+    assert done.code == 0, done.stderr
+    return done.run
+
+
+@pytest.fixture(scope="module")
+def fitted_run(warm, trained, tmp_path_factory):
+    """The same with a Gaussian fitted to it; do not write into it."""
+    folder = tmp_path_factory.mktemp("fitted")
+    run = shutil.copytree(trained, folder / "run")
+    done = Command(warm, folder)(str(run), "second_stage=gaussian", *FEW, module="vae_lab.fit_prior")
+    assert done.code == 0, done.stderr
+    return run, done
+
+
+@pytest.fixture
+def own_run(fitted_run, tmp_path):
+    return Path(shutil.copytree(fitted_run[0], tmp_path / "run"))
+
+
+def test_the_command_leaves_a_prior_numbers_and_a_picture(fitted_run, trained):
+    run, done = fitted_run
+    told = json.loads((run / "prior/scores.json").read_text())
+    assert told["name"] == "gaussian" and told["fitted_to"]["checkpoint"] == "best.ckpt"
+    before, after = told["metrics"]["trained"], told["metrics"]["fitted"]
+    assert list(before) == list(after) == ["val/elbo", "val/log_px", "val/kl", "test/elbo", "test/log_px", "test/kl",
+                                           "test/iw_elbo_4"]  # fmt: skip
+    own = json.loads((trained / "summary.json").read_text())["metrics"]
+    assert all(before[name] == own[name] for name in before if not name.startswith("test/iw"))
+    assert all(after[name] > before[name] for name in ("val/elbo", "test/elbo", "test/iw_elbo_4"))
+    assert all(f"{value:.2f}" in done.stdout for value in [*before.values(), *after.values()])
+    assert told["protocol"]["test/iw_elbo_4"] == {"images": 20} and told["protocol"]["images"] == {
+        "train": 1437,
+        "val": 180,
+        "test": 180,
+    }
+    assert (run / "images/prior_samples=gaussian.png").read_bytes().startswith(b"\x89PNG")
+    assert set(load_checkpoint(run / "prior/weights.ckpt")) == {"prior", "checkpoint", "step", "fingerprint"}
+    assert not list(run.glob(".prior*"))
+
+
+def test_a_loaded_run_samples_and_scores_with_the_fitted_prior(fitted_run):
+    run, _ = fitted_run
+    fitted, trained = load(run), load(run, prior="trained")
+    assert (fitted.fitted_prior, trained.fitted_prior) == ("gaussian", None)
+    assert load(run, prior="fitted").fitted_prior == "gaussian"
+    assert isinstance(trained.model.prior, StandardNormal) and isinstance(fitted.model.prior, FullGaussian)
+    assert not any(p.requires_grad for p in fitted.model.parameters())
+    torch.manual_seed(0)
+    images = fitted.sample(2000)
+    torch.manual_seed(0)
+    assert_close(images, fitted.decode(fitted.model.prior().sample((2000,))))
+    covariance = fitted.model.prior().covariance_matrix
+    assert (covariance - torch.eye(2)).abs().max() > 0.1  # or nothing would be shown
+    x = torch.rand(3, *fitted.image.shape).round()
+    torch.manual_seed(1)
+    log_px = fitted.log_likelihood(x, num_samples=1)
+    torch.manual_seed(1)
+    z = fitted.encode(x).sample((1,))[0]
+    log_joint = fitted.model.decode(z).log_prob(x) + fitted.model.prior().log_prob(z)
+    assert_close(log_px, log_joint - fitted.encode(x).log_prob(z), rtol=1e-4, atol=1e-3)
+
+
+def test_the_same_again_with_a_whole_number_of_images(fitted_run):
+    """Every image of a split once, or the first few of them, and labels only for a model that sees them."""
+    run, _ = fitted_run
+    from vae_lab.training.build import build_node
+
+    data = build_node(load_config(run).data)
+    data.setup()
+    cpu = torch.device("cpu")
+    for split in ("train", "val", "test"):
+        assert sum(len(x) for x, _ in FirstImages(data, split, data.size(split), cpu, False)) == data.size(split)
+    few = FirstImages(data, "test", 7, cpu, True)
+    ((x, y),) = few
+    expected = data.example_images("test", 7)
+    assert len(few) == 7 and torch.equal(x, expected[0]) and torch.equal(y, expected[1])
+    assert next(iter(FirstImages(data, "test", 7, cpu, False)))[1] is None
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(None, 180), (1.0, 180), (0.5, 64), (2, 128), (9, 180), (0, 0)])
+def test_as_many_images_are_looked_at_as_the_run_did(trained, limit, expected):
+    from vae_lab.training.build import build_node
+
+    config = load_config(trained)
+    config.trainer.limit_test_batches, config.data.eval_batch_size = limit, 64  # three batches, the last of 52
+    data = build_node(config.data)
+    sizes = split_sizes(config, data, steps=10)
+    assert sizes == {"train": 640, "val": 180, "test": expected}
+    assert split_sizes(config, data, steps=1)["train"] == 512 and split_sizes(config, data, steps=99)["train"] == 1437
+
+
+def test_a_quick_look_stays_quick_and_finds_the_numbers_of_the_run(command, fast_run, tmp_path):
+    run = shutil.copytree(fast_run.run, tmp_path / "run", ignore=shutil.ignore_patterns("images", "tensorboard"))
+    done = command(str(run), "second_stage=gaussian", *FEW, module="vae_lab.fit_prior")
+    assert done.code == 0, done.stderr
+    told = json.loads((run / "prior/scores.json").read_text())
+    assert told["protocol"]["images"] == {"train": 512, "val": 32, "test": 32}
+    before, own = told["metrics"]["trained"], fast_run.summary["metrics"]
+    assert before["test/elbo"] == own["test/elbo"] and before["test/kl"] == own["test/kl"]
+
+
+def test_a_second_fit_replaces_the_first_if_it_is_told_to(command, own_run):
+    before = (own_run / "prior/weights.ckpt").read_bytes()
+    argv = (f"run={own_run}", "second_stage=flow", "second_stage.fitting.epochs=1", *FEW)
+    refused(command(*argv, module="vae_lab.fit_prior"), "prior: there is a fitted prior already", "overwrite=true")
+    assert (own_run / "prior/weights.ckpt").read_bytes() == before
+    done = command(*argv, "overwrite=true", module="vae_lab.fit_prior")
+    assert done.code == 0, done.stderr
+    lab = load(own_run)
+    assert lab.fitted_prior == "flow" and isinstance(lab.model.prior, Standardized)
+    assert lab.sample(3).shape == (3, *lab.image.shape)
+    assert not list(own_run.glob(".prior*"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["run=nowhere"], ["nowhere is no run"]),
+        ([], ["run: has no value"]),
+        (["run=RUN", "second_stage=flwo"], ["second_stage=flwo", "did you mean second_stage=flow"]),
+        (["run=RUN", "second_stage=none"], ["nothing to fit", "mixture"]),
+        (["run=RUN", "second_stage=autoregressive_codes"], ["distribution of codes"]),
+        (["run=RUN", "second_stage.prior.num_component=3"], ["num_component", "second_stage.prior.num_components"]),
+        (["run=EMPTY"], ["best.ckpt", "no such checkpoint"]),
+    ],
+    ids=lambda value: " ".join(value) if value and "=" in value[0] else "",
+)
+def test_a_wrong_request_is_refused(command, trained, tmp_path, argv, words):
+    shutil.copytree(trained / ".hydra", tmp_path / "empty/.hydra")
+    argv = [word.replace("RUN", str(trained)).replace("EMPTY", str(tmp_path / "empty")) for word in argv]
+    refused(command(*argv, module="vae_lab.fit_prior"), *words)
+    assert not (trained / "prior").exists() and not (tmp_path / "empty/prior").exists()
+
+
+@pytest.mark.parametrize(("name", "words"), [("gpu", "no such device"), ("cuda:99", "CUDA devices")])
+def test_a_device_that_is_not_there(name, words):
+    with pytest.raises(UsageError, match=f"device={name}: .*{words}"):
+        prepare_device(name, OmegaConf.create())
+
+
+def test_help_names_the_second_stages(command):
+    done = command("--help", module="vae_lab.fit_prior")
+    assert done.code == 0 and "gaussian|mixture|flow|autoregressive_codes" in done.stdout
+
+
+# --- what is read back ------------------------------------------------------------------------------------
+
+
+def refusal(run, **options):
+    with pytest.raises(UsageError) as caught:
+        load(run, **options)
+    return str(caught.value)
+
+
+def test_a_prior_of_other_weights_is_not_used(own_run):
+    """The run was gone on with, say, and its best weights are others now."""
+    best = own_run / "checkpoints/best.ckpt"
+    saved = load_checkpoint(best)
+    saved["state_dict"]["model.encoder.1.bias"][0] += 1e-3
+    torch.save(saved, best)
+    text = refusal(own_run)
+    assert "fitted to the weights of best.ckpt" in text and "overwrite=true" in text and 'prior="trained"' in text
+    assert load(own_run, prior="trained").fitted_prior is None
+
+
+def test_a_run_without_one_says_so_where_it_is_asked_for(trained):
+    assert load(trained).fitted_prior is None
+    assert "no prior was fitted" in refusal(trained, prior="fitted")
+    assert "'fitted' or 'trained'" in refusal(trained, prior="best")
+
+
+@pytest.mark.parametrize("fault", ["cut", "gone", "config", "nothing", "shape"])
+def test_a_damaged_prior_is_named(own_run, fault):
+    weights, config = own_run / "prior/weights.ckpt", own_run / "prior/config.yaml"
+    if fault == "cut":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif fault == "gone":
+        weights.unlink()
+    elif fault == "config":
+        config.write_text("second_stage: [")
+    elif fault == "nothing":
+        config.write_text("name: x")
+    else:
+        config.write_text(config.read_text().replace("FullGaussian", "GaussianMixture"))
+    text = refusal(own_run)
+    assert str(own_run / "prior") in text and "overwrite=true" in text
+    assert load(own_run, prior="trained").fitted_prior is None
+
+
+def test_what_its_config_names_is_vetted(own_run, tmp_path):
+    marker = tmp_path / "pwned"
+    file = own_run / "prior/config.yaml"
+    config = OmegaConf.load(file)
+    config.second_stage.prior = {"_target_": "os.system", "command": f"touch {marker}"}
+    OmegaConf.save(config, file)
+    text = refusal(own_run)
+    assert "second_stage.prior" in text and "trusted=true" in text and not marker.exists()
+
+
+def test_a_pause_that_raises_leaves_the_run_as_it_was(trained, tmp_path):
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    before = sorted(run.rglob("*"))
+    config = load_config(run)
+    node = OmegaConf.create({"_target_": "vae_lab.second_stage.stage.SecondStage", "name": "x", "num_images": 20,
+                             "prior": {"_target_": "vae_lab.priors.gaussian.FullGaussian", "_partial_": True},
+                             "fitting": {"_target_": "vae_lab.second_stage.fitting.DirectFit"}})  # fmt: skip
+    calls = []
+    undisturbed = Path(shutil.copytree(run, tmp_path / "other"))
+    fit_to_run(undisturbed, config, node, torch.device("cpu"), lambda: calls.append(0))
+    assert (undisturbed / "prior/weights.ckpt").is_file() and len(calls) > 5
+
+    def pause():
+        if next(left) == 0:
+            raise Interrupted(2)
+
+    for stop in (1, 3, len(calls)):
+        left = iter(range(stop - 1, -1, -1))
+        with pytest.raises(Interrupted):
+            fit_to_run(run, config, node, torch.device("cpu"), pause)
+        assert sorted(run.rglob("*")) == before
+
+
+# --- in training ------------------------------------------------------------------------------------------
+
+
+def test_training_fits_the_prior_that_its_config_names(command, fitted_run):
+    done = command(*TINY, "second_stage=gaussian", *FEW)
+    assert done.code == 0, done.stderr
+    assert done.summary["status"] == "completed"
+    told, expected = (json.loads((run / "prior/scores.json").read_text()) for run in (done.run, fitted_run[0]))
+    assert told["metrics"] == expected["metrics"]  # as the command finds them
+    assert load(done.run).fitted_prior == "gaussian"
+    again = command(f"resume={done.run}", "trainer.max_epochs=3")
+    assert again.code == 0, again.stderr
+    saved = load_checkpoint(done.run / "prior/weights.ckpt")
+    assert saved["step"] == load_checkpoint(done.run / "checkpoints/best.ckpt")["global_step"]
+    assert load(done.run).fitted_prior == "gaussian"  # of the weights that are there now
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["second_stage=autoregressive_codes"], ["distribution of codes"]),
+        (["second_stage=gaussian", "callbacks.best=null"], ["callbacks.best"]),
+    ],
+    ids=lambda value: " ".join(value) if "=" in value[0] else "",
+)
+def test_what_could_not_be_fitted_is_refused_before_training(command, overrides, words):
+    refused(command(*TINY, *overrides), *words)
+    assert not list(command.cwd.glob("outputs/*/*"))

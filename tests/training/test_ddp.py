@@ -1,0 +1,186 @@
+"""Several devices: a run on two processes is one run, and its numbers are those of its weights."""
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from lightning.pytorch import Callback
+from torch import nn
+from torch.testing import assert_close
+
+from vae_lab import load
+from vae_lab.data.batches import EvaluationBatches
+from vae_lab.metrics.elbo_sums import ElboSums
+from vae_lab.training.build import build_node
+from vae_lab.training.ddp import AllReduceStrategy
+from vae_lab.utils.rng import EVALUATE, seed_noise
+
+HERE = Path(__file__).parent
+VALIDATED = 65  # in batches of 16: three for the first process, two for the second
+
+
+class KeepState(Callback):
+    """Writes what each process ends training with, as rank<r>.pt in the run directory."""
+
+    def on_train_end(self, trainer, pl_module) -> None:
+        state = {name: value.clone() for name, value in pl_module.state_dict().items()}
+        path = Path(trainer.default_root_dir) / f"rank{trainer.global_rank}.pt"
+        torch.save({"state": state, "metrics": pl_module.metrics, "step": trainer.global_step}, path)
+
+
+# --- averaging alone --------------------------------------------------------------------------------------
+
+
+def gradients_of(rank: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(rank)
+    return [torch.randn(shape, generator=generator) for shape in ((3, 4), (5,), (), (2, 1, 2))]
+
+
+def average_gradients(rank: int, folder: str, count: int) -> None:
+    """One process of `count`."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count,
+                            timeout=timedelta(seconds=30))  # fmt: skip
+
+    class Strategy(AllReduceStrategy):
+        world_size = count
+
+    parameters = [nn.Parameter(torch.zeros_like(g)) for g in gradients_of(rank)]
+    for p, g in zip(parameters, gradients_of(rank), strict=True):
+        p.grad = g
+    parameters.insert(1, nn.Parameter(torch.zeros(7)))  # without a gradient
+    strategy = Strategy()
+    strategy.reduce_gradients(parameters)
+    torch.save([None if p.grad is None else p.grad for p in parameters], f"{folder}/reduced{rank}.pt")
+    strategy.model = nn.BatchNorm1d(3)
+    with torch.no_grad():
+        strategy.model.weight.fill_(rank + 5)
+        strategy.model.running_mean.fill_(rank + 7)
+    strategy.configure_ddp()
+    torch.save(strategy.model.state_dict(), f"{folder}/started{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def averaged(request, tmp_path_factory):
+    """What each of some forked processes has after averaging."""
+    folder, count = tmp_path_factory.mktemp("averaged"), request.param
+    torch.multiprocessing.start_processes(average_gradients, (str(folder), count), count, start_method="fork")
+    return [{name: torch.load(folder / f"{name}{rank}.pt") for name in ("reduced", "started")}
+            for rank in range(count)]  # fmt: skip
+
+
+def test_each_gradient_becomes_its_mean_over_processes(averaged):
+    count = len(averaged)
+    mean = [sum(parts) / count for parts in zip(*(gradients_of(rank) for rank in range(count)), strict=True)]
+    for result in averaged:
+        reduced = result["reduced"]
+        assert reduced.pop(1) is None
+        assert_close(reduced, mean)
+        assert all(torch.equal(a, b) for a, b in zip(reduced, averaged[0]["reduced"], strict=False))
+
+
+def test_every_process_starts_from_the_weights_and_buffers_of_the_first(averaged):
+    for result in averaged:
+        assert result["started"]["weight"].tolist() == [5.0] * 3
+        assert result["started"]["running_mean"].tolist() == [7.0] * 3
+
+
+# --- a whole run ------------------------------------------------------------------------------------------
+
+
+def run_on_two(folder: Path, *overrides: str) -> tuple[Path, str]:
+    argv = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true", "debug=fast",
+            "callbacks.images=null", "+callbacks.keep._target_=test_ddp.KeepState", *overrides]  # fmt: skip
+    hidden = {"VAE_LAB_DATA", "HYDRA_FULL_ERROR"}
+    env = {key: value for key, value in os.environ.items() if key not in hidden}
+    path = os.pathsep.join([str(HERE), str(HERE.parents[1])])
+    options = {"env": env | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}, "cwd": folder, "timeout": 90}
+    command = [sys.executable, "-m", "vae_lab.train", *argv]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, **options)
+    assert done.returncode == 0, done.stderr[-4000:]
+    (run,) = [path.parent for path in folder.glob("outputs/**/summary.json")]
+    return run, done.stdout + done.stderr
+
+
+def evaluated_on_one(run: Path) -> dict[str, float]:
+    """Validation of the saved best weights by this one process, with the noise that each of the two had."""
+    lab = load(run, trusted=True)  # its config names a class of this file
+    data, objective = build_node(lab.config.data), build_node(lab.config.objective, spec=None)
+    data.setup()
+    sums = ElboSums.for_latents(lab.model.latents)
+    for rank in (0, 1):
+        batches = EvaluationBatches(data._splits["val"], data.eval_batch_size, rank, 2)
+        for number, batch in enumerate(batches):
+            seed_noise(torch.device("cpu"), 0, EVALUATE, rank, number)
+            x = data.preprocess.evaluate(batch.images)
+            trace = lab.model(x)
+            terms = objective.terms(trace, x)
+            loss, _ = objective(lab.model.regularizer_inputs(trace, x, None), terms, objective.weights_at(6, 6))
+            sums.update(trace, terms, loss)
+    assert int(sums.count) == VALIDATED
+    return {f"val/{name}": float(value) for name, value in sums.compute().items()}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run on two processes, of a likelihood that keeps a running average beside the weights."""
+    likelihood = ("model/likelihood=gaussian_optimal", "data.binarize=none", "optimizer.ema_decay=0.5")
+    data = ("data.shift=1", f"data.val_size={VALIDATED}", "trainer.limit_val_batches=null")
+    return run_on_two(tmp_path_factory.mktemp("ddp"), *likelihood, *data)
+
+
+def states(folder: Path) -> list[dict]:
+    return [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
+
+
+def test_two_processes_make_one_run(run):
+    folder, _ = run
+    assert len([path for path in folder.parent.iterdir() if path.is_dir()]) == 1
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "completed" and summary["device"] == "2 x cpu"
+    assert (summary["epochs"], summary["steps"]) == (2, 6)
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["epoch"], row["step"]) for row in rows] == [("1", "3"), ("2", "6")]
+    assert float(rows[-1]["val/elbo"]) == summary["metrics"]["val/elbo"]
+    assert math.isfinite(summary["metrics"]["test/elbo"])
+
+
+def test_both_processes_have_the_same_weights(run):
+    ours, theirs = states(run[0])
+    assert ours["step"] == theirs["step"] == 6
+    names = [name for name in ours["state"] if ".likelihood." not in name]
+    assert len(names) > 10
+    assert [name for name in names if not torch.equal(ours["state"][name], theirs["state"][name])] == []
+
+
+def test_both_processes_have_the_same_running_averages(run):
+    ours, theirs = (state["state"] for state in states(run[0]))
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_both_processes_know_the_same_validation(run):
+    ours, theirs = ({name: value for name, value in state["metrics"].items() if not name.startswith("train/")}
+                    for state in states(run[0]))  # fmt: skip
+    assert {name for name in ours if name.startswith(("val/", "kl/", "active"))} <= set(theirs)
+    different = [name for name in theirs if name.startswith(("val/", "kl/")) and ours.get(name) != theirs[name]]
+    assert different == []
+
+
+def test_the_validation_is_that_of_the_saved_weights_over_each_image_once(run):
+    best = json.loads((run[0] / "summary.json").read_text())["best_metrics"]
+    expected = evaluated_on_one(run[0])
+    assert {name: best[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_log_is_free_of_advice_about_several_devices(run):
+    assert "sync_dist" not in run[1]

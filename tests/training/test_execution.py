@@ -1,0 +1,183 @@
+"""Ways to run a step that change its speed alone: several a call, compiled, another layout, recorded."""
+
+import pytest
+import torch
+from helpers.data import FAST
+from helpers.steps import BATCH, images_of, model_of, step_of, weights
+from torch.testing import assert_close
+
+from vae_lab.training.build import require_capturable
+from vae_lab.training.optimizer import OptimizerSettings, WeightAverage, adapt_optimizer_state
+from vae_lab.training.step import Execution, StepRates
+from vae_lab.utils.callables import unwrap_partial
+from vae_lab.utils.errors import UsageError
+
+SMALL_CONV = ("model=conv", "model.latent_dim=3", "model.encoder.width=8", "model.decoder.width=8")
+QUIET = (*FAST, "callbacks.images=null", "trainer.log_every_n_steps=100")
+
+
+def saved(run, name="last"):
+    return torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("model", ["mlp", "conv"])
+def test_several_steps_in_a_call_give_the_same_bits_as_one(command, model, precision):
+    """Under autocast too, whose cache would hand the rounded weights of one step to the next: Lightning's is off."""
+    options = (*QUIET, f"model={model}", f"trainer.precision={precision}", "optimizer.clip_norm=1",
+               "optimizer.ema_decay=0.9", "optimizer/schedule=cosine", "trainer.limit_train_batches=7")  # fmt: skip
+    states = []
+    for steps in (1, 3, "auto"):
+        done = command(*options, f"trainer.steps_per_execution={steps}", f"hydra.run.dir=run-{steps}")
+        assert done.code == 0, done.stderr
+        states.append(saved(command.cwd / f"run-{steps}"))
+    assert states[0]["global_step"] == 14
+    for other in states[1:]:
+        assert all(torch.equal(other["state_dict"][name], value) for name, value in states[0]["state_dict"].items())
+
+
+def test_a_compiled_step_learns_the_same_and_its_checkpoint_has_the_same_names(command):
+    runs = []
+    for compiled in ("false", "true"):
+        done = command(*QUIET, f"trainer.compile={compiled}", "model.encoder.hidden=[16]", "model.decoder.hidden=[16]",
+                       "data.binarize=threshold", f"hydra.run.dir=compile-{compiled}")  # fmt: skip
+        assert done.code == 0, done.stderr
+        runs.append(saved(command.cwd / f"compile-{compiled}"))
+    assert runs[0]["state_dict"].keys() == runs[1]["state_dict"].keys()
+    assert not any("_orig_mod" in name for name in runs[1]["state_dict"])
+    resumed = command("resume=compile-true", "trainer.max_epochs=3", "trainer.compile=false", "trainer.num_threads=1")
+    assert resumed.code == 0, resumed.stderr
+
+
+def test_a_compiled_gradient_is_the_plain_one():
+    """Two steps of plain descent from the same noise: compiled code draws torch's own."""
+    steps = []
+    for compiled in (False, True):
+        step = step_of(
+            model_of("model=mlp", "model.latent_dim=3", "model.encoder.hidden=[16]", "model.decoder.hidden=[16]"),
+            algorithm=torch.optim.SGD, lr=0.01, execution=Execution(compile=compiled),
+        )  # fmt: skip
+        records = [step(images_of(BATCH, seed=i), i) for i in range(2)]
+        steps.append((weights(step.model), torch.stack([record.terms for record in records])))
+    assert_close(steps[1][1], steps[0][1], rtol=1e-4, atol=1e-4)
+    assert_close(steps[1][0], steps[0][0], rtol=1e-4, atol=1e-5)
+
+
+# --- layouts ----------------------------------------------------------------------------------------------
+
+
+def test_channels_last_is_the_same_to_rounding():
+    ends = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        model = model_of(*SMALL_CONV).to(memory_format=layout)
+        step = step_of(model, algorithm=torch.optim.SGD, lr=1e-3)
+        terms = [step(images_of(BATCH, seed=i), i).terms for i in range(3)]
+        ends.append((torch.stack(terms), weights(model)))
+    assert_close(ends[1], ends[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("algorithm", [torch.optim.Adam, torch.optim.AdamW])
+def test_a_state_saved_in_another_layout_is_the_same_state(algorithm):
+    """A fused update reads weights and state in the order of memory: with two orders it would mix them up."""
+    ends = []
+    for change in (False, True):
+        model = model_of(*SMALL_CONV)
+        step = step_of(model, algorithm=lambda p, lr: algorithm(p, lr=lr, fused=True), lr=1e-2)
+        step(images_of(BATCH), 0)
+        if change:
+            state = step.optimizer.state_dict()
+            model.to(memory_format=torch.channels_last)
+            step = step_of(model, algorithm=lambda p, lr: algorithm(p, lr=lr, fused=True), lr=1e-2)
+            step.optimizer.load_state_dict(state)
+            adapt_optimizer_state(step.optimizer, capturable=False)
+            for weight, state_of in step.optimizer.state.items():
+                assert state_of["exp_avg"].stride() == weight.stride()
+        step(images_of(BATCH, seed=1), 1)
+        ends.append(weights(model))
+    assert_close(ends[1], ends[0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("capturable", "fused", "there"), [(True, None, True), (False, True, True), (False, None, False)]
+)
+def test_the_count_of_a_loaded_state_lies_where_the_optimiser_reads_it(capturable, fused, there):
+    """On the device where it is captured or fused, else on the host; the device here is one that holds nothing."""
+    weight = torch.nn.Parameter(torch.zeros(3, device="meta"))
+    optimizer = torch.optim.Adam([weight], lr=1e-3)
+    optimizer.param_groups[0]["fused"] = fused
+    optimizer.state[weight] = {"step": torch.tensor(5.0)}
+    adapt_optimizer_state(optimizer, capturable)
+    assert optimizer.state[weight]["step"].device.type == ("meta" if there else "cpu")
+    assert optimizer.param_groups[0]["capturable"] is capturable
+
+
+def test_a_run_resumes_under_another_layout(command):
+    options = (*QUIET, "model=conv")
+    ends = {}
+    for later in ("true", "false"):
+        run = f"layout-{later}"
+        assert command(*options, f"hydra.run.dir={run}", "trainer.channels_last=true").code == 0
+        done = command(f"resume={run}", "trainer.max_epochs=4", f"trainer.channels_last={later}",
+                       "trainer.num_threads=1")  # fmt: skip
+        assert done.code == 0, done.stderr
+        ends[later] = saved(command.cwd / run)["state_dict"]
+    for name, value in ends["true"].items():
+        assert_close(ends["false"][name], value, rtol=1e-2, atol=1e-3)
+
+
+# --- recorded steps, as far as a CPU goes -----------------------------------------------------------------
+
+
+def test_a_step_takes_its_rates_as_tensors():
+    """A recorded step reads them from the device's memory: the same weights as with numbers."""
+    ends = []
+    for as_tensors in (False, True):
+        model = model_of("model=mlp", "model.latent_dim=3", "model.encoder.hidden=[16]", "model.decoder.hidden=[16]")
+        average = WeightAverage(model, 0.9)
+        step = step_of(model, algorithm=lambda p, lr: torch.optim.Adam(p, lr=lr, fused=True), average=average,
+                       ema_decay=0.9)  # fmt: skip
+        torch.manual_seed(0)
+        for rates in (StepRates(0.01, 0.5, 0.0, 0.3), StepRates(0.02, 1.0, 0.0, 0.6)):
+            given = StepRates(*map(torch.tensor, rates)) if as_tensors else rates
+            terms, bad, norm = step._update(images_of(BATCH), None, given)
+        ends.append((weights(model), weights(average.model), terms, bad, norm))
+    assert_close(ends[1], ends[0], rtol=1e-5, atol=1e-6)
+
+
+def test_cuda_graphs_without_a_gpu_are_refused(command):
+    done = command(*FAST, "trainer.cuda_graphs=true")
+    assert done.code == 2
+    assert "trainer.cuda_graphs=true with the device cpu" in done.stderr
+    assert "Traceback" not in done.stderr and not list(command.cwd.glob("outputs/*/*"))
+
+
+def test_an_optimiser_that_reads_back_cannot_be_recorded():
+    settings = OptimizerSettings(lambda p, lr: torch.optim.LBFGS(p, lr=lr))
+    require_capturable(settings, cuda_graphs=False)
+    with pytest.raises(UsageError, match=r"LBFGS cannot be recorded.*\n?.*optimizer=adam"):
+        require_capturable(settings, cuda_graphs=True)
+    require_capturable(OptimizerSettings(torch.optim.Adam), cuda_graphs=True)
+
+
+def test_compile_without_a_compiler_is_refused(command):
+    done = command(*FAST, "trainer.compile=true", PATH="/nowhere")
+    assert done.code == 2
+    assert "no C++ compiler is here" in done.stderr and "trainer.compile=false" in done.stderr
+
+
+# --- the functions a config chose -------------------------------------------------------------------------
+
+
+def test_a_chosen_function_is_called_without_hydras_checks():
+    from hydra.utils import instantiate
+
+    chosen = instantiate({"_target_": "vae_lab.objectives.bounds.elbo", "_partial_": True})
+    assert (
+        unwrap_partial(chosen).__module__ == "vae_lab.objectives.bounds"
+        and type(unwrap_partial(chosen)).__name__ == "function"
+    )
+    with_option = unwrap_partial(
+        instantiate({"_target_": "vae_lab.objectives.bounds.elbo", "_partial_": True, "beta": 0.5})
+    )
+    assert type(with_option).__name__ == "partial" and with_option.keywords == {"beta": 0.5}
+    assert unwrap_partial(len) is len

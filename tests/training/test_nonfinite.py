@@ -1,0 +1,356 @@
+"""A step whose loss or gradient is not finite changes nothing, is kept, and can be made again."""
+
+import pytest
+import torch
+from helpers.data import FAST
+from helpers.refusals import refused
+from helpers.steps import BATCH, images_of, small_model, step_of, weights
+from torch import nn
+from torch.testing import assert_close
+
+from vae_lab.data.batches import Batch
+from vae_lab.runs.checkpoint_io import load_checkpoint
+from vae_lab.training.nonfinite import (
+    BufferSnapshot,
+    NonFiniteLoss,
+    NonFinitePolicy,
+    can_skip_on_device,
+    nonfinite_flag,
+    propagate_nonfinite,
+    require_finite,
+    skip_where,
+)
+from vae_lab.training.nonfinite_report import watch_nonfinite
+from vae_lab.training.optimizer import WeightAverage
+from vae_lab.training.step import Execution
+from vae_lab.training.step_dump import capture_step, read_step_dump, write_step_dump
+from vae_lab.utils.errors import UsageError
+
+INF, NAN = float("inf"), float("nan")
+
+
+class NanAt:
+    """A schedule that is not a number at one step, or from it on: the command line names it by its path."""
+
+    def __init__(self, step: int, ever_after: bool = False) -> None:
+        self.step, self.ever_after = step, ever_after
+
+    def __call__(self, step: int, total_steps: int | None) -> float:
+        return NAN if step == self.step or (self.ever_after and step > self.step) else 1.0
+
+
+def nan_at(step: int, ever_after: bool = False) -> tuple[str, ...]:
+    node = "objective.beta_schedule"
+    return f"{node}._target_=test_nonfinite.NanAt", f"+{node}.step={step}", f"+{node}.ever_after={ever_after}"
+
+
+# --- finding it -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", [1.0, NAN, INF, -INF])
+@pytest.mark.parametrize("value", [0.0, -3e38, NAN, INF, -INF])
+def test_any_infinity_or_nan_is_found_and_nothing_changed(loss, value):
+    gradients = [torch.linspace(-1, 1, 7), torch.full((2, 3), 1e-40), torch.tensor([0.0, value])]
+    before = [g.clone() for g in gradients]
+    bad = nonfinite_flag(torch.tensor(loss), gradients)
+    assert bad.item() == float(not (torch.tensor(loss).isfinite() and torch.tensor(value).isfinite()))
+    assert_close(gradients, before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_loss_alone_can_be_bad():
+    assert nonfinite_flag(torch.tensor(NAN), []).item() == 1 and nonfinite_flag(torch.tensor(0.0), []).item() == 0
+
+
+@pytest.mark.parametrize("loss", [NAN, INF])
+def test_the_loss_of_one_process_reaches_the_others_through_the_gradient(loss):
+    gradients = [torch.ones(2, 3), torch.ones(4)]
+    propagate_nonfinite(torch.tensor(loss), gradients)
+    assert gradients[0].flatten()[0].isnan() and gradients[0].flatten()[1:].eq(1).all()
+    good = [torch.ones(2, 3)]
+    propagate_nonfinite(torch.tensor(5.0), good)
+    assert good[0].eq(1).all()
+
+
+# --- leaving it out ---------------------------------------------------------------------------------------
+
+
+def spoilt_step(checks_every_step: bool, on_nonfinite: str = "skip", gradient_only: bool = False):
+    """A step whose loss (or one gradient alone) is NaN while `step.spoilt` is set; with Adam and averaged weights."""
+    model = small_model()
+    step = step_of(model, algorithm=lambda p, lr: torch.optim.Adam(p, lr=lr, fused=True), lr=0.01, ema_decay=0.9,
+                   average=WeightAverage(model, 0.9), on_nonfinite=on_nonfinite)  # fmt: skip
+    step.checks_every_step = checks_every_step  # False: as on a GPU, by a flag on the device
+    step.spoilt = False
+    if gradient_only:
+        step.parameters[0].register_hook(lambda g: g * NAN if step.spoilt else g)
+    else:
+        score = step._score
+        step._score = lambda *given: spoil(*score(*given)) if step.spoilt else score(*given)
+    return step
+
+
+def spoil(loss, means):
+    return loss * NAN, means * NAN
+
+
+def everything(step) -> list[torch.Tensor]:
+    state = [value.clone() for weight in step.parameters for value in step.optimizer.state[weight].values()]
+    return weights(step.model) + weights(step.average.model) + state
+
+
+@pytest.mark.parametrize("looks", [True, False])
+@pytest.mark.parametrize("gradient_only", [True, False])
+def test_a_step_left_out_never_was(checks_every_step, gradient_only):
+    """Steps 0, 1, 2, 3 with 1 and 2 bad end with the bits of steps 0 and 3."""
+    ends = []
+    for numbers, bad in (((0, 1, 2, 3), (1, 2)), ((0, 3), ())):
+        step = spoilt_step(checks_every_step, gradient_only=gradient_only)
+        for number in numbers:
+            step.spoilt = number in bad
+            record = step(images_of(BATCH, seed=number), number)
+            assert record.nonfinite.item() == float(number in bad)
+        ends.append(everything(step))
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+@pytest.mark.parametrize("looks", [True, False])
+def test_a_bad_first_step_leaves_the_optimiser_as_new(checks_every_step):
+    step = spoilt_step(checks_every_step)
+    step.spoilt = True
+    before = weights(step.model)
+    step(images_of(BATCH), 0)
+    assert_close(weights(step.model), before, rtol=0, atol=0)
+    step.spoilt = False
+    step(images_of(BATCH), 1)
+    fresh = spoilt_step(checks_every_step)
+    fresh(images_of(BATCH), 1)
+    assert all(torch.equal(a, b) for a, b in zip(everything(step), everything(fresh), strict=True))
+
+
+def test_on_a_device_all_stops_at_the_first_until_somebody_looks():
+    step = spoilt_step(checks_every_step=False, on_nonfinite="stop")
+    step(images_of(BATCH), 0)
+    before = everything(step)
+    for number in (1, 2, 3):
+        step.spoilt = number == 1
+        assert step(images_of(BATCH, seed=number), number).nonfinite.item() == 1
+    assert all(torch.equal(a, b) for a, b in zip(everything(step), before, strict=True))
+
+
+@pytest.mark.parametrize("bad", [None, torch.tensor(1.0), torch.tensor(0.0)])
+def test_running_means_are_put_back(bad):
+    layer = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    buffers, before = BufferSnapshot(layer), [b.clone() for b in layer.buffers()]
+    buffers.remember()
+    layer(torch.full((4, 2), NAN))
+    after = [b.clone() for b in layer.buffers()]
+    buffers.restore(bad)
+    expected = after if bad is not None and bad == 0 else before
+    assert_close(list(layer.buffers()), expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "options", "obeys"),
+    [
+        (torch.optim.Adam, {"fused": True}, True),
+        (torch.optim.AdamW, {"fused": True}, True),
+        (torch.optim.Adagrad, {"fused": True}, True),
+        (torch.optim.SGD, {"fused": True}, True),
+        (torch.optim.SGD, {"fused": True, "momentum": 0.9}, False),
+        (torch.optim.Adam, {"fused": False}, False),
+        (torch.optim.RMSprop, {}, False),
+    ],
+)
+def test_an_optimiser_that_cannot_leave_out_is_looked_after_at_each_step(algorithm, options, obeys):
+    """The flag is obeyed by those that say so, and the others are never given it: they would refuse it."""
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = algorithm([weight], lr=0.1, **options)
+    assert can_skip_on_device(optimizer) is obeys
+    if obeys:
+        weight.grad = torch.full((3,), NAN)
+        skip_where(optimizer, torch.ones(()))
+        optimizer.step()
+        assert weight.eq(1).all()
+        weight.grad = torch.ones(3)
+        skip_where(optimizer, torch.zeros(()))
+        optimizer.step()
+        assert weight.isfinite().all() and weight.lt(1).all()
+    meta = small_model().to("meta")
+    plain = options | {"fused": False} if obeys else options
+    step = step_of(meta, algorithm=lambda p, lr: algorithm(p, lr=lr, **plain))
+    assert step.checks_every_step is True
+    with pytest.raises(UsageError, match=r"(?s)cuda_graphs=true.*fused=true"):
+        step_of(meta, algorithm=torch.optim.RMSprop, execution=Execution(cuda_graphs=True))
+
+
+# --- what is done about it --------------------------------------------------------------------------------
+
+TERMS = {"loss": NAN, "log_px": -3.0, "kl": INF}
+
+
+def test_stop_says_which_term_where_it_is_kept_and_what_to_try(tmp_path):
+    kept = tmp_path / "checkpoints" / "nonfinite_step=00000008.ckpt"
+    with pytest.raises(NonFiniteLoss) as caught:
+        NonFinitePolicy("stop").handle(7, TERMS, lambda: kept)
+    text = str(caught.value)
+    assert "kl became inf at optimiser step 8 (loss nan, log_px -3, kl inf)" in text
+    assert kept.name in text and f"replay run={tmp_path}" in text and "optimizer.clip_norm=1" in text
+    finite = {"loss": 1.0, "log_px": -1.0, "kl": 0.0}
+    with pytest.raises(NonFiniteLoss, match="a gradient became infinite or not a number"):
+        NonFinitePolicy("stop").handle(7, finite, lambda: kept)
+
+
+def test_skip_keeps_the_first_three_counts_all_and_gives_up_after_a_hundred_in_a_row(tmp_path):
+    steps, kept = NonFinitePolicy("skip"), []
+
+    def keep():
+        kept.append(number)
+        return tmp_path / "checkpoints" / "x.ckpt"
+
+    for number in (1, 5, 6, 7, 9):
+        steps.handle(number, TERMS, keep)
+    assert kept == [1, 5, 6] and steps.num_skipped == 5
+    again = NonFinitePolicy("skip")
+    again.load_state_dict(steps.state_dict())
+    for number in range(10, 108):
+        again.handle(number, TERMS, keep)
+    with pytest.raises(NonFiniteLoss, match="99 steps before it"):
+        again.handle(108, TERMS, keep)
+    assert again.num_skipped == 104
+
+
+def test_weights_that_are_not_finite_replace_no_checkpoint():
+    model = small_model()
+    require_finite((model,), 3)
+    with torch.no_grad():
+        model.encoder[1].weight[0, 0] = INF
+    with pytest.raises(NonFiniteLoss, match=r"the weights encoder\.1\.weight became infinite.*by optimiser step 3"):
+        require_finite((model,), 3)
+
+
+def test_a_kept_step_is_read_back_whole(tmp_path):
+    step = spoilt_step(True)
+    step(images_of(BATCH), 0)
+    bad = capture_step(
+        step, 1, 1, Batch(images_of(BATCH, seed=1), None), TERMS, 100, {"precision": "32-true", "seed": 1}
+    )
+    back = read_step_dump(write_step_dump(bad, tmp_path))
+    assert back.name == "nonfinite_step=00000002.ckpt" and (tmp_path / back.name).is_file()
+    assert back._replace(rank=1).name == "nonfinite_step=00000002_rank=1.ckpt"
+    assert torch.equal(back.images, bad.images) and torch.equal(back.random_state, bad.random_state)
+    assert all(torch.equal(value, back.weights[name]) for name, value in bad.weights.items())
+    torch.save({"step": 1}, tmp_path / "other.ckpt")
+    with pytest.raises(UsageError, match=r"no step that was not finite"):
+        read_step_dump(tmp_path / "other.ckpt")
+
+
+def test_the_first_layer_and_the_gradients_that_are_not_finite_are_named():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+    with torch.no_grad():
+        model[0].weight.fill_(3e38)
+    with watch_nonfinite(model) as findings:
+        model(torch.full((1, 2), 9.0)).sum().backward()
+    assert findings.weights == [] and findings.layers[0] == "0 (Linear)"
+    assert "2.weight" in findings.gradients
+    rows = dict(findings.rows())
+    assert rows["weights before it"] == "finite" and "not finite: 2.weight" in rows["gradients"]
+    with torch.no_grad():
+        model[2].bias.fill_(NAN)
+    with watch_nonfinite(model) as findings:
+        model(torch.zeros(1, 2))
+    assert findings.weights == ["2.bias"] and findings.layers == ["2 (Linear)"]
+
+
+# --- the commands -----------------------------------------------------------------------------------------
+
+
+def kept_steps(run):
+    return sorted(path.name for path in (run / "checkpoints").glob("nonfinite*"))
+
+
+def test_a_run_stops_at_the_step_keeps_it_and_it_can_be_made_again(command):
+    done = command(*FAST, "callbacks.images=null", *nan_at(4), "callbacks.last.every_n_steps=1")
+    assert done.code == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "became nan at optimiser step 5" in done.stderr
+    run = done.run
+    assert kept_steps(run) == ["nonfinite_step=00000005.ckpt"] and done.summary["steps"] == 4
+    assert load_checkpoint(run / "checkpoints/last.ckpt")["global_step"] == 4
+    bad = read_step_dump(run / "checkpoints/nonfinite_step=00000005.ckpt")
+    last = load_checkpoint(run / "checkpoints/last.ckpt")["state_dict"]
+    assert all(torch.equal(value, last[f"model.{name}"]) for name, value in bad.weights.items())
+
+    refused = command(str(run), module="vae_lab.replay")
+    assert refused.code == 2 and "trusted=true" in refused.stderr
+    again = command(str(run), "trusted=true", module="vae_lab.replay")
+    assert again.code == 0, again.stderr
+    assert "bit for bit" in again.stdout and "optimiser step 5" in again.stdout
+    assert "arose in the densities or later" in " ".join(again.stdout.split())
+
+
+def test_replay_says_when_other_numbers_come_of_it(command):
+    done = command(*FAST, "callbacks.images=null", *nan_at(1))
+    path = done.run / "checkpoints/nonfinite_step=00000002.ckpt"
+    bad = load_checkpoint(path)
+    bad["terms"]["log_px"] = -1.0
+    torch.save(bad, path)
+    again = command(f"run={done.run}", "trusted=true", module="vae_lab.replay")
+    assert again.code == 1 and "came out otherwise" in again.stderr and "Traceback" not in again.stderr
+
+
+def test_skip_leaves_the_step_out_and_says_so(command):
+    done = command(*FAST, "callbacks.images=null", *nan_at(4), "trainer.on_nonfinite=skip")
+    assert done.code == 0, done.stderr
+    assert "1 of 6 steps were left out: a loss or gradient was not finite" in done.summary["warnings"]
+    assert done.stderr.index("left out: loss became nan") < done.stderr.index("test elbo")
+    assert "1 of 6 steps" in (done.run / "train.log").read_text()
+    assert kept_steps(done.run) == ["nonfinite_step=00000005.ckpt"]
+    assert "nan" not in (done.run / "metrics.csv").read_text()
+    assert done.summary["metrics"]["skipped_steps"] == 1
+    replayed = command(f"run={done.run}", "step=5", "trusted=true", module="vae_lab.replay")
+    assert replayed.code == 0, replayed.stderr
+
+
+def test_a_run_of_nothing_but_bad_steps_gives_up(command):
+    done = command(*FAST, "callbacks.images=null", *nan_at(2, True), "trainer.on_nonfinite=skip",
+                   "data.batch_size=4", "trainer.limit_train_batches=300")  # fmt: skip
+    assert done.code == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "optimiser step 102" in done.stderr and "all left out" in done.stderr
+    assert len(kept_steps(done.run)) == 3
+
+
+def test_a_rate_that_throws_the_weights_away_saves_nothing(command):
+    done = command(*FAST, "callbacks.images=null", "optimizer.lr=inf", "trainer.limit_train_batches=1")
+    assert done.code == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "became infinite or not a number by optimiser step 1" in done.stderr
+    assert not list((done.run / "checkpoints").glob("*.ckpt"))
+    assert done.summary["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["run=nowhere"], ["nowhere is no run"]),
+        ([], ["run: has no value"]),
+        (["run=x", "stepp=3"], ["stepp", "step"]),
+    ],
+)
+def test_a_wrong_request_is_refused(command, argv, words):
+    refused(command(*argv, module="vae_lab.replay"), *words)
+
+
+def test_a_run_without_such_a_step_says_so(command, fast_run):
+    done = command(f"run={fast_run.run}", module="vae_lab.replay")
+    assert done.code == 2 and "no step of it was kept" in done.stderr
+    help_ = command("--help", module="vae_lab.replay")
+    assert help_.code == 0 and "python -m vae_lab.replay" in help_.stdout
+
+
+def test_an_unknown_number_names_those_there_are(command):
+    done = command(*FAST, "callbacks.images=null", *nan_at(1))
+    again = command(f"run={done.run}", "step=7", "trusted=true", module="vae_lab.replay")
+    assert again.code == 2 and "nonfinite_step=00000002.ckpt" in again.stderr
+
+
+def test_a_word_that_is_no_answer_is_refused(command):
+    done = command(*FAST, "trainer.on_nonfinite=ignore")
+    assert done.code == 2 and "on_nonfinite" in done.stderr and "'skip'" in done.stderr

@@ -1,0 +1,177 @@
+"""Whether a likelihood and the images go together is said before training, and what was left out of a run after it."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers.data import write_pictures
+from helpers.steps import composed
+from omegaconf import OmegaConf
+from PIL import Image
+from torch.distributions import Beta, Independent
+
+from vae_lab.callbacks.run_summary import RunSummary
+from vae_lab.core import TrainingSpec
+from vae_lab.data.datamodule import ImageDataModule
+from vae_lab.data.images import DecodedImages
+from vae_lab.likelihoods import Bernoulli
+from vae_lab.training.build import build_model, build_node
+from vae_lab.training.preflight import check_model
+from vae_lab.utils.errors import UsageError
+
+
+class Pixels:
+    """A source of eight images of these values."""
+
+    def __init__(self, *values: int, size: int = 8) -> None:
+        self.pixels = torch.tensor(values, dtype=torch.uint8).repeat(size * size * 8)[: size * size * 8]
+        self.pixels = self.pixels.view(8, 1, size, size)
+
+    def load(self) -> DecodedImages:
+        rows = torch.arange(8)
+        return DecodedImages(self.pixels, {"train": rows, "val": rows[:0], "test": rows[:0]}, None, ())
+
+
+class OpenBeta(Bernoulli):
+    """A density on the open interval: 0 and 1 have none."""
+
+    levels = None
+
+    def forward(self, params):
+        return Independent(Beta(params.exp() + 1, params.exp() + 1, validate_args=False), 3, validate_args=False)
+
+
+def found(*overrides: str, values=(0, 90, 255), binarize="none", likelihood=None) -> list[str]:
+    data = ImageDataModule(Pixels(*values), binarize=binarize)
+    config = composed("model=mlp", "model.latent_dim=2", *overrides)
+    model = build_model(config, data.image)
+    if likelihood is not None:
+        model.likelihood = likelihood(data.image)
+    before = torch.get_rng_state()
+    objective = build_node(config.objective, spec=TrainingSpec(data.image, model.latents, data.size("train")))
+    told = check_model(model, objective, data)
+    assert torch.equal(torch.get_rng_state(), before) and model.training
+    return told
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "values", "binarize", "said"),
+    [
+        ("bernoulli", (0, 255), "none", None),
+        ("bernoulli", (0, 90, 255), "threshold", None),
+        ("bernoulli", (0, 90, 255), "dynamic", None),
+        ("bernoulli", (0, 90, 255), "fixed", None),
+        ("gaussian_optimal", (0, 90, 255), "dynamic", "no upper bound"),
+        ("bernoulli", (0, 90, 255), "none", "cross-entropy on grey values is not a likelihood"),
+        ("continuous_bernoulli", (0, 90, 255), "none", None),
+        ("continuous_bernoulli", (0, 255), "none", "no upper bound"),
+        ("gaussian", (0, 90, 255), "none", None),
+        ("gaussian", (0, 90, 255), "threshold", "no upper bound"),
+        ("gaussian_optimal", (0, 255), "none", "no upper bound"),
+        ("gaussian_fixed", (0, 255), "none", None),
+        ("laplace", (0, 255), "none", "no upper bound"),
+        ("logistic_mixture", (0, 90, 255), "none", None),
+        ("logistic_mixture", (0, 255), "none", "256 levels scores pixels that are only 0 or 1"),
+        ("gaussian", (7,), "none", "every pixel of the first 8 training images is 7"),
+        ("gaussian", (0, 1), "none", "the brightest pixel of the first 8 training images is 1 of 255"),
+    ],
+)
+def test_each_pair_has_its_sentence(likelihood, values, binarize, said):
+    told = found(f"model/likelihood={likelihood}", values=values, binarize=binarize)
+    assert len(told) == (said is not None)
+    assert said is None or said in told[0]
+
+
+def test_a_density_that_has_none_for_these_pixels_is_refused():
+    with pytest.raises(UsageError, match=r"OpenBeta gives 8 of the first 8 .*no finite log p\(x\|z\) \(found -inf\)"):
+        found(likelihood=OpenBeta)
+    assert found(likelihood=OpenBeta, values=(20, 90, 200)) == []
+
+
+# --- at the end of a run ----------------------------------------------------------------------------------
+
+
+def warnings_of(done):
+    assert done.code == 0, done.stderr
+    log = (done.run / "train.log").read_text()
+    assert all(f"warning: {warning}" in log for warning in done.summary["warnings"])
+    return done.summary["warnings"]
+
+
+SHORT = ("callbacks.images=null", "trainer.num_threads=1", "trainer.max_epochs=1", "trainer.limit_train_batches=2")
+
+
+def test_a_run_that_left_nothing_out_says_nothing(command):
+    assert warnings_of(command(*SHORT)) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("trainer.check_val_every_n_epoch=5",), "validation was skipped"),
+        (("trainer.limit_val_batches=0",), "limit_val_batches=0: nothing of the val split"),
+        (("data.eval_batch_size=20", "trainer.limit_test_batches=2"), "test metrics are not of the whole split"),
+        (("data.val_size=0",), "no validation images"),
+        (("model/likelihood=gaussian",), "no upper bound"),
+    ],
+)
+def test_what_was_left_out_is_said_in_the_summary_and_at_the_end_of_the_log(command, options, said):
+    assert any(said in warning for warning in warnings_of(command(*SHORT, *options)))
+
+
+def test_skipped_pictures_are_named(command, tmp_path):
+    folder = write_pictures(tmp_path / "pictures")
+    (folder / "bad.png").write_bytes(b"no picture")
+    done = command(*SHORT, "data=folder", f"data.folder={folder}", "data.image_size=16", "data.on_bad_image=skip")
+    assert any("bad.png" in warning for warning in warnings_of(done))
+
+
+def test_masks_of_zero_and_one_are_noticed(command, tmp_path):
+    (tmp_path / "masks").mkdir()
+    for i in range(30):
+        Image.fromarray((torch.arange(256).view(16, 16) % (i + 2) == 0).numpy().astype("uint8")).save(
+            tmp_path / "masks" / f"{i}.png"
+        )
+    done = command(*SHORT, "data=folder", f"data.folder={tmp_path}/masks", "data.image_size=16", "data.channels=1")
+    assert any("multiplied by 255" in warning for warning in warnings_of(done))
+    assert math.isfinite(done.summary["metrics"]["test/elbo"])
+
+
+@pytest.mark.parametrize(("asked", "got", "said"), [(4, 1, True), (1, 1, False), ("auto", 1, False), (2, 2, False)])
+def test_fewer_devices_than_asked_for_are_said(tmp_path, asked, got, said):
+    data = SimpleNamespace(size=lambda split: 0)
+    trainer = SimpleNamespace(
+        world_size=got, limit_val_batches=1.0, limit_test_batches=1.0, datamodule=data, callbacks=[]
+    )
+    experiment = SimpleNamespace(warnings=[], epoch_end=SimpleNamespace(validated_at=1))
+    config = OmegaConf.create({"trainer": {"devices": asked, "num_nodes": 1}})
+    warnings = RunSummary(tmp_path, config, trainer, experiment).warnings
+    assert warnings == (["it ran on 1 devices, fewer than trainer.devices=4 asks for"] if said else [])
+
+
+CODES = ("model/posterior=nearest_code", "model/prior=uniform_codes")
+
+
+def test_an_autoencoder_has_no_bound():
+    (told,) = found("model/posterior=delta", "model/prior=flat", binarize="threshold")
+    assert "elbo is no bound on log p(x), for Deterministic and Flat have no density" in told
+
+
+def test_a_codebook_larger_than_the_training_set_is_told_of():
+    (told,) = found(*CODES, "model.posterior.num_codes=512", binarize="threshold")
+    assert "a codebook of 512 codes is larger than the training set of" in told and "num_codes=" in told
+    assert found(*CODES, "model.posterior.num_codes=2", binarize="threshold") == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model/prior=flat", "model/posterior=delta", "objective/regularizers=[mmd]"], "model.prior"),
+        (["model/posterior=planar", "objective/regularizers=[total_correlation]"], "model/posterior=diagonal_gaussian"),
+        (["model/posterior=planar", "objective/bound=dreg", "objective.num_samples=2"], "importance_weighted"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused_before_training(overrides, words):
+    with pytest.raises(UsageError, match=words):
+        found(*overrides, binarize="threshold")
