@@ -99,10 +99,10 @@ def parsed() -> argparse.Namespace:
 
 def refused(error: Exception) -> int:
     """Say what was wrong with the request; raises what was not the request's fault."""
-    from vae_lab.config.messages import explain
+    from vae_lab.config.messages import usage_message
     from vae_lab.config.schema import conf_dir
 
-    message = explain(error, conf_dir())
+    message = usage_message(error, conf_dir())
     if message is None:
         raise error
     sys.stderr.write("error: " + "\n  ".join(message.splitlines()) + "\n")

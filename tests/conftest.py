@@ -3,9 +3,12 @@
 import logging
 import os
 import signal
+from pathlib import Path
 
 # Before numpy and torch are imported: their threads and the other test workers' would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The processes that tests start find vae_lab and tests/helpers.
+os.environ["PYTHONPATH"] = os.pathsep.join([*map(str, Path(__file__).parents[1::-1]), os.environ.get("PYTHONPATH", "")])
 
 import pytest
 from helpers.data import FAST, write_pictures
@@ -46,7 +49,7 @@ def one_thread():
 
 
 @pytest.fixture
-def told(monkeypatch):
+def logged_warnings(monkeypatch):
     """What is logged as a warning: caught at the logger, for a run in the same process sets up logging anew."""
     lines = []
     monkeypatch.setattr(logging.getLogger("vae_lab"), "warning", lambda text, *args: lines.append(text % args))

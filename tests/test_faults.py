@@ -81,7 +81,7 @@ def test_a_scheduler_is_obeyed_wherever_a_run_is(command, tmp_path, name, sign):
     cases.wait_for(lambda: there.shows(started))
     time.sleep(0.3)
     os.kill(started.pid, sign)
-    assert cases.told(started.wait(), 143, "to go on: python -m vae_lab.train resume=") is None
+    assert cases.told(started.wait(), 143, "to resume: python -m vae_lab.train resume=") is None
     assert cases.saved(tmp_path)
 
 

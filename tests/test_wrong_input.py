@@ -28,8 +28,8 @@ from PIL import Image
         (["model.latent_dim=0"], ["model.latent_dim", "at least 1"]),
         (["model.encoder.hidden=12"], ["model.encoder.hidden", "12"]),
         (["trainer.steps_per_execution=0"], ["steps_per_execution"]),
-        (["trainer.steps_per_execution=many"], ["steps_per_execution", "'auto'", "whole number"]),
-        (["trainer.num_threads=-1"], ["trainer.num_threads=-1", "whole number from 1"]),
+        (["trainer.steps_per_execution=many"], ["steps_per_execution", "'auto'", "integer"]),
+        (["trainer.num_threads=-1"], ["trainer.num_threads=-1", "integer of at least 1"]),
         (["trainer.accelerator=mps"], ["float64", "trainer=cpu"]),
         (["callbacks.images.background=2"], ["callbacks.images.background", "'auto'", "true or false"]),
         (["trainer.precision=16-mixed"], ["bf16-mixed"]),
@@ -50,7 +50,7 @@ from PIL import Image
         (["objective/regularizers=[total_correlation]", "model=ladder"], ["total_correlation", "model=mlp"]),
         (["data/corruption=masked", "data.corruption.probability=2"], ["data.corruption.probability", "[0, 1]"]),
         (["second_stage=flow", "model=ladder"], ["second_stage"]),
-        (["callbacks.best.monitor=val/bits_per_dim"], ["falls as a model gets better", "callbacks.best.mode=min"]),
+        (["callbacks.best.monitor=val/bits_per_dim"], ["lower val/bits_per_dim is better", "callbacks.best.mode=min"]),
         (["callbacks.best.monitor=kl/layer_9", "model=ladder"], ["no such metric", "kl/layer_0"]),
         (["optimized_metric=val/elboo"], ["optimized_metric=val/elboo", "did you mean val/elbo?"]),
         (["optimized_metric=val/bits_per_dim", "model/posterior=delta"], ["no density", "val/log_px"]),
@@ -195,7 +195,7 @@ def test_a_damaged_checkpoint_is_found(command):
     path.write_bytes(data)
     refused(command(f"resume={done.run}"), "damaged")
     path.write_bytes(data[: len(data) // 2])
-    refused(command(f"resume={done.run}"), "not whole", "resume=RUN/checkpoints/best.ckpt")
+    refused(command(f"resume={done.run}"), "incomplete", "resume=RUN/checkpoints/best.ckpt")
 
 
 def test_a_non_finite_loss_stops_training_and_keeps_the_last_good_checkpoint(command):

@@ -1,4 +1,4 @@
-"""vae_lab: variational autoencoder experiments. `vae_lab.load(run)` gives a trained model back."""
+"""vae_lab: variational autoencoder experiments. `vae_lab.load(run)` returns a trained model."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> str:
-    """`__version__`, looked up when asked for: commands start without it."""
+    """Look up `__version__` on access, so that commands start faster."""
     if name != "__version__":
         raise AttributeError(f"module 'vae_lab' has no attribute {name!r}")
     from importlib.metadata import PackageNotFoundError, version
 
     try:
         return version("vae_lab")
-    except PackageNotFoundError:  # a checkout that was never installed
+    except PackageNotFoundError:  # a checkout that is not installed
         return "0+unknown"
 
 
@@ -28,7 +28,7 @@ def load(
     trusted: bool = False,
     prior: Literal["fitted", "trained"] | None = None,
 ) -> Lab:
-    """The trained model of a run directory; see `vae_lab.inference.load`."""
+    """Load the trained model of a run directory; see `vae_lab.inference.load`."""
     from vae_lab.inference import load as load_run
 
     return load_run(run, checkpoint, trusted, prior)

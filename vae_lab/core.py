@@ -1,4 +1,4 @@
-"""The vocabulary that every package may import: what an image, a latent and a pass through a model are; no logic."""
+"""Shared types: image and latent specs, traces, and the protocols of model parts. Every package may import them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch.distributions import Distribution
 
 ImageShape = tuple[int, int, int]
 SampleShape = torch.Size | list[int] | tuple[int, ...]
-NO_SHAPE = torch.Size()
+EMPTY_SHAPE = torch.Size()
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """The shape and kind of one image; every size in a model is derived from it.
+    """Shape and pixel values of one image; every size in a model is derived from it.
 
-    `levels` is the number of values a pixel takes: 2 once binarised, 256 for grey or colour.
+    `levels` is the number of values a pixel takes: 2 if binarised, 256 for grey or colour.
     """
 
     channels: int
@@ -36,40 +36,40 @@ class ImageSpec:
 
     @property
     def num_dims(self) -> int:
-        """Pixels times channels, the D of bits per dimension."""
+        """C*H*W, the D of bits per dimension."""
         return math.prod(self.shape)
 
 
-# Where a latent lives: anywhere in R^D; on the unit sphere in R^D; on finitely many points, its codes.
+# The space of a latent: R^D, the unit sphere in R^D, or a finite set of codes.
 LatentKind = Literal["vector", "sphere", "codes"]
 
 
 class Codes(Protocol):
-    """Finitely many values of a latent: `positions` code numbers each, of `num_codes` there are."""
+    """A discrete latent: z as G code indices (per position of a feature map), each one of `num_codes`."""
 
     num_codes: int  # K
 
     def indices(self, z: Tensor) -> Tensor:
-        """The numbers of codes that latents consist of, int64. z: (N, F, *map) to (N, G, *map)."""
+        """The code indices of latents, int64. z: (N, F, *map) to (N, G, *map)."""
         ...
 
     def embed(self, indices: Tensor) -> Tensor:
-        """The latents of code numbers, (N, G, *map) to (N, F, *map); no gradient."""
+        """The latents of code indices, (N, G, *map) to (N, F, *map); no gradient."""
         ...
 
 
 class LatentSpec(NamedTuple):
-    """What a prior is told of the latent that it is to cover."""
+    """The latent that a prior is built for."""
 
     kind: LatentKind
-    shape: tuple[int, ...]  # of one z: (D,), or (D, h, w) where the encoder leaves a map
+    shape: tuple[int, ...]  # of one z: (D,), or (D, h, w) if the encoder outputs a feature map
     image: ImageSpec
-    num_codes: int | None = None  # K, of codes
-    code_shape: tuple[int, ...] = ()  # of the numbers of one z: (G,), or (G, h, w)
+    num_codes: int | None = None  # K, codebook size
+    code_shape: tuple[int, ...] = ()  # of the code indices of one z: (G,), or (G, h, w)
 
 
 class PriorInputs(NamedTuple):
-    """What a prior may depend on; most need nothing of it."""
+    """What a prior may depend on; most priors ignore it."""
 
     y: Tensor | None = None  # labels of the images, int64 (B,)
     encode: Callable[[Tensor], Distribution] | None = None  # images (N, C, H, W) to q(z|x)
@@ -88,12 +88,12 @@ class Latent(NamedTuple):
 
     @property
     def log_ratio(self) -> Tensor:
-        """log q(z|x) - log p(z), (S, B); computed when asked, for an ELBO with a KL in closed form never asks."""
+        """log q(z|x) - log p(z), (S, B); computed on access, since an ELBO with a closed-form KL does not use it."""
         return self.posterior.log_prob(self.z) - self.prior.log_prob(self.z)
 
 
 class Trace(NamedTuple):
-    """A likelihood, and the latents it was decoded from, from the top of the hierarchy down."""
+    """A likelihood and the latents it was decoded from, ordered from the top of the hierarchy down."""
 
     likelihood: Distribution  # p(x|z), batch (S, B), event (C, H, W)
     latents: tuple[Latent, ...]
@@ -104,7 +104,7 @@ class Posterior(Protocol):
 
     kind: LatentKind
     num_params: int
-    num_features: int  # mostly latent_dim
+    num_features: int  # usually latent_dim
 
     def __call__(self, params: Tensor) -> Distribution:
         """Batch (B,), event (num_features, *map)."""
@@ -117,7 +117,7 @@ class Prior(Protocol):
     kinds: tuple[LatentKind, ...]
 
     def __call__(self, inputs: PriorInputs = NO_INPUTS) -> Distribution:
-        """Event the latent's shape; batch (), or (B,) where the prior depends on the labels."""
+        """Event: the shape of the latent; batch (), or (B,) if the prior depends on the labels."""
         ...
 
 
@@ -125,18 +125,18 @@ class Likelihood(Protocol):
     """p(x|z) from a decoder's output (*batch, num_channels, H, W)."""
 
     num_channels: int
-    levels: int | None  # pixel values of which it is a mass function; None for a density
+    levels: int | None  # number of pixel values of a mass function; None for a density
 
     def __call__(self, params: Tensor) -> Distribution:
-        """The given batch, event (C, H, W)."""
+        """Batch as given, event (C, H, W)."""
         ...
 
 
 @runtime_checkable
 class ConditionalPrior(Prior, Protocol):
-    """p(z | what is above); without anything above, what its call gives."""
+    """p(z | layers above); its call gives the p(z) of a layer with none above."""
 
-    num_params: int  # asked of what is above
+    num_params: int  # channels required from the layer above
 
     def conditioned_on(self, params: Tensor) -> Distribution:
         """params: (N, num_params, *map). Batch (N,)."""
@@ -145,25 +145,25 @@ class ConditionalPrior(Prior, Protocol):
 
 @runtime_checkable
 class RelativePosterior(Posterior, Protocol):
-    """q(z|x) told by its difference from a prior; its call takes a standard normal one."""
+    """q(z|x) parametrised relative to a prior; its call assumes a standard normal prior."""
 
     def relative_to(self, prior: Distribution, params: Tensor) -> Distribution:
-        """params: (N, num_params, *map); of 0, the prior. Batch (N,). ValueError: a prior of another family."""
+        """params: (N, num_params, *map); zeros give the prior. Batch (N,). ValueError: a prior of another family."""
         ...
 
 
 class TrainingSpec(NamedTuple):
-    """What a regularizer is told when it is made (a config leaves it open with `_partial_`)."""
+    """Constructor input of a regularizer (its config node is `_partial_`)."""
 
     image: ImageSpec
-    latents: tuple[LatentSpec, ...]  # of each stochastic layer, from the top down; mostly one
+    latents: tuple[LatentSpec, ...]  # of each stochastic layer, from the top down; usually one
     num_images: int  # N, of the training set
 
 
 class RegularizerInputs(NamedTuple):
-    """What it is shown at a step: one batch of B images."""
+    """Input of a regularizer at each step: one batch of B images."""
 
     trace: Trace
     x: Tensor  # the clean images, (B, C, H, W)
-    decode: Callable[[Tensor], Distribution]  # z of the batch (*, B, *event) to p(x|z); with the labels, if there are
+    decode: Callable[[Tensor], Distribution]  # z of the batch (*, B, *event) to p(x|z), given its labels if any
     layers: Iterable[nn.Module]  # of the model

@@ -1,4 +1,4 @@
-"""python -m vae_lab.fit_prior RUN: a prior fitted to the latents of a run, for sampling and evaluation from then on."""
+"""python -m vae_lab.fit_prior RUN: fit a prior to the latents of a run, for later sampling and evaluation."""
 
 from __future__ import annotations
 
@@ -22,19 +22,17 @@ if TYPE_CHECKING:
 
     from vae_lab.second_stage.prior_fit import PriorFit, PriorFitResults
 
-COLUMNS, MOST_CLASSES = 8, 20  # of the picture
+COLUMNS, MAX_CLASSES = 8, 20  # of the image of samples
 
 
 def main() -> None:
-    """The command; its first word may be the run itself."""
     run_as_first_argument()
     run_command(fit_prior, config_name="fit_prior")
 
 
 def fit_prior(config: DictConfig) -> None:
-    """Fit a prior to one run."""
     if HydraConfig.get().mode is RunMode.MULTIRUN:
-        raise UsageError("a run has one fitted prior\nleave out --multirun")
+        raise UsageError("a run has one fitted prior, so there is no sweep\nremove --multirun")
     if config.second_stage is None:
         raise UsageError("second_stage=none: nothing to fit\nchoose gaussian, mixture, flow or autoregressive_codes")
     from vae_lab.config.validation import check_targets
@@ -42,19 +40,19 @@ def fit_prior(config: DictConfig) -> None:
     from vae_lab.second_stage.storage import require_no_fitted_prior
 
     run = Path(config.run)
-    experiment = load_config(run, config.trusted)
-    check_targets(experiment)
+    run_config = load_config(run, config.trusted)
+    check_targets(run_config)
     check_targets(config)
     if not config.overwrite:
         require_no_fitted_prior(run)
     with StopSignals() as stop_signals, exclusive_lock(run):
-        device = prepare_device(config.device, experiment)
+        device = prepare_device(config.device, run_config)
         stop_signals.defer_to_safe_points()
-        fit_to_run(run, experiment, config.second_stage, device, stop_signals.raise_if_requested, config.seed)
+        fit_to_run(run, run_config, config.second_stage, device, stop_signals.raise_if_requested, config.seed)
 
 
-def prepare_device(name: str, experiment: DictConfig) -> torch.device:
-    """A device, set up as the run's trainer did. UsageError: it is not there."""
+def prepare_device(name: str, run_config: DictConfig) -> torch.device:
+    """The device, with the thread and memory settings of the run's trainer. UsageError: no such device."""
     import torch
 
     from vae_lab.utils import cpu
@@ -64,38 +62,38 @@ def prepare_device(name: str, experiment: DictConfig) -> torch.device:
     except RuntimeError as error:
         raise UsageError(f"device={name}: no such device\nexpected auto, cpu, cuda or cuda:1") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"device={name}: there are {torch.cuda.device_count()} CUDA devices\nleave it at auto")
-    torch.set_num_threads(experiment.trainer.num_threads or cpu.num_threads())
-    if device.type == "cpu" and experiment.trainer.keep_freed_memory:
+        raise UsageError(f"device={name}: there are {torch.cuda.device_count()} CUDA devices\nuse device=auto")
+    torch.set_num_threads(run_config.trainer.num_threads or cpu.num_threads())
+    if device.type == "cpu" and run_config.trainer.keep_freed_memory:
         cpu.keep_freed_memory()
     return device
 
 
 def fit_to_run(
     run: Path,
-    experiment: DictConfig,
+    run_config: DictConfig,
     node: DictConfig,
     device: torch.device,
     pause: Callable[[], None],
     seed: int | None = None,
 ) -> None:
-    """Fit what a node of a config describes to a run's best weights; RUN/prior/, a picture and a table tell of it.
+    """Fit the prior of a config node to a run's best weights; write RUN/prior/ and an image, print a table.
 
-    experiment: the run's checked config. pause: called after each piece of work; what it raises ends the work, and the
-    run is as it was. seed: default the run's. UsageError: no best weights; what `prepare_prior_fit` refuses.
+    experiment: the run's checked config. pause: called after each piece of work; an exception that it raises ends the
+    fit and leaves the run unchanged. seed: default the run's. UsageError: no best weights, or from `prepare_prior_fit`.
     """
     from vae_lab.runs.checkpoint_io import BEST, load_checkpoint
     from vae_lab.second_stage.prior_fit import elbo_settings, prepare_prior_fit
-    from vae_lab.second_stage.storage import FittedWeights, replace_prior_folder
+    from vae_lab.second_stage.storage import ModelFingerprint, replace_prior_folder
     from vae_lab.second_stage.storage import write_fitted_prior as write_prior
     from vae_lab.training.build import model_weights
     from vae_lab.utils.files import write_json
 
     saved = load_checkpoint(run / "checkpoints" / BEST, needed=("state_dict", "image", "global_step"))
-    with Bar(pause) as bar:
-        fit = prepare_prior_fit(saved, experiment, node, device, experiment.seed if seed is None else seed, bar)
-        results = fit.run(elbo_settings(experiment))
-    fitted_to = FittedWeights.of(BEST, saved["global_step"], model_weights(saved))
+    with ProgressBar(pause) as bar:
+        fit = prepare_prior_fit(saved, run_config, node, device, run_config.seed if seed is None else seed, bar)
+        results = fit.run(elbo_settings(run_config))
+    fitted_to = ModelFingerprint.of(BEST, saved["global_step"], model_weights(saved))
     picture = render_samples(fit, fitted_to.step)
     pause()
     with replace_prior_folder(run) as folder:
@@ -105,25 +103,25 @@ def fit_to_run(
     show(run, fit.stage.name, results)
 
 
-# --- what is told of it -----------------------------------------------------------------------------------
+# --- results ----------------------------------------------------------------------------------------------
 
 
 def score_table(name: str, fitted_to: dict[str, Any], results: PriorFitResults) -> dict[str, Any]:
-    """What RUN/prior/scores.json says."""
+    """The content of RUN/prior/scores.json."""
     from vae_lab.runs.provenance import git_state, versions
 
     return {"name": name, "fitted_to": fitted_to, **results._asdict(), "versions": versions(), "git": git_state()}
 
 
 def render_samples(fit: PriorFit, step: int) -> bytes:
-    """Samples as a PNG; of a conditional model, the same latents as images of each class."""
+    """Prior samples as a PNG; for a conditional model, the same latents decoded with the label of each class."""
     from vae_lab.figures import tiles
     from vae_lab.figures.canvas import render
     from vae_lab.figures.encoding import encode_png
 
     title = f"Samples of the prior '{fit.stage.name}', fitted to the latents of step {step:,}"
     if fit.model.conditional:
-        classes = fit.data.class_names[:MOST_CLASSES]
+        classes = fit.data.class_names[:MAX_CLASSES]
         figure = tiles.sample_rows(fit.samples(COLUMNS, len(classes)), classes, ylabel="class", title=title)
     else:
         figure = tiles.samples(fit.samples(COLUMNS**2), title=title)
@@ -131,7 +129,7 @@ def render_samples(fit: PriorFit, step: int) -> bytes:
 
 
 def show(run: Path, name: str, results: PriorFitResults) -> None:
-    """Print the metrics, in nats per image, under the two priors."""
+    """Print the metrics under the trained and the fitted prior, in nats per image."""
     from rich.console import Console
     from rich.table import Table
 
@@ -143,10 +141,10 @@ def show(run: Path, name: str, results: PriorFitResults) -> None:
         images = results.protocol.get(metric, {}).get("images")
         label = metric if images is None else f"{metric}, first {images:,} images"
         table.add_row(label, _number(value), _number(results.metrics["fitted"][metric]))
-    for which, words in (("fitted", "log p(z), latents fitted to"), ("held_out", "log p(z), latents held out")):
+    for which, words in (("fitted", "log p(z), latents of the fit"), ("held_out", "log p(z), held-out latents")):
         table.add_row(words, "", _number(results.log_pz[which]))
     console = Console()
-    console.print(f"{run}: the prior '{name}' was fitted to it", highlight=False, soft_wrap=True)
+    console.print(f"{run}: fitted the prior '{name}'", highlight=False, soft_wrap=True)
     console.print(table)
 
 
@@ -154,8 +152,8 @@ def _number(value: float | None) -> str:
     return "no bound" if value is None else f"{value:.2f}"
 
 
-class Bar:
-    """A progress bar on a terminal; `pause` is called at each piece of work."""
+class ProgressBar:
+    """A progress bar on a terminal; each update calls `pause` first."""
 
     def __init__(self, pause: Callable[[], None], refresh_seconds: float = 0.5) -> None:
         from rich.console import Console
@@ -165,12 +163,12 @@ class Bar:
 
         console = Console(stderr=True)
         self.pause, self.refresh_seconds = pause, refresh_seconds
-        # Drawn by us: a thread that redraws it takes time from the work.
+        # No auto refresh: its thread would take time from the fit.
         self._bar = Progress(*COLUMNS, console=console, transient=True, auto_refresh=False)
         self._bar.disable = not console.is_terminal
         self._task, self._what, self._moved_at = self._bar.add_task("", shown=""), "", 0.0
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> ProgressBar:
         self._bar.start()
         return self
 
@@ -178,7 +176,7 @@ class Bar:
         self._bar.stop()
 
     def __call__(self, what: str, done: int, total: int, shown: str = "") -> None:
-        """Move it, at most every `refresh_seconds`."""
+        """Update the bar, at most every `refresh_seconds`."""
         self.pause()
         if what != self._what:
             self._bar.reset(self._task, description=what)

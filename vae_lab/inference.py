@@ -17,7 +17,7 @@ from vae_lab.models.base import Model, parts_without_density
 from vae_lab.runs.checkpoint_io import load_checkpoint
 from vae_lab.runs.stored_config import load_config
 from vae_lab.second_stage.stage import require_single_layer
-from vae_lab.second_stage.storage import FOLDER, FittedWeights, read_fitted_prior
+from vae_lab.second_stage.storage import FOLDER, ModelFingerprint, read_fitted_prior
 from vae_lab.training.build import model_weights, restore_model
 from vae_lab.utils.errors import UsageError
 
@@ -25,10 +25,10 @@ from vae_lab.utils.errors import UsageError
 class Lab:
     """A trained VAE, in evaluation mode, on the CPU unless moved with `to`.
 
-    config: the run's config. image: shape and kind of the images it knows. fitted_prior: the name of the prior that was
-    fitted to its latents, if the model has one in the place of its own. labels, everywhere: int64 (B,), which a
-    conditional model needs and another does not see. A model with several stochastic layers has no one q(z|x) and no
-    one z: ValueError at `encode` and `decode`.
+    config: the run's config. image: shape and pixel values of its images. fitted_prior: name of the prior fitted to the
+    latents, if it replaces the trained one. labels, in all methods: int64 (B,), required by a conditional model and
+    ignored by others. `encode` and `decode` raise ValueError for a model with several stochastic layers, which has no
+    single q(z|x) and z.
     """
 
     def __init__(self, model: Model, config: DictConfig, fitted_prior: str | None = None) -> None:
@@ -36,12 +36,12 @@ class Lab:
         self.fitted_prior = fitted_prior
 
     def to(self, device: str | torch.device) -> Lab:
-        """The same on another device."""
+        """Move the model to a device; returns this lab."""
         self.model.to(device)
         return self
 
     def encode(self, images: Tensor, labels: Tensor | None = None) -> Distribution:
-        """q(z|x), batch (B,), event the latent's shape. images: (B, C, H, W), float in [0, 1]."""
+        """q(z|x), batch (B,), event the shape of the latent. images: (B, C, H, W), float in [0, 1]."""
         self._require_images(images)
         return self.model.encode(images, labels)
 
@@ -55,9 +55,9 @@ class Lab:
         return self.model.reconstruct(images, labels).mean
 
     def sample(self, num_images: int, temperature: float = 1.0, labels: Tensor | int | None = None) -> Tensor:
-        """Mean images of latents from the prior, (num_images, C, H, W); temperature scales their spread.
+        """Mean images decoded from prior samples, (num_images, C, H, W); temperature scales the spread of the prior.
 
-        labels: of each image, or one of all. ValueError: a prior that has no samples, or no scale for a temperature.
+        labels: one per image, or one for all. ValueError: a prior that cannot be sampled, or not at a temperature.
         """
         y = torch.full((num_images,), labels) if isinstance(labels, int) else labels
         try:
@@ -68,11 +68,11 @@ class Lab:
     def log_likelihood(self, images: Tensor, num_samples: int = 64, labels: Tensor | None = None) -> Tensor:
         """The importance-weighted bound on log p(x), (B,) in nats; it rises with num_samples.
 
-        images: (B, C, H, W), with the binarisation that the run had (`data.binarize`) already done.
+        images: (B, C, H, W), already binarised as in training (`data.binarize`).
         """
         self._require_images(images)
-        if points := parts_without_density(self.model):
-            raise ValueError(f"{' and '.join(points)} has no density, so there is no bound on log p(x)")
+        if parts := parts_without_density(self.model):
+            raise ValueError(f"{' and '.join(parts)} has no density, so there is no bound on log p(x)")
         return importance_bound(self.model, images, num_samples, y=labels)
 
     def _require_images(self, images: Tensor) -> None:
@@ -82,8 +82,8 @@ class Lab:
             raise ValueError(f"{expected}; found a {type(images).__name__}")
         fits = images.ndim == 4 and tuple(images.shape[1:]) == self.image.shape and len(images)
         if not fits or images.dtype != torch.float32:
-            way = "\nimages.float() / 255 makes it of uint8" if images.dtype == torch.uint8 else ""
-            raise ValueError(f"{expected}; found {images.dtype} {tuple(images.shape)}{way}")
+            hint = "\nconvert uint8 images with images.float() / 255" if images.dtype == torch.uint8 else ""
+            raise ValueError(f"{expected}; found {images.dtype} {tuple(images.shape)}{hint}")
         if not (images.min() >= 0 and images.max() <= 1):
             raise ValueError(f"{expected}; found values in [{images.min():.3g}, {images.max():.3g}]")
 
@@ -94,32 +94,32 @@ def load(
     trusted: bool = False,
     prior: Literal["fitted", "trained"] | None = None,
 ) -> Lab:
-    """The model of a run directory with the weights of checkpoints/<checkpoint>.ckpt: averaged ones if they are on.
+    """Load the model of a run directory with the weights of checkpoints/<checkpoint>.ckpt, averaged if EMA is on.
 
     prior: the one fitted to the run's latents (`vae_lab.fit_prior`) or the one the model was trained with; default: the
-    fitted one where there is one. Builds parts of vae_lab and of torch only, unless the run is trusted to name other
-    code. Never runs code that a checkpoint holds.
+    fitted one if there is one. Builds only parts of vae_lab and torch, unless the run is trusted to name other code.
+    Never runs code from a checkpoint.
 
-    UsageError: no run, no such checkpoint, a config that names what it may not; no fitted prior though it is asked for,
-    or one fitted to other weights than these.
+    UsageError: not a run directory, no such checkpoint, a config with a target that is not allowed; a fitted prior that
+    is missing or was fitted to other weights.
     """
     if prior not in (None, "fitted", "trained"):
-        raise UsageError(f"prior is 'fitted' or 'trained'; found {prior!r}")
+        raise UsageError(f"prior: found {prior!r}, expected 'fitted' or 'trained'")
     config = load_config(run, trusted)
     check_targets(config)
     name = f"{checkpoint}.ckpt"
     saved = load_checkpoint(Path(run) / "checkpoints" / name, needed=("state_dict", "image", "global_step"))
     lab, is_fitted = Lab(restore_model(saved, config), config), (Path(run) / FOLDER).exists()
     if prior == "fitted" and not is_fitted:
-        raise UsageError(f"{run}: no prior was fitted to it\npython -m vae_lab.fit_prior run={run}")
+        raise UsageError(f"{run}: no prior was fitted to this run\nfit one with python -m vae_lab.fit_prior run={run}")
     if prior == "trained" or not is_fitted:
         return lab
-    found = FittedWeights.of(name, saved["global_step"], model_weights(saved))
+    found = ModelFingerprint.of(name, saved["global_step"], model_weights(saved))
     return with_fitted_prior(lab, *read_fitted_prior(Path(run), lab.model, found, trusted))
 
 
 def with_fitted_prior(lab: Lab, name: str, prior: torch.nn.Module) -> Lab:
-    """The same lab, with a prior fitted to its latents."""
+    """A lab of the same model with a prior fitted to its latents; replaces the prior of the model."""
     model = require_single_layer(lab.model)
     model.prior = cast("Prior", prior)
     return Lab(model, lab.config, name)

@@ -1,6 +1,6 @@
-"""Likelihood families: a decoder's output to p(x|z), a torch Distribution over images.
+"""Likelihood families: map a decoder's output to p(x|z), a torch Distribution over images.
 
-A family says how many channels (`num_channels`) it asks of a decoder. Densities are computed in float32 whatever the
+A family declares `num_channels`, the decoder outputs it needs per pixel. Densities are computed in float32 whatever the
 network's precision.
 """
 
@@ -21,20 +21,20 @@ from vae_lab.distributions.pixels import DiscretizedLogisticMixture as LogisticM
 from vae_lab.distributions.pixels import num_mixture_params
 from vae_lab.utils.callables import unwrap_partial
 
-LOG_SCALE_LIMIT = 10.0  # scales of a likelihood between 0.000045 and 22,000
-SMALLEST_VARIANCE = 1e-6  # of pixels in [0, 1], whose steps are 1/255
+LOG_SCALE_LIMIT = 10.0  # scales between 0.000045 and 22,000
+MIN_VARIANCE = 1e-6  # for pixels in [0, 1] with a quantisation step of 1/255
 IMAGE_DIMS = 3
 
 
 def independent_pixels(distribution: Distribution) -> Distribution:
-    """Declare (C, H, W) the event: log_prob sums over pixels."""
+    """Declare (C, H, W) as event dimensions: log_prob sums over pixels."""
     return Independent(distribution, IMAGE_DIMS, validate_args=False)
 
 
 class Bernoulli(nn.Module):
-    """Binary pixels, or cross-entropy on grey values, which is no likelihood of them.
+    """Binary pixels, or cross-entropy on grey values, which is not a likelihood of them.
 
-    ValueError: colour images without `grey_values`, which says that the cross-entropy is meant.
+    ValueError: colour images without `grey_values`, which confirms that cross-entropy is intended.
     """
 
     levels: int | None = 2
@@ -43,9 +43,9 @@ class Bernoulli(nn.Module):
         super().__init__()
         if image.channels > 1 and image.levels > 2 and not grey_values:
             raise ValueError(
-                f"model.likelihood: Bernoulli asks for binary pixels, these have {image.channels} channels of "
-                f"{image.levels} values.\nChoose model/likelihood=gaussian_optimal (or logistic_mixture), or say "
-                "model.likelihood.grey_values=true to mean cross-entropy on grey values."
+                f"model.likelihood: Bernoulli needs binary pixels; found {image.channels} channels of "
+                f"{image.levels} values.\nChoose model/likelihood=gaussian_optimal (or logistic_mixture), or set "
+                "model.likelihood.grey_values=true for cross-entropy on grey values."
             )
         self.num_channels = image.channels
 
@@ -55,7 +55,7 @@ class Bernoulli(nn.Module):
 
 
 class ContinuousBernoulli(nn.Module):
-    """A density on [0, 1]; what cross-entropy on grey values needs to be a likelihood. arXiv:1907.06845."""
+    """A density on [0, 1]: cross-entropy on grey values, normalised to be a likelihood. arXiv:1907.06845."""
 
     levels: int | None = None
 
@@ -69,10 +69,10 @@ class ContinuousBernoulli(nn.Module):
 
 
 class LocationScale(nn.Module):
-    """A density around a mean in [0, 1], one scale for all pixels: fixed, or learned with the weights.
+    """A density around a mean in [0, 1] with one scale for all pixels, fixed or learned with the weights.
 
-    density: torch.distributions.Normal, Laplace, ... A learned scale makes the weight of the KL a result rather than a
-    choice: Rybkin et al. 2021, arXiv:2006.13202.
+    density: torch.distributions.Normal, Laplace, ... A learned scale replaces choosing the weight of the KL: Rybkin et
+    al. 2021, arXiv:2006.13202.
     """
 
     levels: int | None = None
@@ -82,7 +82,7 @@ class LocationScale(nn.Module):
     ) -> None:
         super().__init__()
         if scale <= 0 or abs(math.log(scale)) >= LOG_SCALE_LIMIT:
-            raise ValueError(f"model.likelihood.scale is a width above 0, between 4.6e-5 and 22,000; found {scale}")
+            raise ValueError(f"model.likelihood.scale lies between 4.6e-5 and 22,000; found {scale}")
         self.num_channels = image.channels
         self.density = unwrap_partial(density)
         self.log_scale = nn.Parameter(
@@ -96,11 +96,11 @@ class LocationScale(nn.Module):
 
 
 class OptimalGaussian(nn.Module):
-    """A Gaussian whose one variance is the mean squared error: sigma-VAE's optimal scale. arXiv:2006.13202, eq. 10.
+    """A Gaussian whose shared variance is the mean squared error: the optimal sigma-VAE. arXiv:2006.13202, eq. 10.
 
-    While training, the error of the batch being scored, which is its maximum of the likelihood (so a batch's log p(x|z)
-    is above what any one density gives). While evaluating, the error that `fit` last found on training images: a scale
-    that saw the test images would not be a density of them.
+    In training mode, the error of the batch being scored, the maximum-likelihood variance (so log p(x|z) of a batch is
+    above that of any fixed density). In evaluation mode, the error that `fit` last found on training images: a scale
+    fitted to the test images would not give a density of them.
     """
 
     levels: int | None = None
@@ -119,12 +119,12 @@ class OptimalGaussian(nn.Module):
         return independent_pixels(Normal(mean, self.mse.sqrt(), validate_args=False))
 
     def fit(self, squared_errors: Tensor) -> None:
-        """Set the variance used in evaluation to the mean of these."""
-        self.mse.copy_(squared_errors.mean().clamp(min=SMALLEST_VARIANCE))
+        """Set the variance used in evaluation mode to the mean of squared errors of any shape."""
+        self.mse.copy_(squared_errors.mean().clamp(min=MIN_VARIANCE))
 
 
 class FittedNormal(Distribution):
-    """A Normal over images whose scale is fitted to the images it scores."""
+    """A Normal over images whose shared scale is fitted to the images it scores."""
 
     arg_constraints = {}  # noqa: RUF012
 
@@ -134,17 +134,16 @@ class FittedNormal(Distribution):
 
     @property
     def mean(self) -> Tensor:
-        """(*batch, C, H, W)."""
         return self._mean
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """In nats, the batch shape. At the optimum the gradient through the scale is 0, so it is a constant here."""
-        mse = (value - self._mean).detach().square().mean().clamp(min=SMALLEST_VARIANCE)
+        """In nats, of the batch shape. The scale is detached: at the optimum its gradient is 0."""
+        mse = (value - self._mean).detach().square().mean().clamp(min=MIN_VARIANCE)
         return independent_pixels(Normal(self._mean, mse.sqrt(), validate_args=False)).log_prob(value)
 
 
 class LogisticMixture256(nn.Module):
-    """A discretised mixture of logistics: a probability mass function of 256 grey or colour levels."""
+    """A discretised mixture of logistics: a probability mass function over 256 levels, grey or colour."""
 
     def __init__(self, image: ImageSpec, num_components: int = 10) -> None:
         super().__init__()
@@ -153,9 +152,9 @@ class LogisticMixture256(nn.Module):
         self.num_channels = num_mixture_params(num_components, image.channels)
 
     def forward(self, params: Tensor) -> Distribution:
-        """params: per component a logit, means, log scales and coefficients."""
+        """params: a logit per component, then means, log scales and channel coefficients of each component."""
         m, c = self.num_components, self.image_channels
         logits, rest = params.float().split((m, self.num_channels - m), -3)
         means, log_scales, coefficients = rest.unflatten(-3, (m, -1)).split((c, c, math.comb(c, 2)), -3)
-        # Scales from e^-7 to e^7 around e^-2: a few grey levels, where training starts well.
+        # Scales within a factor e^7 of e^-2, a good initial value: a few grey levels.
         return LogisticMixture(logits, means, soft_clamp(log_scales - 2, 7), coefficients.tanh())

@@ -1,4 +1,4 @@
-"""python -m vae_lab.replay RUN: make a step again that was not finite, and say where that began."""
+"""python -m vae_lab.replay RUN: repeat a non-finite step and report where it became non-finite."""
 
 from __future__ import annotations
 
@@ -24,15 +24,14 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """The command; its first word may be the run itself."""
     run_as_first_argument()
     run_command(replay, config_name="replay")
 
 
 def replay(config: DictConfig) -> None:
-    """Make the step again and print what was found. RunFailed where other numbers come of it."""
+    """Repeat the step and print the findings. RunFailed: its loss terms are not reproduced."""
     if HydraConfig.get().mode is RunMode.MULTIRUN:
-        raise UsageError("one step is made again at a time\nleave out --multirun")
+        raise UsageError("only one step can be replayed at a time\nremove --multirun")
     from vae_lab.config.validation import check_targets
     from vae_lab.runs.stored_config import load_config
     from vae_lab.training.nonfinite_report import watch_nonfinite
@@ -50,23 +49,23 @@ def replay(config: DictConfig) -> None:
     same = all(_same(found[name], value) for name, value in dump.terms.items())
     show(path, dump, record, found, findings, same)
     if not same:
-        raise RunFailed(f"the step came out otherwise: {found}, and was {dump.terms}\n{_why_otherwise(dump, step)}")
+        raise RunFailed(f"the step was not reproduced: {found}, expected {dump.terms}\n{_mismatch_reason(dump, step)}")
 
 
 def find_dump(run: Path, number: int | None) -> tuple[Path, StepDump]:
-    """A step and its file. UsageError: none was kept, or none of this number."""
+    """The file and content of a step dump. UsageError: the run has none, or none of this step."""
     from vae_lab.training.step_dump import DUMP_PATTERN, read_step_dump
 
     kept = sorted((run / "checkpoints").glob(DUMP_PATTERN))
     if not kept:
-        raise UsageError(f"run={run}: no step of it was kept\nexpected checkpoints/{DUMP_PATTERN}, as a run leaves them "
-                         "whose loss or gradient was not finite")  # fmt: skip
+        raise UsageError(f"run={run}: no dump of a non-finite step\nexpected checkpoints/{DUMP_PATTERN}, which a run "
+                         "with a non-finite loss or gradient writes")  # fmt: skip
     chosen = [path for path in kept if number is None or f"step={number:08d}" in path.name]
     if not chosen:
-        raise UsageError(f"step={number}: not among those kept\nthere are {', '.join(path.name for path in kept)}")
+        raise UsageError(f"step={number}: no dump of this step\nfound {', '.join(path.name for path in kept)}")
     steps = ((path, read_step_dump(path)) for path in chosen)
     first = next(steps)
-    # Of several processes, the one it was.
+    # With several processes, the dump of the one whose loss terms were non-finite.
     return next((step for step in chain([first], steps) if not _is_finite(step[1])), first)
 
 
@@ -75,7 +74,7 @@ def _is_finite(dump: StepDump) -> bool:
 
 
 def rebuild_step(config: DictConfig, dump: StepDump) -> tuple[TrainingStep, Any]:
-    """The step as it stood before, and the precision that it ran in."""
+    """The training step in its state before the dump, and the context of its precision."""
     import torch
 
     from vae_lab.core import ImageSpec
@@ -119,7 +118,7 @@ def _precision(config: DictConfig, device: torch.device) -> Any:
 def show(
     path: Path, dump: StepDump, record: StepRecord, found: dict[str, float], findings: NonFiniteReport, same: bool
 ) -> None:
-    """Print what was found, as a table."""
+    """Print the findings as a table."""
     from rich.console import Console
     from rich.table import Table
 
@@ -131,7 +130,7 @@ def show(
     table.add_row("gradient norm", "-" if record.gradient_norm is None else f"{float(record.gradient_norm):.6g}")
     table.add_row("reproduced", "bit for bit" if same else "no")
     if dump.weights_step != dump.step:
-        table.add_row("weights", f"those before step {dump.weights_step + 1}: the file was written later")
+        table.add_row("weights", f"from before step {dump.weights_step + 1}: the dump was written later")
     low, high = dump.images.min().item(), dump.images.max().item()
     table.add_row("images", f"{len(dump.images)}, values {low} to {high} of 255")
     for name, text in findings.rows():
@@ -143,10 +142,10 @@ def _same(a: float, b: float) -> bool:
     return a == b or (math.isnan(a) and math.isnan(b))
 
 
-def _why_otherwise(dump: StepDump, step: TrainingStep) -> str:
+def _mismatch_reason(dump: StepDump, step: TrainingStep) -> str:
     if dump.device != str(step.device):
-        return f"it was made on {dump.device}, and this is {step.device}"
-    return "bits agree on the CPU, and at the same version of torch"
+        return f"the run used {dump.device}, the replay {step.device}"
+    return "results are bit-identical only on the CPU and with the same version of torch"
 
 
 if __name__ == "__main__":

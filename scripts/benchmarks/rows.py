@@ -76,7 +76,7 @@ def compared(
     unit: str,
     scale: float = 1.0,
 ) -> Row:
-    """Medians, and the median of the ratios pair by pair; `scale` takes what was measured to `unit`."""
+    """Medians, and the median of the ratios pair by pair; `scale` takes what was measured to `unit_rows`."""
     ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
     return _row(what, ours, beside, theirs, wanted, unit, scale)._replace(ratio=ratio, reached=wanted.reached(ratio))
 
@@ -90,7 +90,7 @@ def subtracted(
     unit: str,
     scale: float = 1.0,
 ) -> Row:
-    """The same with the median of the differences, in `unit`."""
+    """The same with the median of the differences, in `unit_rows`."""
     found = scale * statistics.median(a - b for a, b in zip(ours, theirs, strict=True))
     return _row(what, ours, beside, theirs, wanted, unit, scale)._replace(
         difference=found, reached=wanted.reached(found)

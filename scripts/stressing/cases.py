@@ -146,7 +146,7 @@ def read_only_outputs(commands: Command, folder: Path) -> Case:
     """outputs/ cannot be written at all."""
     (outputs := folder / "outputs").mkdir()
     with unwritable(outputs):
-        wrong = told(commands(*SMALL, cwd=folder), 2, "cannot write the run folder", "Read-only file system")
+        wrong = told(commands(*SMALL, cwd=folder), 2, "cannot write the run directory", "Read-only file system")
     return case("read-only outputs", wrong, "exit 2, hydra.run.dir named")
 
 

@@ -91,7 +91,7 @@ def test_warnings_of_a_copy_are_given_here(background):
         background.drain()
 
 
-def test_nobody_waits_once_interrupted_and_what_is_not_done_in_time_is_left_out(delivered, told):
+def test_nobody_waits_once_interrupted_and_what_is_not_done_in_time_is_left_out(delivered, logged_warnings):
     background = ForkedWorkers(delivered.append, lambda: True)
     background.start("quick", lambda: [1])
     background.start("long", forever)
@@ -99,7 +99,7 @@ def test_nobody_waits_once_interrupted_and_what_is_not_done_in_time_is_left_out(
     background.drain()  # returns
     background.finish(0.6)
     assert delivered == [1]
-    assert "not done when training was stopped, and left out: long" in told[0]
+    assert "unfinished when training was stopped, and skipped: long" in logged_warnings[0]
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
@@ -117,13 +117,13 @@ def test_work_without_idle_time_is_done_by_the_copy_itself_once_it_is_hurried(ba
     assert delivered == [1, 2]
 
 
-def test_a_failure_while_training_ends_is_a_warning(background, told):
+def test_a_failure_while_training_ends_is_a_warning(background, logged_warnings):
     def fails():
         raise LookupError("no such colour")
 
     background.start("drawing epoch 7", fails)
     background.finish(5.0)
-    assert "drawing epoch 7 failed" in told[0] and "no such colour" in told[0]
+    assert "drawing epoch 7 failed" in logged_warnings[0] and "no such colour" in logged_warnings[0]
 
 
 def test_what_cannot_be_sent_is_a_failure_that_says_so(background):

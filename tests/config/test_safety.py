@@ -15,18 +15,13 @@ from helpers.refusals import refused
 from omegaconf import OmegaConf
 
 import vae_lab
-from vae_lab.config.safety import checked_run_config, require_trusted
+from vae_lab.config.safety import checked_run_config, require_allowed_targets
 from vae_lab.config.schema import conf_dir
-from vae_lab.networks.mlp import MLPEncoder
 from vae_lab.runs.stored_config import load_config, resumed_config
 from vae_lab.utils.errors import UsageError
 
 SOURCE = Path("run/.hydra/config.yaml")
 QUIET = ("callbacks.images=null", "logger=none")
-
-
-class OwnEncoder(MLPEncoder):
-    """What a user wrote: in a module of their own, on the path."""
 
 
 class Evil:
@@ -147,7 +142,7 @@ def test_what_is_none_of_the_parts_is_refused(target):
 @pytest.mark.parametrize("target", ["torch.nn.Gelu", "vae_lab.models.vae.VEA", "vae_lab.callbacks.nothing.Here"])
 def test_a_part_that_does_not_exist_is_told_as_ever(target):
     with pytest.raises(UsageError, match="does not exist"):
-        require_trusted({"model": {"_target_": target}}, SOURCE)
+        require_allowed_targets({"model": {"_target_": target}}, SOURCE)
 
 
 def test_a_module_is_not_imported_to_find_out(tmp_path, monkeypatch, marker):
@@ -161,7 +156,7 @@ def test_every_part_that_conf_names_is_allowed():
     contents = [OmegaConf.to_container(node) for node in nodes]
     for content in contents:
         content.pop("hydra", None)  # Hydra's own callbacks: of the command, not of the run
-        require_trusted(content, SOURCE)
+        require_allowed_targets(content, SOURCE)
     assert sum(str(content).count("_target_") for content in contents) > 40
 
 
@@ -399,7 +394,7 @@ def test_no_module_reads_what_could_run():
 
 
 def test_a_users_own_class_needs_trust_once_it_is_in_a_run(command):
-    own = f"{__name__}.OwnEncoder"
+    own = "helpers.named.OwnEncoder"
     done = command(*FAST, *QUIET, "trainer.max_epochs=1", f"model.encoder._target_={own}")
     assert done.code == 0, done.stderr
     hash_before = done.summary["config_hash"]

@@ -145,7 +145,7 @@ def test_a_target_that_does_not_exist_names_the_nearest():
     assert text.startswith("model.encoder._target_:")
     assert f"did you mean {HERE}.Encoder?" in text
     assert "did you mean vae_lab.config.validation?" in message(a={"_target_": "vae_lab.config.validate.check_targets"})
-    assert "no module 'vae_lap'" in message(a={"_target_": "vae_lap.models.VAE"})
+    assert "no module named 'vae_lap'" in message(a={"_target_": "vae_lap.models.VAE"})
     assert "expected a class or a function" in message(a={"_target_": f"{HERE}.HERE"})
 
 

@@ -16,7 +16,7 @@ import pytest
 from helpers.data import write_pictures
 
 from vae_lab.data.sources import archives
-from vae_lab.data.sources.archives import unpacked
+from vae_lab.data.sources.archives import unpack_archive
 from vae_lab.data.sources.folder import ImageFolder, find_pictures
 from vae_lab.utils.errors import UsageError
 
@@ -87,7 +87,7 @@ def test_only_pictures_are_unpacked_and_no_hidden_ones(tmp_path, picture):
     good = ["a.PNG", "deep/er/b.jpeg", "with\\backslash.png"]
     for kind in ("zip", "tar"):
         archive = packed(tmp_path / f"p.{kind}", [(name, picture) for name in others + good])
-        folder = unpacked(archive, tmp_path / "cache", 10**6)
+        folder = unpack_archive(archive, tmp_path / "cache", 10**6)
         assert find_pictures(folder) == ["a.PNG", "deep/er/b.jpeg", "with/backslash.png"]
         files = [path for path in folder.rglob("*") if path.is_file()]
         assert len(files) == 3 and not any(path.stat().st_mode & 0o111 for path in files)
@@ -95,23 +95,23 @@ def test_only_pictures_are_unpacked_and_no_hidden_ones(tmp_path, picture):
 
 def test_it_is_unpacked_once_and_again_when_it_or_what_was_unpacked_changes(tmp_path, picture):
     archive = packed(tmp_path / "p.zip", [("a.png", picture), ("b.png", picture)])
-    folder = unpacked(archive, tmp_path / "cache", 10**6)
+    folder = unpack_archive(archive, tmp_path / "cache", 10**6)
     inode = (folder / "a.png").stat().st_ino
-    assert unpacked(archive, tmp_path / "cache", 10**6) == folder and (folder / "a.png").stat().st_ino == inode
+    assert unpack_archive(archive, tmp_path / "cache", 10**6) == folder and (folder / "a.png").stat().st_ino == inode
     old = (folder / "a.png").stat().st_mtime_ns
     (folder / "a.png").unlink()
-    assert unpacked(archive, tmp_path / "cache", 10**6) == folder and (folder / "a.png").stat().st_mtime_ns == old
+    assert unpack_archive(archive, tmp_path / "cache", 10**6) == folder and (folder / "a.png").stat().st_mtime_ns == old
     (folder / "b.png").write_bytes(b"")
-    unpacked(archive, tmp_path / "cache", 10**6)
+    unpack_archive(archive, tmp_path / "cache", 10**6)
     assert (folder / "b.png").read_bytes() == picture
     os.utime(archive, ns=(5, 5))
-    assert unpacked(archive, tmp_path / "cache", 10**6) != folder
+    assert unpack_archive(archive, tmp_path / "cache", 10**6) != folder
     assert not list((tmp_path / "cache").glob(".building-*"))
 
 
 def together(archive, cache_dir, barrier, results):
     barrier.wait()
-    folder = unpacked(archive, cache_dir, 10**6)
+    folder = unpack_archive(archive, cache_dir, 10**6)
     results.put((str(folder), len(find_pictures(folder))))
 
 
@@ -152,7 +152,7 @@ def test_a_name_that_leads_elsewhere_is_refused(tmp_path, picture, kind, name):
 def test_names_that_are_one_are_refused(tmp_path, picture, kind, names):
     for order in (names, names[::-1]):
         archive = packed(tmp_path / f"p.{kind}", [(name, picture) for name in order])
-        refused(archive, "has the place of another one", tmp_path)
+        refused(archive, "has the same path as another member", tmp_path)
 
 
 TAR_KINDS = {
@@ -206,7 +206,7 @@ def test_a_zip_that_holds_other_bytes_than_it_says_is_refused(tmp_path, picture)
     archive = packed(tmp_path / "p.zip", [("a.png", picture)])
     for size in (len(picture) - 1, len(picture) + 1):
         patched(archive, b"PK\1\2", 24, struct.pack("<I", size))
-        refused(archive, "'a.png' is (damaged|not of the)", tmp_path)
+        refused(archive, "'a.png' (is damaged|does not have the)", tmp_path)
 
 
 def test_a_zip_bomb_is_refused(tmp_path):
@@ -270,7 +270,7 @@ def test_a_damaged_archive_is_refused(tmp_path, picture, kind):
     header = len(picture) // 512 * 512 + 1024 + 100 if kind == "tar" else len(whole) // 2  # a tar has no other checksum
     for content in (whole[: len(whole) // 2], whole[:header] + b"\xa5" + whole[header + 1 :], b"", b"PK no", b"<html>"):
         archive.write_bytes(content)
-        refused(archive, "(damaged|cut short|not of the)", tmp_path)
+        refused(archive, "(damaged|cut short|does not have the)", tmp_path)
 
 
 def test_a_flipped_bit_in_a_zips_name_does_not_leave_the_picture_out(tmp_path, picture):
@@ -312,7 +312,7 @@ def test_what_is_no_file_is_refused_and_a_folder_with_such_a_name_is_a_folder(tm
 def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path, picture):
     archive = packed(tmp_path / "p.zip", [("a.png", picture)])
     with pytest.raises(UsageError, match=r"p\.zip: cannot be unpacked into data\.cache_dir=.*/p\.zip \(.+\)"):
-        unpacked(archive, archive, 10**6)
+        unpack_archive(archive, archive, 10**6)
 
 
 def test_a_bad_picture_in_an_archive_is_named_with_the_archive(tmp_path, picture):

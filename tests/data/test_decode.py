@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from scripts.stressing.fuzz_corpus import bitmap, png
-from vae_lab.data.decode import PictureOptions, UnreadablePicture, _opaque, decode
+from vae_lab.data.decode import PictureOptions, UnreadableImageError, _opaque, decode
 from vae_lab.utils.errors import UsageError
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
@@ -236,7 +236,7 @@ def test_any_damage_is_a_picture_or_unreadable_never_another_error(folder, suffi
     path.write_bytes(content)
     try:
         pixels = decode(path, PictureOptions(image_size=8, max_pixels=100_000))
-    except UnreadablePicture as error:
+    except UnreadableImageError as error:
         assert str(path) in str(error)
     else:
         assert pixels.shape == (3, 8, 8)
@@ -246,40 +246,40 @@ def test_any_damage_is_a_picture_or_unreadable_never_another_error(folder, suffi
 def test_a_truncated_file_is_named(tmp_path, suffix):
     path = tmp_path / f"short.{suffix}"
     path.write_bytes(encoded(suffix)[:-200])
-    with pytest.raises(UnreadablePicture, match=rf"{path}: cannot be decoded \(.+\)\."):
+    with pytest.raises(UnreadableImageError, match=rf"{path}: cannot be decoded \(.+\)\."):
         decode(path, PictureOptions(8))
 
 
 def test_an_empty_file_is_named(tmp_path):
     path = tmp_path / "empty.png"
     path.touch()
-    with pytest.raises(UnreadablePicture, match=rf"{path}: the file is empty \(0 bytes\)"):
+    with pytest.raises(UnreadableImageError, match=rf"{path}: the file is empty \(0 bytes\)"):
         decode(path, PictureOptions(8))
 
 
 def test_a_file_that_is_no_picture_is_named(tmp_path):
     path = tmp_path / "page.png"
     path.write_text("<html>not found</html>")
-    with pytest.raises(UnreadablePicture, match=rf"{path}: no picture of a known format \(PNG, JPEG"):
+    with pytest.raises(UnreadableImageError, match=rf"{path}: not a picture in a supported format \(PNG, JPEG"):
         decode(path, PictureOptions(8))
 
 
 def test_a_format_outside_the_list_is_refused_whatever_its_suffix(tmp_path):
     path = tmp_path / "tiff.png"
     Image.new("L", (2, 2)).save(path, "TIFF")
-    with pytest.raises(UnreadablePicture, match="no picture of a known format"):
+    with pytest.raises(UnreadableImageError, match="not a picture in a supported format"):
         decode(path, PictureOptions(8))
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(UnreadablePicture, match="No such file"):
+    with pytest.raises(UnreadableImageError, match="No such file"):
         decode(tmp_path / "gone.png", PictureOptions(8))
 
 
 def test_a_picture_above_max_pixels_is_named(tmp_path):
     path = saved(tmp_path, Image.new("L", (11, 10)))
     assert decode(path, PictureOptions(8, max_pixels=110)).shape == (3, 8, 8)
-    with pytest.raises(UnreadablePicture, match=rf"{path}: 11x10 pixels, more than data\.max_pixels=109"):
+    with pytest.raises(UnreadableImageError, match=rf"{path}: 11x10 pixels, more than data\.max_pixels=109"):
         decode(path, PictureOptions(8, max_pixels=109))
 
 
@@ -288,7 +288,7 @@ def test_a_picture_above_max_pixels_is_named(tmp_path):
 def test_a_decompression_bomb_is_refused_by_its_header(tmp_path, side):
     path = tmp_path / "bomb.png"
     path.write_bytes(png(side, side, 8, 0, b""))
-    with pytest.raises(UnreadablePicture, match=rf"{path}: .* pixels, more than data\.max_pixels=50000000"):
+    with pytest.raises(UnreadableImageError, match=rf"{path}: .* pixels, more than data\.max_pixels=50000000"):
         decode(path, PictureOptions(8))
 
 
@@ -296,11 +296,11 @@ def test_a_file_above_max_bytes_is_named_before_it_is_read(tmp_path):
     path = saved(tmp_path, Image.new("L", (4, 4)))
     size = path.stat().st_size
     assert decode(path, PictureOptions(8, max_bytes=size)).shape == (3, 8, 8)
-    with pytest.raises(UnreadablePicture, match=rf"{path}: {size} bytes, more than data\.max_bytes={size - 1}"):
+    with pytest.raises(UnreadableImageError, match=rf"{path}: {size} bytes, more than data\.max_bytes={size - 1}"):
         decode(path, PictureOptions(8, max_bytes=size - 1))
     with path.open("r+b") as file:
         file.truncate(10**13)  # sparse: it takes no room
-    with pytest.raises(UnreadablePicture, match="10000000000000 bytes, more than"):
+    with pytest.raises(UnreadableImageError, match="10000000000000 bytes, more than"):
         decode(path, PictureOptions(8))
 
 
@@ -318,7 +318,7 @@ def test_what_is_no_file_is_named_and_waits_for_nothing(tmp_path, monkeypatch, m
     monkeypatch.chdir(tmp_path)  # the name of a socket has to be short
     path = Path("a.png")
     make(path)
-    with pytest.raises(UnreadablePicture, match=rf"a\.png: expected a file, found {found}\."):
+    with pytest.raises(UnreadableImageError, match=rf"a\.png: expected a file, found {found}\."):
         decode(path, PictureOptions(8))
 
 
@@ -328,7 +328,7 @@ def test_a_pipe_put_in_place_of_a_file_while_it_is_opened_waits_for_nothing(tmp_
     path.unlink()
     os.mkfifo(path)
     monkeypatch.setattr(Path, "stat", lambda self, **options: seen if self == path else real(self, **options))
-    with pytest.raises(UnreadablePicture, match="found a named pipe"):
+    with pytest.raises(UnreadableImageError, match="found a named pipe"):
         decode(path, PictureOptions(8))
 
 
@@ -337,7 +337,7 @@ def test_a_link_to_a_file_is_that_file(tmp_path):
     (tmp_path / "link.png").symlink_to("picture.png")
     assert one(tmp_path / "link.png") == RED
     (tmp_path / "nowhere.png").symlink_to("gone.png")
-    with pytest.raises(UnreadablePicture, match=r"nowhere\.png: cannot be decoded .*No such file"):
+    with pytest.raises(UnreadableImageError, match=r"nowhere\.png: cannot be decoded .*No such file"):
         one(tmp_path / "nowhere.png")
 
 
@@ -355,7 +355,7 @@ def test_a_jpeg_of_very_many_scans_ends_within_its_bound(tmp_path, make):
     """Of 3 million pixels, so that without the bound it takes longer than anyone waits for a test."""
     path, start = tmp_path / "bomb.jpg", time.thread_time()
     path.write_bytes(make(1_800, 20_000))
-    with pytest.raises(UnreadablePicture, match=rf"{path}: takes longer than data\.max_seconds=0\.3"):
+    with pytest.raises(UnreadableImageError, match=rf"{path}: takes longer than data\.max_seconds=0\.3"):
         decode(path, PictureOptions(8, max_seconds=0.3))
     assert time.thread_time() - start < 1.5
 
@@ -372,7 +372,7 @@ def test_a_run_length_bitmap_that_never_ends_is_cut_off(tmp_path):
     content = bytearray(encoded_rle())
     path = tmp_path / "slow.bmp"
     path.write_bytes(bytes(content[:1078]) + b"\x00\x02\x00\x00" * 2_000_000)
-    with pytest.raises(UnreadablePicture, match=r"takes longer than data\.max_seconds=0\.2"):
+    with pytest.raises(UnreadableImageError, match=r"takes longer than data\.max_seconds=0\.2"):
         decode(path, PictureOptions(8, max_seconds=0.2))
 
 
@@ -394,7 +394,7 @@ def test_no_flipped_bit_of_a_png_is_another_picture(tmp_path):
     for place in range(8 * len(content)):
         content[place // 8] ^= 1 << place % 8
         path.write_bytes(content)
-        with pytest.raises(UnreadablePicture):
+        with pytest.raises(UnreadableImageError):
             decode(path, options)
         content[place // 8] ^= 1 << place % 8
     path.write_bytes(content + b"and more")  # behind the end, where many programs leave something
@@ -405,7 +405,7 @@ def test_more_alphas_than_a_palette_has_colours_are_named(tmp_path):
     """Found by scripts/stressing/fuzz.py: Pillow says so only when the picture is converted."""
     path = tmp_path / "palette.png"
     path.write_bytes(png(2, 1, 8, 3, b"\0\0\1", PLTE=bytes([*RED, *BLUE]), tRNS=bytes(257)))
-    with pytest.raises(UnreadablePicture, match=rf"{path}: cannot be decoded \(palette index out of range\)"):
+    with pytest.raises(UnreadableImageError, match=rf"{path}: cannot be decoded \(palette index out of range\)"):
         decode(path, PictureOptions(8))
 
 
@@ -414,7 +414,7 @@ def test_a_second_header_behind_the_pixels_is_named(tmp_path):
     path, clear = tmp_path / "two.png", b"\0\xff"
     second = png(1, 1, 8, 3, b"\0\0", PLTE=bytes([*RED, *BLUE]), tRNS=clear * 2)[8:]
     path.write_bytes(png(1, 1, 8, 2, b"\0\1\2\3")[:-12] + second)
-    with pytest.raises(UnreadablePicture, match=rf"{path}: cannot be decoded"):
+    with pytest.raises(UnreadableImageError, match=rf"{path}: cannot be decoded"):
         decode(path, PictureOptions(8))
 
 
@@ -423,7 +423,9 @@ def test_the_damaged_chunk_of_a_png_is_named(tmp_path):
     content[-30] ^= 4
     path = tmp_path / "flipped.png"
     path.write_bytes(content)
-    with pytest.raises(UnreadablePicture, match=rf"{path}: cannot be decoded \(the checksum of chunk 'IDAT' is wrong"):
+    with pytest.raises(
+        UnreadableImageError, match=rf"{path}: cannot be decoded \(the checksum of chunk 'IDAT' is wrong"
+    ):
         decode(path, PictureOptions(8))
 
 

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from vae_lab.data import transfer
-from vae_lab.data.download import Source, fetch, fetch_all, main
+from vae_lab.data.download import DownloadSource, fetch, fetch_all, main
 from vae_lab.data.transfer import RequestPolicy
 from vae_lab.utils.errors import UsageError
 
@@ -122,11 +122,11 @@ def waits(monkeypatch):
 
 @pytest.fixture
 def source(server, tmp_path, waits):
-    return Source(f"http://127.0.0.1:{server.server_port}", tmp_path / "pictures", RequestPolicy())
+    return DownloadSource(f"http://127.0.0.1:{server.server_port}", tmp_path / "pictures", RequestPolicy())
 
 
-def asking(source, **manner):
-    return replace(source, manner=RequestPolicy(**manner))
+def asking(source, **policy):
+    return replace(source, policy=RequestPolicy(**policy))
 
 
 def names(source):
@@ -216,7 +216,7 @@ def test_silence_is_a_failure_that_may_pass(source, server):
 
 def test_more_bytes_than_may_be_are_not_fetched(source, server):
     server.script = [sending(png(1))]
-    with pytest.raises(UsageError, match=rf"{len(png(1))} bytes are too many, at most 1000 were expected"):
+    with pytest.raises(UsageError, match=rf"{len(png(1))} bytes are too many, expected at most 1000"):
         fetch_all(asking(source, max_bytes=1000), [1])
     part(source, png(3)[:500])
     with pytest.raises(UsageError, match=rf"{len(png(3))} bytes are too many"):  # the rest is shorter
@@ -236,7 +236,7 @@ def endless(handler, content):
 
 def test_a_server_that_does_not_stop_is_stopped(source, server):
     server.script = [endless]
-    with pytest.raises(UsageError, match="more bytes were sent than the 1000000 that were expected at most"):
+    with pytest.raises(UsageError, match="the server sent too many bytes, expected at most 1000000"):
         fetch_all(asking(source, max_bytes=1_000_000), [1])
     assert len(server.requests) == 1 and names(source) == []
 
@@ -280,9 +280,9 @@ def test_two_downloads_of_one_file_do_not_mix(source, server):
 
 def test_a_page_instead_of_a_picture_never_gets_a_pictures_name(source, server):
     server.script = [sending(b"<html>please sign in</html>")] * 9
-    with pytest.raises(UsageError, match="what the server sent is no whole PNG"):
+    with pytest.raises(UsageError, match="the server did not send a complete PNG"):
         fetch_all(source, [1])
-    assert names(source) == [] and len(server.requests) == source.manner.attempts
+    assert names(source) == [] and len(server.requests) == source.policy.attempts
 
 
 def test_a_refusal_is_said_at_once(source, server):
@@ -293,7 +293,7 @@ def test_a_refusal_is_said_at_once(source, server):
 
 
 def test_a_wrong_address_has_none_of_the_pictures(source):
-    with pytest.raises(UsageError, match=r"none of the 3 pictures is there \(404\)"):
+    with pytest.raises(UsageError, match=r"the server has none of the 3 pictures \(404\)"):
         fetch_all(source, [20, 21, 22])
 
 
@@ -361,7 +361,7 @@ def test_ctrl_c_exits_130_and_keeps_what_was_fetched(source, server):
     assert reached.wait(20)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=20)
-    assert process.returncode == 130 and "goes on from here" in said and "Traceback" not in said
+    assert process.returncode == 130 and "same command to resume" in said and "Traceback" not in said
     assert names(source) == ["0001.png", "0002.png"]
 
 

@@ -151,7 +151,7 @@ def test_stop_after_skip_still_stops(pictures):
 def test_nothing_but_bad_pictures_is_an_error_even_with_skip(tmp_path):
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "a.png").write_text("no picture")
-    with pytest.raises(UsageError, match=r"none of its 1 pictures can be read.\nThe first: .*a\.png: no picture of"):
+    with pytest.raises(UsageError, match=r"none of its 1 pictures can be read.\nThe first: .*a\.png: not a picture in"):
         source(tmp_path / "p", on_bad_image="skip", val_size=0, test_size=0).load()
 
 
@@ -202,7 +202,7 @@ def test_a_missing_folder_is_three_lines_and_names_the_digits(tmp_path):
     with pytest.raises(UsageError) as raised:
         source(tmp_path / "gone").load()
     first, second, third = str(raised.value).split("\n")
-    assert first == f"data.folder: no folder {tmp_path}/gone"
+    assert first == f"data.folder: no such folder: {tmp_path}/gone"
     assert "png, jpg, jpeg, webp, bmp, gif" in second and "data.folder=DIR" in second and "pokemon" not in second
     assert "data=digits" in third
 

@@ -86,7 +86,7 @@ def broken_cases():
     whole = contents()[IMAGES]
     packed = gzip.compress(whole)
     return {
-        "cut short": (whole[:-1], f"holds {len(whole) - 1} bytes.*\n.*{len(whole)}, as its header says"),
+        "cut short": (whole[:-1], f"holds {len(whole) - 1} bytes.*\n.*{len(whole)}, as its header states"),
         "too long": (whole + b"x", f"holds {len(whole) + 1} bytes"),
         "header cut short": (whole[:9], r"cut short at 9 bytes.*\n.*a header of 16 bytes"),
         "wrong magic": (b"\0\0\x08\x01" + whole[4:], r"magic number is 00000801.*\n.*00000803"),
@@ -160,7 +160,7 @@ def test_labels_must_be_as_many_as_images(tmp_path):
 
 def test_labels_must_be_digits(tmp_path):
     write(tmp_path, contents() | {LABELS: idx(torch.full((12,), 10, dtype=torch.uint8))})
-    with pytest.raises(UsageError, match=rf"{LABELS}: a label is 10.\nExpected 0 to 9"):
+    with pytest.raises(UsageError, match=rf"{LABELS}: found label 10.\nExpected 0 to 9"):
         load(tmp_path)
 
 
@@ -260,7 +260,7 @@ def test_the_next_mirror_is_asked_where_one_fails(tmp_path, mirror, monkeypatch)
 def test_a_download_with_a_wrong_checksum_never_gets_its_name(tmp_path, mirror):
     (mirror / f"{NAMES[3]}.gz").write_bytes(b"damaged on the way")
     with pytest.raises(
-        UsageError, match=r"MNIST could not be downloaded: what was sent has the checksum \w+, expected"
+        UsageError, match=r"MNIST could not be downloaded: the downloaded file has the checksum \w+, expected"
     ):
         load(tmp_path / "data")
     assert files_in(raw(tmp_path / "data")) == sorted(f"{name}.gz" for name in NAMES[:3])

@@ -137,7 +137,7 @@ def test_location_scale_families(density, learned):
     expected = density(params.sigmoid(), 0.3).log_prob(x).sum((-1, -2, -3))
     assert_close(family(params).log_prob(x), expected)
     assert family.log_scale.requires_grad is learned
-    with pytest.raises(ValueError, match="above 0"):
+    with pytest.raises(ValueError, match="lies between"):
         LocationScale(GREY, density, scale=0.0)
 
 

@@ -26,7 +26,7 @@ from vae_lab.posteriors.flow import HouseholderFlow, InverseAutoregressiveFlow, 
 from vae_lab.posteriors.gaussian import DiagonalGaussian
 from vae_lab.priors.fixed import StandardNormal
 from vae_lab.priors.flow import FlowPrior
-from vae_lab.priors.temperature import at_temperature
+from vae_lab.priors.temperature import with_temperature
 
 IMAGE = ImageSpec(1, 4, 4, levels=2)
 FAMILIES = {
@@ -396,17 +396,17 @@ def test_the_flow_prior_starts_as_a_standard_normal_and_can_be_tempered():
     z = torch.randn(6, 3, 2, 2)
     assert prior.batch_shape == () and prior.event_shape == (3, 2, 2)
     assert_close(prior.log_prob(z), Normal(0, 1).log_prob(z).sum((1, 2, 3)))
-    cold = at_temperature(prior, 0.5)
+    cold = with_temperature(prior, 0.5)
     assert cold.sample((5_000,)).std().item() == pytest.approx(0.5, abs=0.01)
     assert_close(cold.log_prob(z), Normal(0, 0.5).log_prob(z).sum((1, 2, 3)))
     learned = flow_prior(shape=(3, 2, 2))()
-    assert isinstance(learned, TransformedDistribution) and at_temperature(learned, 1.0) is learned
+    assert isinstance(learned, TransformedDistribution) and with_temperature(learned, 1.0) is learned
     z = learned.sample((5,))
     x = z.flatten(1)
     for flow in reversed(learned.transforms[:-1]):
         x = flow.inv(x)
     change = Normal(0, 0.5).log_prob(x).sum(1) - Normal(0, 1).log_prob(x).sum(1)
-    assert_close(at_temperature(learned, 0.5).log_prob(z), learned.log_prob(z) + change, rtol=1e-4, atol=1e-4)
+    assert_close(with_temperature(learned, 0.5).log_prob(z), learned.log_prob(z) + change, rtol=1e-4, atol=1e-4)
 
 
 # --- as parts of a model ----------------------------------------------------------------------------------
@@ -478,7 +478,7 @@ def test_autocast_does_not_round_densities(name):
     [
         (lambda: InverseAutoregressiveFlow(D, num_flows=0), "model.posterior.num_flows is at least 1; found 0"),
         (lambda: PlanarFlow(D, num_flows=0), "choose model/posterior=diagonal_gaussian"),
-        (lambda: HouseholderFlow(1), "model/posterior=householder turns vectors of at least 2 dimensions"),
+        (lambda: HouseholderFlow(1), "model/posterior=householder needs vectors of at least 2 dimensions"),
         (lambda: InverseAutoregressiveFlow(D, context_features=0), "model.posterior.context_features is at least 1"),
         (lambda: InverseAutoregressiveFlow(D, hidden=[]), r"model.posterior.hidden.*found \[\]"),
         (lambda: flow_prior(1), "at least 2 dimensions; found 1"),

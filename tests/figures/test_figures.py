@@ -179,7 +179,7 @@ def test_code_usage_tells_how_many_codes_are_used_and_how_evenly():
     drawn(figure)
     above, below, colours = figure.axes
     assert ", layer 0: 2 of 4 used, perplexity 2.0" in above.get_title(loc="left")
-    assert "layer 1: 2 of 3 used, perplexity 2.0, each variable" in below.get_title(loc="left")
+    assert "layer 1: 2 of 3 used, perplexity 2.0, mean over variables" in below.get_title(loc="left")
     assert above.bbox.y0 > below.bbox.y1 and (colours.bbox.y0, colours.bbox.y1) == (below.bbox.y0, below.bbox.y1)
 
 
@@ -187,7 +187,7 @@ def test_the_bars_of_layers_are_coloured_by_shape():
     figure = figures.kl_per_layer(torch.tensor([2.0, 3.0, 1.0]), ["8x1x1", "4x7x7", "4x7x7"])
     drawn(figure)
     axes = figure.axes[0]
-    assert "6.0 nats in all" in axes.get_title(loc="left")
+    assert "6.0 nats in total" in axes.get_title(loc="left")
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["8x1x1", "4x7x7"]
     assert len({bar.get_facecolor() for bar in axes.patches}) == 2
 

@@ -207,7 +207,9 @@ def test_a_picture_that_a_model_cannot_have_is_refused_with_those_that_it_can():
     with looked_at(Ladder(), count=0) as context, pytest.raises(UsageError) as refused:
         require_available(context, ["samples", "traversals"])
     assert "'traversals', which needs one vector of latents" in str(refused.value)
-    assert "there are kl_per_layer, reconstructions, samples, samples_by_temperature" in str(refused.value)
+    assert "Available for this model: kl_per_layer, reconstructions, samples, samples_by_temperature" in str(
+        refused.value
+    )
 
 
 def test_without_images_only_a_standard_normal_says_where_to_look():
@@ -247,7 +249,7 @@ def test_a_kl_that_was_not_measured_is_that_of_the_images():
         q = context.model.encode(context.examples.x)
         exact = 0.5 * ((q.mean - 7) ** 2 + q.variance - 1 - q.variance.log())
         assert_close(context.space.kl, exact.mean(0))
-    with looked_at(vae(places=6), known_kl=torch.arange(24.0)) as context:
+    with looked_at(vae(places=6), validation_kl=torch.arange(24.0)) as context:
         assert context.space.kl.tolist() == [15, 51, 87, 123]  # of each feature, over six places
 
 

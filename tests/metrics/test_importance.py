@@ -80,7 +80,7 @@ def test_the_samples_may_be_decoded_in_parts(chunk):
 
 
 def test_many_images_are_taken_a_few_at_a_time(monkeypatch):
-    monkeypatch.setattr("vae_lab.metrics.importance.VALUES_AT_ONCE", 2 * SIDE * SIDE)
+    monkeypatch.setattr("vae_lab.metrics.importance.MAX_VALUES_PER_CHUNK", 2 * SIDE * SIDE)
     model, x, evidence = linear_model(1.0)
     encoded = []
     model.encoder.register_forward_hook(lambda *args: encoded.append(len(args[2])))

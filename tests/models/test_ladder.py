@@ -19,7 +19,7 @@ from vae_lab.likelihoods import Bernoulli, LogisticMixture256
 from vae_lab.metrics.importance import importance_bound
 from vae_lab.models.ladder import LadderVAE
 from vae_lab.models.vae import VAE
-from vae_lab.networks.ladder_sizes import nearest_size, resolutions, usual_strides
+from vae_lab.networks.ladder_sizes import default_strides, nearest_size, resolutions
 from vae_lab.objectives.bounds import bound_terms, elbo, importance_weighted_bound, kl_per_dimension
 from vae_lab.objectives.objective import apply_free_bits
 from vae_lab.posteriors.codes import NearestCode, RelaxedCategorical
@@ -77,11 +77,11 @@ def images(count=5, image=BINARY):
     ],
 )
 def test_an_image_is_divided_down_to_one_place(sides, strides):
-    assert usual_strides(sides) == [(stride, stride) for stride in strides]
+    assert default_strides(sides) == [(stride, stride) for stride in strides]
 
 
 def test_sides_that_differ_end_in_one_place_too():
-    assert usual_strides((24, 40)) == [(2, 2), (2, 2), (2, 2), (3, 5)]
+    assert default_strides((24, 40)) == [(2, 2), (2, 2), (2, 2), (3, 5)]
 
 
 def sizes(image=(28, 28), layers=1, channels=None, strides=None):
@@ -119,7 +119,7 @@ def test_resolutions_that_cannot_be_name_the_nearest_that_can(options, message):
 
 @pytest.mark.parametrize("size", [29, 31, 44, 58, 101, 215, 999])
 def test_the_size_that_is_named_works(size):
-    assert usual_strides((nearest_size(size),) * 2)
+    assert default_strides((nearest_size(size),) * 2)
 
 
 # --- one layer is a plain VAE ---
@@ -323,7 +323,7 @@ def test_a_ladder_takes_every_size_that_can_be_divided(image):
     x = torch.rand(2, *image.shape)
     assert model(x, 2).likelihood.log_prob(x).shape == (2, 2)
     assert model.latents[0].shape == (4, 1, 1)
-    (vertical, horizontal), *_ = usual_strides((image.height, image.width))
+    (vertical, horizontal), *_ = default_strides((image.height, image.width))
     assert model.latents[-1].shape == (4, image.height // vertical, image.width // horizontal)
 
 

@@ -45,9 +45,9 @@ def test_networks_of_different_maps_are_refused():
     encoder, decoder = SpatialEncoder((1, 8, 8), 4, **SMALL), SpatialDecoder(4, (1, 8, 8), **SMALL, halvings=1)
     require_same_spatial_shape(encoder, SpatialDecoder(4, (1, 8, 8), **SMALL))
     require_same_spatial_shape(ConvEncoder((1, 8, 8), 4), ConvDecoder(4, (1, 8, 8)))
-    with pytest.raises(ValueError, match=r"takes 4x4 maps, .* leaves 2x2 maps"):
+    with pytest.raises(ValueError, match=r"takes 4x4 maps, .* returns 2x2 maps"):
         require_same_spatial_shape(encoder, decoder)
-    with pytest.raises(ValueError, match=r"takes vectors, .* leaves 2x2 maps"):
+    with pytest.raises(ValueError, match=r"takes vectors, .* returns 2x2 maps"):
         require_same_spatial_shape(encoder, ConvDecoder(4, (1, 8, 8)))
 
 

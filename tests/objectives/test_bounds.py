@@ -191,7 +191,7 @@ SETTING = TrainingSpec(ImageSpec(1, 2, 2), (LatentSpec("vector", (2,), ImageSpec
             },
             "choose objective/bound=importance_weighted",
         ),
-        ({"regularizers": {"spectral": Spectral}}, "need its setting"),
+        ({"regularizers": {"spectral": Spectral}}, "need a TrainingSpec"),
         ({"capacity": -1.0}, "objective.capacity"),
         ({"bound": importance_weighted_bound, "num_samples": 2, "capacity": 5.0}, "choose objective/bound=elbo"),
         ({"capacity": 5.0, "constraint": DistortionConstraint}, "exclude each other"),

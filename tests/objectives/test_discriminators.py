@@ -24,14 +24,14 @@ from vae_lab.objectives.regularizers.adversarial import (
     AdversarialPosterior,
     straight_through_bernoulli,
 )
-from vae_lab.objectives.regularizers.density_ratio import DensityRatio, permuted
+from vae_lab.objectives.regularizers.density_ratio import DensityRatio, permute_dimensions
 from vae_lab.objectives.regularizers.discriminators import (
     ImageDiscriminator,
     apply_frozen,
     non_saturating_loss,
     real_fake_cross_entropy,
 )
-from vae_lab.objectives.regularizers.perceptual import Perceptual, directions, feature_distance, flipped
+from vae_lab.objectives.regularizers.perceptual import Perceptual, apply_flips, feature_distance, unit_norm_features
 from vae_lab.objectives.schedules import Constant
 from vae_lab.posteriors.gaussian import DiagonalGaussian
 
@@ -201,7 +201,7 @@ def test_a_trained_critic_knows_the_total_correlation_of_a_gaussian(rho):
 def test_permuting_keeps_the_marginals_and_breaks_the_dependence(event):
     torch.manual_seed(0)
     z = torch.randn(2, 2000, *(1 for _ in event)) + 0.1 * torch.randn(2, 2000, *event)
-    apart = permuted(z)
+    apart = permute_dimensions(z)
     assert apart.shape == z.shape
     flat, mixed = z.flatten(0, 1).flatten(1), apart.flatten(0, 1).flatten(1)
     assert torch.equal(mixed.sort(0).values, flat.sort(0).values)
@@ -212,7 +212,7 @@ def test_permuting_keeps_the_marginals_and_breaks_the_dependence(event):
 
 def test_permuting_one_image_changes_nothing():
     z = torch.randn(1, 1, 5)
-    assert torch.equal(permuted(z), z)
+    assert torch.equal(permute_dimensions(z), z)
 
 
 # Adversarial autoencoder
@@ -371,7 +371,7 @@ def test_features_of_zero_have_a_finite_gradient():
     features = torch.zeros(2, 3, 4, 4, requires_grad=True)
     feature_distance(features, torch.ones(2, 3, 4, 4)).sum().backward()
     assert features.grad.isfinite().all()
-    assert torch.equal(directions(torch.zeros(1, 3, 2, 2)), torch.zeros(1, 3, 2, 2))
+    assert torch.equal(unit_norm_features(torch.zeros(1, 3, 2, 2)), torch.zeros(1, 3, 2, 2))
 
 
 def test_the_network_learns_how_an_image_is_shown():
@@ -386,7 +386,7 @@ def test_the_network_learns_how_an_image_is_shown():
 
 def test_the_four_ways_of_showing_an_image():
     x = torch.rand(4, 3, 5, 6)
-    ways = flipped(x, torch.arange(4))
+    ways = apply_flips(x, torch.arange(4))
     expected = (x[0], x[1].flip(-1), x[2].flip(-2), x[3].rot90(2, (-2, -1)))
     assert torch.equal(ways, torch.stack(expected))
 

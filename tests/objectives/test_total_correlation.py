@@ -211,8 +211,8 @@ def test_minimised_it_makes_the_dimensions_independent():
 @pytest.mark.parametrize(
     ("latents", "options", "message"),
     [
-        ([LatentSpec("vector", (3,), IMAGE)] * 2, {}, "2 layers of them"),
-        ([LatentSpec("codes", (3,), IMAGE)], {}, "of the kind codes.\nChoose another model/posterior"),
+        ([LatentSpec("vector", (3,), IMAGE)] * 2, {}, "this model has 2 layers"),
+        ([LatentSpec("codes", (3,), IMAGE)], {}, "found the kind codes.\nChoose another model/posterior"),
         ([], {"weight": -1.0}, "total_correlation.weight is a number of at least 0; found -1"),
         ([], {"weight": math.nan}, "total_correlation.weight"),
         ([], {"estimate": "minibatch"}, "minibatch_stratified or minibatch_weighted; found minibatch"),

@@ -23,8 +23,8 @@ from vae_lab.posteriors.codebook import Codebook
 from vae_lab.posteriors.codes import NearestCode, RelaxedCategorical
 from vae_lab.posteriors.gaussian import DiagonalGaussian
 from vae_lab.priors.codes import AutoregressiveCodes, UniformCodes
-from vae_lab.priors.temperature import at_temperature
-from vae_lab.training.preflight import too_many_codes
+from vae_lab.priors.temperature import with_temperature
+from vae_lab.training.preflight import codebook_size_warning
 
 IMAGE = ImageSpec(1, 4, 4)
 
@@ -433,7 +433,7 @@ def test_a_temperature_sharpens_each_code_given_those_before(make):
     for temperature in (0.5, 2.0):
         sharp_first, sharp_second = first ** (1 / temperature), second ** (1 / temperature)
         expected = (sharp_first / sharp_first.sum())[:, None] * sharp_second / sharp_second.sum(1, keepdim=True)
-        cooler = every_mass(at_temperature(density, temperature), every_latent(book, (2,)))
+        cooler = every_mass(with_temperature(density, temperature), every_latent(book, (2,)))
         assert_close(cooler.reshape(3, 3), expected)
 
 
@@ -441,7 +441,7 @@ def test_at_temperature_0_a_decided_prior_draws_its_most_probable_codes():
     book, prior = decided(code_shape=(1,))
     density, latents = prior(PriorInputs(codes=book)), every_latent(book, (1,))
     likeliest = latents[density.log_prob(latents).argmax()]
-    assert_close(at_temperature(density, 0.0).sample((5,)), likeliest.expand(5, 2))
+    assert_close(with_temperature(density, 0.0).sample((5,)), likeliest.expand(5, 2))
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -480,7 +480,7 @@ def test_an_autoregressive_prior_starts_nearly_uniform_and_learns_what_codes_hav
 def test_priors_over_codes_refuse_vectors_and_a_call_without_codes(prior):
     with pytest.raises(ValueError, match="model/prior=standard_normal"):
         prior(latent_spec(DiagonalGaussian(2), (), IMAGE))
-    with pytest.raises(ValueError, match="told what they are"):
+    with pytest.raises(ValueError, match="needs the posterior's codes"):
         codes_and_prior(prior)[1]()
 
 
@@ -514,9 +514,9 @@ def test_codes_of_other_shapes_are_refused():
 
 def test_a_codebook_larger_than_the_training_set_is_told():
     latents = (latent_spec(NearestCode(4, num_codes=512), (), IMAGE), latent_spec(DiagonalGaussian(2), (), IMAGE))
-    assert too_many_codes(latents, 512) is None
-    assert too_many_codes(latents[1:], 0) is None
-    warning = too_many_codes(latents, 511)
+    assert codebook_size_warning(latents, 512) is None
+    assert codebook_size_warning(latents[1:], 0) is None
+    warning = codebook_size_warning(latents, 511)
     assert "512 codes" in warning and "511 images" in warning and "model.posterior.num_codes=64" in warning
 
 

@@ -24,7 +24,7 @@ from vae_lab.posteriors.gaussian import DiagonalGaussian, FullCovarianceGaussian
 from vae_lab.posteriors.sphere import VonMisesFisher
 from vae_lab.priors.fixed import Flat, StandardNormal, UniformSphere
 from vae_lab.priors.gaussian import ClassGaussian, FullGaussian, GaussianMixture
-from vae_lab.priors.temperature import at_temperature
+from vae_lab.priors.temperature import with_temperature
 from vae_lab.priors.vamp import VampPrior
 
 IMAGE = ImageSpec(1, 4, 4, num_classes=3)
@@ -97,8 +97,8 @@ def test_a_temperature_multiplies_the_spread_around_each_mean(name, shape, tempe
     torch.manual_seed(0)
     prior, given = make(name, shape)
     p = prior(given)
-    t = at_temperature(p, temperature)
-    assert at_temperature(p, 1.0) is p
+    t = with_temperature(p, temperature)
+    assert with_temperature(p, 1.0) is p
     if name in ("gaussian_mixture", "vamp"):
         assert torch.equal(t.mixture_distribution.probs, p.mixture_distribution.probs)
         p, t = p.component_distribution, t.component_distribution
@@ -111,7 +111,7 @@ def test_a_temperature_multiplies_the_spread_around_each_mean(name, shape, tempe
 def test_a_tempered_mixture_is_that_of_narrower_components_and_keeps_its_speed():
     torch.manual_seed(0)
     means, scales, logits = torch.randn(5, 2), torch.rand(5, 2) + 0.1, torch.randn(5)
-    t = at_temperature(mixture(logits, Independent(Normal(means, scales), 1)), 0.7)
+    t = with_temperature(mixture(logits, Independent(Normal(means, scales), 1)), 0.7)
     plain = MixtureSameFamily(Categorical(logits=logits), Independent(Normal(means, 0.7 * scales), 1))
     z = torch.randn(9, 2)
     assert_close(t.log_prob(z), plain.log_prob(z))
@@ -120,7 +120,7 @@ def test_a_tempered_mixture_is_that_of_narrower_components_and_keeps_its_speed()
 
 def test_a_flows_temperature_is_its_bases():
     flow = TransformedDistribution(Independent(Normal(torch.zeros(3), torch.ones(3)), 1), [AffineTransform(2.0, 5.0)])
-    t = at_temperature(flow, 0.5)
+    t = with_temperature(flow, 0.5)
     reference = Independent(Normal(torch.full((3,), 2.0), torch.full((3,), 2.5)), 1)
     z = torch.randn(6, 3)
     assert_close(t.log_prob(z), reference.log_prob(z))
@@ -129,9 +129,9 @@ def test_a_flows_temperature_is_its_bases():
 @pytest.mark.parametrize(("prior", "kind"), [(UniformSphere, "sphere"), (Flat, "vector")])
 def test_what_has_no_scale_has_no_temperature(prior, kind):
     p = prior(latent(kind=kind))()
-    assert at_temperature(p, 1.0) is p
+    assert with_temperature(p, 1.0) is p
     with pytest.raises(ValueError, match=r"temperature=0.5: .* use 1"):
-        at_temperature(p, 0.5)
+        with_temperature(p, 0.5)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -93,7 +93,7 @@ def test_a_write_that_fails_leaves_the_last_good_ones(writer, best, last, monkey
     writer.save_checkpoint(state(1), best)
     writer.save_checkpoint(state(1), last)
     writer.save_checkpoint(state(2), best)
-    monkeypatch.setattr(checkpoints, "damage", lambda path: "in data/0" if "last" in path.name else None)
+    monkeypatch.setattr(checkpoints, "find_damage", lambda path: "in data/0" if "last" in path.name else None)
     with pytest.raises(OSError, match=r"does not read back \(in data/0\)") as caught:
         writer.save_checkpoint(state(2), last)
     assert caught.value.errno == errno.EIO

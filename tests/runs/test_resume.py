@@ -164,7 +164,7 @@ def test_a_run_goes_on_from_its_best_checkpoint(command):
 
 def test_auto_does_not_go_with_a_sweep(command):
     done = command(*SHORT, "-m", "resume=auto", "seed=1,2")
-    assert done.code == 2 and "leave out --multirun" in done.stderr
+    assert done.code == 2 and "remove --multirun" in done.stderr
 
 
 def test_a_checkpoint_of_something_else_is_refused(command):

@@ -148,14 +148,14 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(refused: Callable[..., str
     (workplace / "run" / holds).parent.mkdir(parents=True)
     (workplace / "run" / holds).write_text("precious")
     text = refused("hydra.run.dir=run")
-    assert "hydra.run.dir=run: holds a run already" in text
+    assert "hydra.run.dir=run: already holds a run" in text
     assert contents(workplace / "run") == {holds: b"precious"}
 
 
 def test_a_sweep_is_not_overwritten(launch: Launch, refused: Callable[..., str], workplace: Path):
     launch("-m", "seed=1,2", "hydra.sweep.dir=mine")
     before = contents(workplace / "mine")
-    assert "hydra.sweep.dir=mine: holds a run already" in refused("-m", "seed=3,4", "hydra.sweep.dir=mine")
+    assert "hydra.sweep.dir=mine: already holds a run" in refused("-m", "seed=3,4", "hydra.sweep.dir=mine")
     assert contents(workplace / "mine") == before
 
 
@@ -177,12 +177,12 @@ def test_children_of_lightning_share_the_folder_of_their_parent(
 @pytest.mark.parametrize("argument", ["hydra.run.dir=file/inside", "hydra.run.dir=file"])
 def test_a_folder_that_cannot_be_written_is_refused(refused: Callable[..., str], workplace: Path, argument: str):
     (workplace / "file").write_text("in the way")
-    assert f"cannot write the run folder {argument.partition('=')[2]}" in refused(argument)
+    assert f"cannot write the run directory {argument.partition('=')[2]}" in refused(argument)
 
 
 def test_outputs_that_cannot_be_written_are_refused(refused: Callable[..., str], workplace: Path):
     (workplace / "outputs").write_text("in the way")
-    assert "cannot write the run folder outputs" in refused()
+    assert "cannot write the run directory outputs" in refused()
     assert (workplace / "outputs").read_text() == "in the way"
 
 
@@ -259,12 +259,20 @@ def test_what_is_no_run_is_not_resumed(refused: Callable[..., str], workplace: P
 
 def test_a_sweep_and_another_folder_do_not_go_with_resume(launch: Launch, refused: Callable[..., str]):
     run = launch()
-    assert "leave out --multirun" in refused("-m", f"resume={run}", "trainer.max_epochs=4,5")
-    assert "goes on in its own folder" in refused(f"resume={run}", "hydra.run.dir=other")
+    assert "remove --multirun" in refused("-m", f"resume={run}", "trainer.max_epochs=4,5")
+    assert "keeps its own directory" in refused(f"resume={run}", "hydra.run.dir=other")
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_run_of_the_version_before_is_refused_in_one_sentence(tmp_path: Path, trusted: bool):
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text("trainer: {_target_: vae_lab.trainer.build_trainer}\n")
+    with pytest.raises(UsageError, match=r"a run of vae_lab 0\.1, which version 0\.2 cannot read"):
+        load_config(tmp_path, trusted)
 
 
 def test_load_config_is_typed_and_says_what_is_wrong(launch: Launch, workplace: Path):
-    with pytest.raises(UsageError, match="is no run: no such folder"):
+    with pytest.raises(UsageError, match="Not a run directory: nowhere does not exist"):
         load_config("nowhere")
     run = launch()
     config = load_config(run)

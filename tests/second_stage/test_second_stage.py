@@ -31,9 +31,9 @@ from vae_lab.priors.gaussian import ClassGaussian, FullGaussian, GaussianMixture
 from vae_lab.runs.checkpoint_io import load_checkpoint
 from vae_lab.runs.stored_config import load_config
 from vae_lab.second_stage.comparison import ElboSettings, elbo_terms, has_bound, mean_importance_bound, with_prior
-from vae_lab.second_stage.fitting import DirectFit, FittingTask, GradientFit, LatentSamples, Standardized
+from vae_lab.second_stage.fitting import DirectFit, FittingTask, GradientFit, LatentSamples, StandardizedPrior
 from vae_lab.second_stage.prior_fit import FirstImages, split_sizes
-from vae_lab.second_stage.stage import SecondStage, build_prior, draw_latents, require_single_layer
+from vae_lab.second_stage.stage import SecondStage, build_prior, require_single_layer, sample_posteriors
 from vae_lab.second_stage.storage import fingerprint
 from vae_lab.utils.errors import RunFailed, UsageError
 from vae_lab.utils.signals import Interrupted
@@ -106,7 +106,7 @@ def linear():
 
 def latents_of(linear, samples_per_image=1, seed=0):
     model, images, _ = linear
-    return draw_latents(model, images, samples_per_image, (seed,), silent)
+    return sample_posteriors(model, images, samples_per_image, (seed,), silent)
 
 
 # --- the latents ------------------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ def test_the_draws_of_one_image_lie_side_by_side_and_are_held_out_together(linea
 def test_codes_are_kept_as_numbers():
     model = model_of(partial(NearestCode, num_codes=5), UniformCodes)
     images = Pictures(torch.rand(40, 1, 2, 2), batch=16)
-    latents = draw_latents(model, images, 1, (0,), silent)
+    latents = sample_posteriors(model, images, 1, (0,), silent)
     assert latents.values.dtype == torch.int64 and latents.values.shape == (40, 1)
     assert torch.equal(latents.z(), model.encode(images.x).mode)
     rows = torch.tensor([3, 7])
@@ -218,7 +218,7 @@ def test_no_bound_is_told_of_a_flat_prior_or_of_a_posterior_without_a_density(li
 def flow(seed=0):
     """A flow that is not the identity, behind a map that is not either."""
     torch.manual_seed(seed)
-    prior = Standardized(PLANE, partial(FlowPrior, num_flows=2, hidden=(8,)))
+    prior = StandardizedPrior(PLANE, partial(FlowPrior, num_flows=2, hidden=(8,)))
     with torch.no_grad():
         for network in prior.prior.networks:
             network[-1].weight.normal_(std=0.3)
@@ -252,7 +252,7 @@ def test_it_is_the_change_of_variables_that_autograd_finds():
 
 
 def test_a_flow_near_the_standard_normal_starts_at_the_latents_mean_and_scale():
-    prior = Standardized(PLANE, FlowPrior)
+    prior = StandardizedPrior(PLANE, FlowPrior)
     z = torch.randn(1000, 2) * torch.tensor([100.0, 1e-9]) + torch.tensor([1e3, 5.0])
     prior.adapt(z)
     assert_close(prior.mean, z.mean(0))
@@ -275,7 +275,7 @@ def test_a_flow_fitted_by_gradient_beats_the_best_gaussian_and_is_the_same_again
     found = []
     for seed in (0, 0, 1):
         torch.manual_seed(5)
-        prior = Standardized(PLANE, partial(FlowPrior, num_flows=4, hidden=(16,)))
+        prior = StandardizedPrior(PLANE, partial(FlowPrior, num_flows=4, hidden=(16,)))
         fitting(task(prior, seed=seed))
         found.append(prior)
     score = task(found[0], seed=0).mean_log_prob(held_out)
@@ -329,9 +329,9 @@ def test_a_density_that_is_lost_says_what_to_try():
 
 def test_a_prior_and_a_way_to_fit_it_have_to_go_together():
     latents = LatentSamples(torch.randn(20, 2))
-    with pytest.raises(UsageError, match=r"FlowPrior has no fit of its own"):
+    with pytest.raises(UsageError, match=r"FlowPrior has no fit method"):
         fitted(FlowPrior(PLANE), DirectFit(), latents)
-    with pytest.raises(UsageError, match="nothing of StandardNormal is learned"):
+    with pytest.raises(UsageError, match="StandardNormal has no parameters to fit"):
         fitted(StandardNormal(PLANE), GradientFit(1, 10, 0.1), latents)
     with pytest.raises(UsageError, match=r"^second_stage\.prior\.num_components=50: .* found 20"):
         fitted(GaussianMixture(PLANE), DirectFit(), latents)
@@ -364,13 +364,13 @@ def test_a_prior_of_another_space_or_of_more_than_latents_is_refused():
     of_codes = model_of(partial(NearestCode, num_codes=5), UniformCodes)
     with pytest.raises(UsageError, match=r"(?s)FullGaussian .* vectors.* NearestCode are codes.*=autoregressive_codes"):
         build_prior(stage_of(FullGaussian), of_codes, 0)
-    with pytest.raises(UsageError, match=r"(?s)second_stage\.prior: autoregressive_codes is a distribution of codes"):
+    with pytest.raises(UsageError, match=r"(?s)second_stage\.prior: autoregressive_codes is a distribution over codes"):
         build_prior(stage_of(AutoregressiveCodes), model_of(), 0)
     on_sphere = model_of(VonMisesFisher, UniformSphere)
-    with pytest.raises(UsageError, match=r"(?s)vectors.* are points of a sphere\.\nNo second stage is fitted"):
+    with pytest.raises(UsageError, match=r"(?s)vectors.* are points on a sphere\.\nNo second stage is available"):
         build_prior(stage_of(GaussianMixture), on_sphere, 0)
     with pytest.raises(UsageError, match=r"^second_stage\.prior: .* at least 2 dimensions; found 1"):
-        build_prior(stage_of(partial(Standardized, prior=FlowPrior)), model_of(Deterministic, latent_dim=1), 0)
+        build_prior(stage_of(partial(StandardizedPrior, prior=FlowPrior)), model_of(Deterministic, latent_dim=1), 0)
     labelled = LatentSpec("vector", (2,), ImageSpec(1, 2, 2, num_classes=3))
     with pytest.raises(UsageError, match=r"(?s)ClassGaussian depends on .* labels.*gaussian, mixture or flow"):
         build_prior(stage_of(lambda _: ClassGaussian(labelled)), model_of(), 0)
@@ -425,16 +425,16 @@ def own_run(fitted_run, tmp_path):
 
 def test_the_command_leaves_a_prior_numbers_and_a_picture(fitted_run, trained):
     run, done = fitted_run
-    told = json.loads((run / "prior/scores.json").read_text())
-    assert told["name"] == "gaussian" and told["fitted_to"]["checkpoint"] == "best.ckpt"
-    before, after = told["metrics"]["trained"], told["metrics"]["fitted"]
+    scores = json.loads((run / "prior/scores.json").read_text())
+    assert scores["name"] == "gaussian" and scores["fitted_to"]["checkpoint"] == "best.ckpt"
+    before, after = scores["metrics"]["trained"], scores["metrics"]["fitted"]
     assert list(before) == list(after) == ["val/elbo", "val/log_px", "val/kl", "test/elbo", "test/log_px", "test/kl",
                                            "test/iw_elbo_4"]  # fmt: skip
     own = json.loads((trained / "summary.json").read_text())["metrics"]
     assert all(before[name] == own[name] for name in before if not name.startswith("test/iw"))
     assert all(after[name] > before[name] for name in ("val/elbo", "test/elbo", "test/iw_elbo_4"))
     assert all(f"{value:.2f}" in done.stdout for value in [*before.values(), *after.values()])
-    assert told["protocol"]["test/iw_elbo_4"] == {"images": 20} and told["protocol"]["images"] == {
+    assert scores["protocol"]["test/iw_elbo_4"] == {"images": 20} and scores["protocol"]["images"] == {
         "train": 1437,
         "val": 180,
         "test": 180,
@@ -499,21 +499,21 @@ def test_a_quick_look_stays_quick_and_finds_the_numbers_of_the_run(command, fast
     run = shutil.copytree(fast_run.run, tmp_path / "run", ignore=shutil.ignore_patterns("images", "tensorboard"))
     done = command(str(run), "second_stage=gaussian", *FEW, module="vae_lab.fit_prior")
     assert done.code == 0, done.stderr
-    told = json.loads((run / "prior/scores.json").read_text())
-    assert told["protocol"]["images"] == {"train": 512, "val": 32, "test": 32}
-    before, own = told["metrics"]["trained"], fast_run.summary["metrics"]
+    scores = json.loads((run / "prior/scores.json").read_text())
+    assert scores["protocol"]["images"] == {"train": 512, "val": 32, "test": 32}
+    before, own = scores["metrics"]["trained"], fast_run.summary["metrics"]
     assert before["test/elbo"] == own["test/elbo"] and before["test/kl"] == own["test/kl"]
 
 
 def test_a_second_fit_replaces_the_first_if_it_is_told_to(command, own_run):
     before = (own_run / "prior/weights.ckpt").read_bytes()
     argv = (f"run={own_run}", "second_stage=flow", "second_stage.fitting.epochs=1", *FEW)
-    refused(command(*argv, module="vae_lab.fit_prior"), "prior: there is a fitted prior already", "overwrite=true")
+    refused(command(*argv, module="vae_lab.fit_prior"), "prior: a fitted prior already exists", "overwrite=true")
     assert (own_run / "prior/weights.ckpt").read_bytes() == before
     done = command(*argv, "overwrite=true", module="vae_lab.fit_prior")
     assert done.code == 0, done.stderr
     lab = load(own_run)
-    assert lab.fitted_prior == "flow" and isinstance(lab.model.prior, Standardized)
+    assert lab.fitted_prior == "flow" and isinstance(lab.model.prior, StandardizedPrior)
     assert lab.sample(3).shape == (3, *lab.image.shape)
     assert not list(own_run.glob(".prior*"))
 
@@ -521,11 +521,11 @@ def test_a_second_fit_replaces_the_first_if_it_is_told_to(command, own_run):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["run=nowhere"], ["nowhere is no run"]),
+        (["run=nowhere"], ["Not a run directory: nowhere"]),
         ([], ["run: has no value"]),
         (["run=RUN", "second_stage=flwo"], ["second_stage=flwo", "did you mean second_stage=flow"]),
         (["run=RUN", "second_stage=none"], ["nothing to fit", "mixture"]),
-        (["run=RUN", "second_stage=autoregressive_codes"], ["distribution of codes"]),
+        (["run=RUN", "second_stage=autoregressive_codes"], ["distribution over codes"]),
         (["run=RUN", "second_stage.prior.num_component=3"], ["num_component", "second_stage.prior.num_components"]),
         (["run=EMPTY"], ["best.ckpt", "no such checkpoint"]),
     ],
@@ -633,8 +633,8 @@ def test_training_fits_the_prior_that_its_config_names(command, fitted_run):
     done = command(*TINY, "second_stage=gaussian", *FEW)
     assert done.code == 0, done.stderr
     assert done.summary["status"] == "completed"
-    told, expected = (json.loads((run / "prior/scores.json").read_text()) for run in (done.run, fitted_run[0]))
-    assert told["metrics"] == expected["metrics"]  # as the command finds them
+    scores, expected = (json.loads((run / "prior/scores.json").read_text()) for run in (done.run, fitted_run[0]))
+    assert scores["metrics"] == expected["metrics"]  # as the command finds them
     assert load(done.run).fitted_prior == "gaussian"
     again = command(f"resume={done.run}", "trainer.max_epochs=3")
     assert again.code == 0, again.stderr
@@ -646,7 +646,7 @@ def test_training_fits_the_prior_that_its_config_names(command, fitted_run):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["second_stage=autoregressive_codes"], ["distribution of codes"]),
+        (["second_stage=autoregressive_codes"], ["distribution over codes"]),
         (["second_stage=gaussian", "callbacks.best=null"], ["callbacks.best"]),
     ],
     ids=lambda value: " ".join(value) if "=" in value[0] else "",

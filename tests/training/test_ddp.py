@@ -13,7 +13,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
-from lightning.pytorch import Callback
 from torch import nn
 from torch.testing import assert_close
 
@@ -24,17 +23,8 @@ from vae_lab.training.build import build_node
 from vae_lab.training.ddp import AllReduceStrategy
 from vae_lab.utils.rng import EVALUATE, seed_noise
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 VALIDATED = 65  # in batches of 16: three for the first process, two for the second
-
-
-class KeepState(Callback):
-    """Writes what each process ends training with, as rank<r>.pt in the run directory."""
-
-    def on_train_end(self, trainer, pl_module) -> None:
-        state = {name: value.clone() for name, value in pl_module.state_dict().items()}
-        path = Path(trainer.default_root_dir) / f"rank{trainer.global_rank}.pt"
-        torch.save({"state": state, "metrics": pl_module.metrics, "step": trainer.global_step}, path)
 
 
 # --- averaging alone --------------------------------------------------------------------------------------
@@ -99,10 +89,10 @@ def test_every_process_starts_from_the_weights_and_buffers_of_the_first(averaged
 
 def run_on_two(folder: Path, *overrides: str) -> tuple[Path, str]:
     argv = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true", "debug=fast",
-            "callbacks.images=null", "+callbacks.keep._target_=test_ddp.KeepState", *overrides]  # fmt: skip
+            "callbacks.images=null", "+callbacks.keep._target_=helpers.named.KeepState", *overrides]  # fmt: skip
     hidden = {"VAE_LAB_DATA", "HYDRA_FULL_ERROR"}
     env = {key: value for key, value in os.environ.items() if key not in hidden}
-    path = os.pathsep.join([str(HERE), str(HERE.parents[1])])
+    path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
     options = {"env": env | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}, "cwd": folder, "timeout": 90}
     command = [sys.executable, "-m", "vae_lab.train", *argv]
     done = subprocess.run(command, check=False, capture_output=True, text=True, **options)

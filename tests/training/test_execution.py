@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from vae_lab.training.build import require_capturable
 from vae_lab.training.optimizer import OptimizerSettings, WeightAverage, adapt_optimizer_state
-from vae_lab.training.step import Execution, StepRates
+from vae_lab.training.step import Execution, ScheduledValues
 from vae_lab.utils.callables import unwrap_partial
 from vae_lab.utils.errors import UsageError
 
@@ -137,8 +137,8 @@ def test_a_step_takes_its_rates_as_tensors():
         step = step_of(model, algorithm=lambda p, lr: torch.optim.Adam(p, lr=lr, fused=True), average=average,
                        ema_decay=0.9)  # fmt: skip
         torch.manual_seed(0)
-        for rates in (StepRates(0.01, 0.5, 0.0, 0.3), StepRates(0.02, 1.0, 0.0, 0.6)):
-            given = StepRates(*map(torch.tensor, rates)) if as_tensors else rates
+        for rates in (ScheduledValues(0.01, 0.5, 0.0, 0.3), ScheduledValues(0.02, 1.0, 0.0, 0.6)):
+            given = ScheduledValues(*map(torch.tensor, rates)) if as_tensors else rates
             terms, bad, norm = step._update(images_of(BATCH), None, given)
         ends.append((weights(model), weights(average.model), terms, bad, norm))
     assert_close(ends[1], ends[0], rtol=1e-5, atol=1e-6)
@@ -162,7 +162,7 @@ def test_an_optimiser_that_reads_back_cannot_be_recorded():
 def test_compile_without_a_compiler_is_refused(command):
     done = command(*FAST, "trainer.compile=true", PATH="/nowhere")
     assert done.code == 2
-    assert "no C++ compiler is here" in done.stderr and "trainer.compile=false" in done.stderr
+    assert "no C++ compiler found" in done.stderr and "trainer.compile=false" in done.stderr
 
 
 # --- the functions a config chose -------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers.data import FAST
+from helpers.named import nan_at
 from helpers.refusals import refused
 from helpers.steps import BATCH, images_of, small_model, step_of, weights
 from torch import nn
@@ -18,7 +19,7 @@ from vae_lab.training.nonfinite import (
     nonfinite_flag,
     propagate_nonfinite,
     require_finite,
-    skip_where,
+    set_skip_flag,
 )
 from vae_lab.training.nonfinite_report import watch_nonfinite
 from vae_lab.training.optimizer import WeightAverage
@@ -27,21 +28,6 @@ from vae_lab.training.step_dump import capture_step, read_step_dump, write_step_
 from vae_lab.utils.errors import UsageError
 
 INF, NAN = float("inf"), float("nan")
-
-
-class NanAt:
-    """A schedule that is not a number at one step, or from it on: the command line names it by its path."""
-
-    def __init__(self, step: int, ever_after: bool = False) -> None:
-        self.step, self.ever_after = step, ever_after
-
-    def __call__(self, step: int, total_steps: int | None) -> float:
-        return NAN if step == self.step or (self.ever_after and step > self.step) else 1.0
-
-
-def nan_at(step: int, ever_after: bool = False) -> tuple[str, ...]:
-    node = "objective.beta_schedule"
-    return f"{node}._target_=test_nonfinite.NanAt", f"+{node}.step={step}", f"+{node}.ever_after={ever_after}"
 
 
 # --- finding it -------------------------------------------------------------------------------------------
@@ -98,7 +84,7 @@ def everything(step) -> list[torch.Tensor]:
     return weights(step.model) + weights(step.average.model) + state
 
 
-@pytest.mark.parametrize("looks", [True, False])
+@pytest.mark.parametrize("checks_every_step", [True, False])
 @pytest.mark.parametrize("gradient_only", [True, False])
 def test_a_step_left_out_never_was(checks_every_step, gradient_only):
     """Steps 0, 1, 2, 3 with 1 and 2 bad end with the bits of steps 0 and 3."""
@@ -113,7 +99,7 @@ def test_a_step_left_out_never_was(checks_every_step, gradient_only):
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
-@pytest.mark.parametrize("looks", [True, False])
+@pytest.mark.parametrize("checks_every_step", [True, False])
 def test_a_bad_first_step_leaves_the_optimiser_as_new(checks_every_step):
     step = spoilt_step(checks_every_step)
     step.spoilt = True
@@ -141,7 +127,7 @@ def test_on_a_device_all_stops_at_the_first_until_somebody_looks():
 def test_running_means_are_put_back(bad):
     layer = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     buffers, before = BufferSnapshot(layer), [b.clone() for b in layer.buffers()]
-    buffers.remember()
+    buffers.save()
     layer(torch.full((4, 2), NAN))
     after = [b.clone() for b in layer.buffers()]
     buffers.restore(bad)
@@ -168,11 +154,11 @@ def test_an_optimiser_that_cannot_leave_out_is_looked_after_at_each_step(algorit
     assert can_skip_on_device(optimizer) is obeys
     if obeys:
         weight.grad = torch.full((3,), NAN)
-        skip_where(optimizer, torch.ones(()))
+        set_skip_flag(optimizer, torch.ones(()))
         optimizer.step()
         assert weight.eq(1).all()
         weight.grad = torch.ones(3)
-        skip_where(optimizer, torch.zeros(()))
+        set_skip_flag(optimizer, torch.zeros(()))
         optimizer.step()
         assert weight.isfinite().all() and weight.lt(1).all()
     meta = small_model().to("meta")
@@ -196,7 +182,7 @@ def test_stop_says_which_term_where_it_is_kept_and_what_to_try(tmp_path):
     assert "kl became inf at optimiser step 8 (loss nan, log_px -3, kl inf)" in text
     assert kept.name in text and f"replay run={tmp_path}" in text and "optimizer.clip_norm=1" in text
     finite = {"loss": 1.0, "log_px": -1.0, "kl": 0.0}
-    with pytest.raises(NonFiniteLoss, match="a gradient became infinite or not a number"):
+    with pytest.raises(NonFiniteLoss, match="a gradient became infinite or NaN"):
         NonFinitePolicy("stop").handle(7, finite, lambda: kept)
 
 
@@ -240,7 +226,7 @@ def test_a_kept_step_is_read_back_whole(tmp_path):
     assert torch.equal(back.images, bad.images) and torch.equal(back.random_state, bad.random_state)
     assert all(torch.equal(value, back.weights[name]) for name, value in bad.weights.items())
     torch.save({"step": 1}, tmp_path / "other.ckpt")
-    with pytest.raises(UsageError, match=r"no step that was not finite"):
+    with pytest.raises(UsageError, match=r"expected the dump of a non-finite step"):
         read_step_dump(tmp_path / "other.ckpt")
 
 
@@ -253,7 +239,7 @@ def test_the_first_layer_and_the_gradients_that_are_not_finite_are_named():
     assert findings.weights == [] and findings.layers[0] == "0 (Linear)"
     assert "2.weight" in findings.gradients
     rows = dict(findings.rows())
-    assert rows["weights before it"] == "finite" and "not finite: 2.weight" in rows["gradients"]
+    assert rows["weights before the step"] == "finite" and "non-finite: 2.weight" in rows["gradients"]
     with torch.no_grad():
         model[2].bias.fill_(NAN)
     with watch_nonfinite(model) as findings:
@@ -294,14 +280,14 @@ def test_replay_says_when_other_numbers_come_of_it(command):
     bad["terms"]["log_px"] = -1.0
     torch.save(bad, path)
     again = command(f"run={done.run}", "trusted=true", module="vae_lab.replay")
-    assert again.code == 1 and "came out otherwise" in again.stderr and "Traceback" not in again.stderr
+    assert again.code == 1 and "was not reproduced" in again.stderr and "Traceback" not in again.stderr
 
 
 def test_skip_leaves_the_step_out_and_says_so(command):
     done = command(*FAST, "callbacks.images=null", *nan_at(4), "trainer.on_nonfinite=skip")
     assert done.code == 0, done.stderr
-    assert "1 of 6 steps were left out: a loss or gradient was not finite" in done.summary["warnings"]
-    assert done.stderr.index("left out: loss became nan") < done.stderr.index("test elbo")
+    assert "1 of 6 steps were skipped: a loss or gradient was not finite" in done.summary["warnings"]
+    assert done.stderr.index("skipped step: loss became nan") < done.stderr.index("test elbo")
     assert "1 of 6 steps" in (done.run / "train.log").read_text()
     assert kept_steps(done.run) == ["nonfinite_step=00000005.ckpt"]
     assert "nan" not in (done.run / "metrics.csv").read_text()
@@ -314,14 +300,14 @@ def test_a_run_of_nothing_but_bad_steps_gives_up(command):
     done = command(*FAST, "callbacks.images=null", *nan_at(2, True), "trainer.on_nonfinite=skip",
                    "data.batch_size=4", "trainer.limit_train_batches=300")  # fmt: skip
     assert done.code == 1 and "Traceback" not in done.stderr, done.stderr
-    assert "optimiser step 102" in done.stderr and "all left out" in done.stderr
+    assert "optimiser step 102" in done.stderr and "were skipped too" in done.stderr
     assert len(kept_steps(done.run)) == 3
 
 
 def test_a_rate_that_throws_the_weights_away_saves_nothing(command):
     done = command(*FAST, "callbacks.images=null", "optimizer.lr=inf", "trainer.limit_train_batches=1")
     assert done.code == 1 and "Traceback" not in done.stderr, done.stderr
-    assert "became infinite or not a number by optimiser step 1" in done.stderr
+    assert "became infinite or NaN by optimiser step 1" in done.stderr
     assert not list((done.run / "checkpoints").glob("*.ckpt"))
     assert done.summary["status"] == "failed"
 
@@ -329,7 +315,7 @@ def test_a_rate_that_throws_the_weights_away_saves_nothing(command):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["run=nowhere"], ["nowhere is no run"]),
+        (["run=nowhere"], ["Not a run directory: nowhere"]),
         ([], ["run: has no value"]),
         (["run=x", "stepp=3"], ["stepp", "step"]),
     ],
@@ -340,7 +326,7 @@ def test_a_wrong_request_is_refused(command, argv, words):
 
 def test_a_run_without_such_a_step_says_so(command, fast_run):
     done = command(f"run={fast_run.run}", module="vae_lab.replay")
-    assert done.code == 2 and "no step of it was kept" in done.stderr
+    assert done.code == 2 and "no dump of a non-finite step" in done.stderr
     help_ = command("--help", module="vae_lab.replay")
     assert help_.code == 0 and "python -m vae_lab.replay" in help_.stdout
 

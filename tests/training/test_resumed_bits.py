@@ -4,13 +4,12 @@ import csv
 import json
 import os
 import signal
-from pathlib import Path
 
 import pytest
 import torch
 from helpers.data import FAST
+from helpers.named import stop_at
 from helpers.refusals import refused
-from lightning.pytorch import Callback
 
 from scripts.stressing import leavings
 from scripts.stressing.cases import saved, wait_for
@@ -115,7 +114,7 @@ def test_a_second_ctrl_c_leaves_out_the_pictures_that_the_first_waits_for(comman
     assert stopped.code == 130, stopped.stderr[-2000:]
     assert stopped.summary["status"] == "interrupted" and "Traceback" not in stopped.stderr
     assert "nothing was saved since" in stopped.stderr
-    assert f"to go on: python -m vae_lab.train resume={stopped.run}" in stopped.stderr.replace("\n", "")
+    assert f"to resume: python -m vae_lab.train resume={stopped.run}" in stopped.stderr.replace("\n", "")
 
 
 def test_killed_rows_are_written_once(command):
@@ -177,42 +176,6 @@ def test_resume_keeps_the_runs_own_config(command):
 
 
 # --- stopped at a given place -----------------------------------------------------------------------------
-
-
-class StopAt(Callback):
-    """Sends this process a signal, once, where the command line says: after a step, in or after a validation, ..."""
-
-    def __init__(self, step: int, where: str, sign: int) -> None:
-        self.step, self.where, self.sign = step, where, sign
-        self.marker = Path("marker")  # in the folder of the command, and of the one that resumes
-
-    def _at(self, where, trainer) -> None:
-        here = where == self.where and trainer.global_step == self.step and not trainer.sanity_checking
-        if here and not self.marker.exists():
-            self.marker.touch()
-            os.kill(os.getpid(), self.sign)
-
-    def on_train_batch_end(self, trainer, *_) -> None:
-        self._at("step", trainer)
-
-    def on_validation_batch_end(self, trainer, *_) -> None:
-        self._at("validation", trainer)
-
-    def on_validation_end(self, trainer, *_) -> None:
-        self._at("validated", trainer)
-
-    def on_train_end(self, trainer, *_) -> None:
-        self._at("end", trainer)
-
-    def on_test_batch_end(self, trainer, *_) -> None:
-        self._at("test", trainer)
-
-
-def stop_at(step: int, where: str, sign: int) -> tuple[str, ...]:
-    """The options that add such a callback."""
-    node = "+callbacks.stop"
-    return (f"{node}._target_=test_resume.StopAt", f"{node}.step={step}", f"{node}.where={where}",
-            f"{node}.sign={int(sign)}")  # fmt: skip
 
 
 class Stopped:
@@ -293,7 +256,7 @@ def test_another_session_without_tensorboard_loses_nothing(command):
 def test_max_time_ends_a_session_and_the_next_has_its_own(command):
     first = command(*FAST, *NO_PICTURES, "trainer.max_epochs=100000", "trainer.max_time='00:00:00:01'")
     assert first.code == 0 and first.summary["status"] == "interrupted", first.stderr
-    assert "to go on: python -m vae_lab.train resume=" in first.stderr
+    assert "to resume: python -m vae_lab.train resume=" in first.stderr
     steps = first.summary["steps"]
     again = command(f"resume={first.run}")
     assert again.code == 0 and again.summary["steps"] > steps
@@ -332,7 +295,7 @@ def test_without_best_weights_the_last_are_tested(command):
 def test_other_epochs_are_refused(command):
     done = command(*FAST, *NO_PICTURES)
     again = command(f"resume={done.run}", "trainer.max_epochs=3", "trainer.limit_train_batches=4")
-    assert again.code == 2 and "its epochs have 3 steps, and would have 4 now" in again.stderr
+    assert again.code == 2 and "the run has 3 steps per epoch, this command gives 4" in again.stderr
 
 
 @pytest.mark.parametrize("content", ["{", "", "[]"])
@@ -366,7 +329,7 @@ def test_damaged_best_weights_are_found_before_anything_is_trained(command):
         (("callbacks=early_stopping", "callbacks.early_stopping.monitor=val/x"), ["EarlyStopping", "val/x"]),
         (("callbacks=early_stopping", "data.val_size=0"), ["EarlyStopping", "data.val_size"]),
         (("callbacks=early_stopping", "callbacks.early_stopping.mode=up"), ["mode"]),
-        (("callbacks.best.mode=maximum",), ["callbacks.best.mode is max or min"]),
+        (("callbacks.best.mode=maximum",), ["callbacks.best.mode must be max or min"]),
         (("callbacks.last.every_n_seconds=-1",), ["callbacks.last.every_n_seconds"]),
         (("trainer.max_time=10",), ["trainer.max_time=10", "00:12:00:00"]),
     ],

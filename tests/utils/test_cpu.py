@@ -110,7 +110,7 @@ def test_a_second_derivative_is_an_error_and_not_a_wrong_number(monkeypatch):
 
 def test_what_torch_func_transforms_is_torchs_own(monkeypatch):
     monkeypatch.setattr(linear, "is_amd", lambda: True)
-    monkeypatch.setattr(linear, "LEAST_WORK", 0)
+    monkeypatch.setattr(linear, "MIN_MULTIPLICATIONS", 0)
     layer, x = linear.Linear(3, 2), torch.randn(4, 3)
     jacobian = torch.func.jacrev(layer)(x)
     assert_close(jacobian[1, :, 1], layer.weight.detach())

@@ -1,4 +1,4 @@
-"""What watches a run: checkpoints, pictures, the progress bar, the files of the run directory."""
+"""Lightning callbacks: checkpoints, pictures, the progress bar, warnings, the files of the run directory."""
 
 from vae_lab.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
 from vae_lab.callbacks.collapse import CollapseMonitor

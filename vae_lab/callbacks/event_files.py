@@ -1,4 +1,4 @@
-"""TensorBoard's event files across a resume: cut back to the checkpoint, so that no value is there twice."""
+"""TensorBoard's event files across a resume: truncated to the checkpoint, so that no value appears twice."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from lightning.pytorch import Callback, Trainer
 from vae_lab.callbacks.tensorboard import writers
 from vae_lab.utils.files import fsync, fsync_folder
 
-KEY = "event_files"  # in a checkpoint: name of each file to its bytes
+KEY = "event_files"  # checkpoint entry: file name to length in bytes
 
 
 class EventFileLengths(Callback):
-    """Writes into each checkpoint how long the event files are, once all that was logged is in them.
+    """Stores in each checkpoint the lengths of the flushed event files.
 
-    All that lie in the run directory, whichever logger of whichever session wrote them.
+    Covers all event files in the run directory, of every logger and every session.
     """
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Before the checkpoint is on the disk, what was logged until then is."""
+        """Flush and fsync the event files before the checkpoint is written."""
         if not trainer.is_global_zero:
             return
         for writer in writers(trainer):
             writer.flush()
         run = Path(trainer.default_root_dir)
-        for writer in writers(trainer):  # the files of earlier sessions are on the disk
+        for writer in writers(trainer):  # files of earlier sessions are on the disk already
             for path in event_files(Path(writer.get_logdir()))[-1:]:
                 with path.open("rb") as file:
                     fsync(file)
@@ -35,7 +35,7 @@ class EventFileLengths(Callback):
 
 
 def truncate_event_files(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Undo what was logged after the checkpoint, before anything is logged again. On the first process."""
+    """Remove what was logged after the checkpoint. Call on the first process, before anything is logged."""
     if KEY not in checkpoint:
         return
     sizes: dict[str, int] = checkpoint[KEY]
@@ -50,5 +50,5 @@ def truncate_event_files(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
 
 
 def event_files(folder: Path) -> list[Path]:
-    """All in a folder and below it, by name: the oldest first."""
+    """The event files in a folder and its subfolders, sorted by name: the oldest first."""
     return sorted(folder.rglob("events.out.tfevents.*"))

@@ -1,4 +1,4 @@
-"""What a picture of a training run is drawn from: its evaluated model, and images of the first split that has any."""
+"""The context of a training run's pictures: its evaluated model, and images of the first split that has any."""
 
 from __future__ import annotations
 
@@ -20,24 +20,22 @@ from vae_lab.figures.sizes import FigureSizes
 from vae_lab.models.base import Model
 
 SPLITS: tuple[Literal["test", "val", "train"], ...] = ("test", "val", "train")
-MAX_VALUES = 2**25  # pixels times channels held for the scatter: 128 MiB
-MAX_COORDINATES = 2**22  # of latents: their principal components are found in seconds
+MAX_VALUES = 2**25  # pixels times channels of the example images: 128 MiB
+MAX_COORDINATES = 2**22  # images times latent dimensions: their principal components take seconds
 
 
 class EvaluatedModule(Protocol):
-    """What the pictures ask of an experiment."""
+    """What pictures need of the LightningModule."""
 
     evaluation_model: Model
     kl_per_dim: Tensor | None  # (D,), of the last validation
 
     @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        ...
+    def device(self) -> torch.device: ...
 
 
 class ExampleSource(Protocol):
-    """What they ask of the data."""
+    """What pictures need of the data module."""
 
     class_names: tuple[str, ...]
 
@@ -50,7 +48,7 @@ class ExampleSource(Protocol):
 def figure_context(
     trainer: Trainer, pl_module: LightningModule, sizes: FigureSizes, when: str
 ) -> Iterator[FigureContext]:
-    """The model as it is now, with images to look at it with; training goes on as if nobody had looked."""
+    """The model in evaluation mode with example images; modes and random state are restored on exit."""
     shown = cast(EvaluatedModule, pl_module)
     examples = _examples(cast(ExampleSource, cast(Any, trainer).datamodule), sizes, shown.evaluation_model.latents)
     with evaluation_mode(shown.evaluation_model, shown.device, sizes.seed):
@@ -59,7 +57,7 @@ def figure_context(
 
 
 def require_pictures(pl_module: LightningModule, sizes: FigureSizes, pictures: Sequence[str]) -> None:
-    """UsageError for one that there cannot be of this model."""
+    """Raise UsageError for a picture that is not available for this model."""
     shown = cast(EvaluatedModule, pl_module)
     with evaluation_mode(shown.evaluation_model, shown.device, sizes.seed):
         context = FigureContext(
@@ -69,13 +67,13 @@ def require_pictures(pl_module: LightningModule, sizes: FigureSizes, pictures: S
 
 
 def _corruption(pl_module: LightningModule) -> Callable[[Tensor], Tensor] | None:
-    """What the encoder's images go through in training; None where it sees them as they are."""
+    """The corruption of the encoder's images in training; None if there is none."""
     preprocess: Preprocess | None = getattr(pl_module, "preprocess", None)
     return None if preprocess is None or preprocess.corruption is None else preprocess.corrupt
 
 
 def _examples(data: ExampleSource, sizes: FigureSizes, latents: Sequence[LatentSpec]) -> ExampleImages:
-    """From the first split that has any, no more than fit in memory."""
+    """Images of the first split that has any, bounded by MAX_VALUES and MAX_COORDINATES."""
     wanted = max(sizes.num_scatter, sizes.num_images)
     for split in SPLITS:
         first, _ = data.example_images(split, 1)
@@ -88,6 +86,6 @@ def _examples(data: ExampleSource, sizes: FigureSizes, latents: Sequence[LatentS
 
 
 def _max_points(latents: Sequence[LatentSpec]) -> int:
-    """The number of images whose latents are few enough to be looked at together."""
-    kept = len(latents) == 1 and latents[0].kind != "codes"  # others are counted or averaged
+    """The number of images whose latents together have at most MAX_COORDINATES coordinates."""
+    kept = len(latents) == 1 and latents[0].kind != "codes"  # other latents are counted or averaged, not held
     return MAX_COORDINATES // math.prod(latents[0].shape) if kept else MAX_COORDINATES

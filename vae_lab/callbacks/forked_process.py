@@ -1,6 +1,6 @@
-"""A forked copy of the process: how it is made, leaves its parent alone, waits for idle time and tells what it found.
+"""A forked worker process: start, isolation from its parent, idle priority, and the transfer of its result.
 
-It dies with its parent, and answers no signal that training answers.
+It dies with its parent, and handles no signal that training handles.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ import torch
 
 Job = Callable[[], Iterable[Any]]
 
-HURRY = getattr(signal, "SIGUSR1", signal.SIGTERM)  # Windows has none, and no copies either
+HURRY = getattr(signal, "SIGUSR1", signal.SIGTERM)  # Windows has no SIGUSR1, and does not fork
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded before a fork: the loader has a lock
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded before a fork: the loader holds a lock
 
 
 class JobResult(NamedTuple):
-    """What a copy sends when it ends."""
+    """What a worker process returns when it ends."""
 
     values: list[Any]
     warnings: list[tuple[str, type[Warning], str, int]]
@@ -37,7 +37,7 @@ class JobResult(NamedTuple):
 
 
 class ForkedProcess(NamedTuple):
-    """A forked process and the file that it leaves its outcome in."""
+    """A worker process and the file that receives its JobResult."""
 
     name: str
     pid: int
@@ -45,27 +45,27 @@ class ForkedProcess(NamedTuple):
 
 
 def reason_not_to_fork(device: torch.device, world_size: int) -> str | None:
-    """Why the process cannot be forked to draw; None where it can."""
+    """Why worker processes cannot be forked; None if they can."""
     if sys.platform != "linux":
         return f"{sys.platform} does not fork safely"
     if device.type != "cpu":
-        return f"a copy of the process cannot use the {device.type} device"
+        return f"a forked process cannot use the {device.type} device"
     if world_size > 1:
         return f"{world_size} processes train together"
     if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
-        return "SIGCHLD is ignored here, so how a copy ended would not be known"
+        return "SIGCHLD is ignored here, so the exit status of a worker process would be lost"
     return None
 
 
 def fork(name: str, work: Job, idle: bool) -> ForkedProcess:
-    """Start the work in a copy; idle: with the processor's idle time alone, until it is sent HURRY. Raises OSError."""
-    sent, parent = tempfile.TemporaryFile(), os.getpid()  # noqa: SIM115 - the parent reads it when the copy has ended
-    # A signal between the fork and the copy's own settings would be answered by what training does.
+    """Start the work in a worker process; idle: at idle priority until it receives HURRY. Raises OSError."""
+    sent, parent = tempfile.TemporaryFile(), os.getpid()  # noqa: SIM115 - the parent reads it after the worker ends
+    # Training's handlers would run in the worker if a signal came before it has set its own.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {HURRY, signal.SIGINT, signal.SIGTERM})
     try:
         with warnings.catch_warnings():
-            # Python warns that another thread (TensorBoard's, the progress bar's) may hold a lock that the copy waits
-            # for. The copy takes none of theirs: it logs and prints nothing, and ends without cleaning up.
+            # Python warns that another thread (TensorBoard's, the progress bar's) may hold a lock the worker waits for.
+            # The worker takes none of these: it logs and prints nothing, and exits without clean-up.
             warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
             pid = os.fork()
         if pid == 0:
@@ -76,13 +76,13 @@ def fork(name: str, work: Job, idle: bool) -> ForkedProcess:
 
 
 def exit_status(copy: ForkedProcess) -> int | None:
-    """0, minus a signal's number, or an exit code; None while it runs."""
+    """0, an exit code, or minus a signal number; None while the process runs."""
     pid, status = os.waitpid(copy.pid, os.WNOHANG)
     return os.waitstatus_to_exitcode(status) if pid else None
 
 
 def _run_in_child(work: Job, sent: IO[bytes], parent: int, idle: bool) -> NoReturn:
-    """Never returns into the code that training runs, nor flushes what the parent had buffered."""
+    """Run the job and `_exit`: never return into training's code, nor flush the parent's buffers."""
     code = 1
     try:
         _detach_from_parent(parent)
@@ -92,13 +92,13 @@ def _run_in_child(work: Job, sent: IO[bytes], parent: int, idle: bool) -> NoRetu
 
 
 def _detach_from_parent(parent: int) -> None:
-    """Die with it; leave signals, its streams and its threads to it."""
+    """Die with the parent; leave signals, streams and threads to it."""
     _die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
-    torch.set_num_threads(1)  # first of all of torch's: OpenMP's other threads are not in the copy
-    gc.freeze()  # a collection would write to every object, which copies its page: a third of a drawing's time
+    torch.set_num_threads(1)  # before any torch call: OpenMP's other threads do not survive a fork
+    gc.freeze()  # a collection writes to every object and so copies every page: a third of a picture's time
     logging.disable()
     sys.stdout = sys.stderr = io.StringIO()
 
@@ -107,11 +107,11 @@ def _die_with_parent(parent: int) -> None:
     assert LIBC is not None
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        os._exit(1)  # it had ended before it could be watched
+        os._exit(1)  # the parent ended before prctl took effect
 
 
 def _run_at_idle_priority(work: Job, sent: IO[bytes]) -> int:
-    """Have a copy of this one do the work with idle time alone; do it here when hurried. The exit code."""
+    """Run the work in a child at idle priority, or here once HURRY is received. Return the exit code."""
     parent = os.getpid()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     pid = os.fork()
@@ -121,7 +121,7 @@ def _run_at_idle_priority(work: Job, sent: IO[bytes]) -> int:
         os._exit(_run_job(work, sent))
     hurried, done, status = False, 0, 0
     while not (done or hurried):
-        hurried = signal.sigwait({HURRY, signal.SIGCHLD}) == HURRY  # SIGCHLD also comes when the child is stopped
+        hurried = signal.sigwait({HURRY, signal.SIGCHLD}) == HURRY  # SIGCHLD is also sent when the child is stopped
         done, status = os.waitpid(pid, os.WNOHANG)
     if not done:
         os.kill(pid, signal.SIGKILL)
@@ -129,27 +129,27 @@ def _run_at_idle_priority(work: Job, sent: IO[bytes]) -> int:
         return _run_job(work, sent)
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
-        os.kill(parent, -code)  # ended by a signal: this copy tells by ending the same way
+        os.kill(parent, -code)  # killed by a signal: end the same way, so that the parent sees it
     return code
 
 
 def _set_idle_priority() -> None:
-    """Not by niceness: a thread of training that waits for its turn holds up the others, step by step."""
+    """SCHED_IDLE rather than nice: a training thread that waits for its turn delays the others at every step."""
     try:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    except OSError:  # a sandbox may refuse it
+    except OSError:  # a sandbox may forbid SCHED_IDLE
         os.nice(19)
 
 
 def _run_job(work: Job, sent: IO[bytes]) -> int:
-    """Do it and leave its outcome in the file; the exit code."""
+    """Run the work and pickle its JobResult into the file. Return exit code 0."""
     try:
-        told = pickle.dumps(_job_result(work))
-    except Exception:  # what came of it cannot be sent
-        told = pickle.dumps(JobResult([], [], traceback.format_exc()))
+        result = pickle.dumps(_job_result(work))
+    except Exception:  # the values cannot be pickled
+        result = pickle.dumps(JobResult([], [], traceback.format_exc()))
     sent.seek(0)
     sent.truncate()
-    sent.write(told)
+    sent.write(result)
     sent.flush()
     return 0
 
@@ -162,5 +162,5 @@ def _job_result(work: Job) -> JobResult:
             values.extend(work())
         except Exception:
             failure = traceback.format_exc()
-    told = [(str(warning.message), warning.category, warning.filename, warning.lineno) for warning in caught]
-    return JobResult(values, told, failure)
+    recorded = [(str(warning.message), warning.category, warning.filename, warning.lineno) for warning in caught]
+    return JobResult(values, recorded, failure)

@@ -1,4 +1,4 @@
-"""When pictures of the model are drawn during training, and where they go: PNG files and TensorBoard."""
+"""Pictures of the model during training, written as PNG files and to TensorBoard."""
 
 from __future__ import annotations
 
@@ -36,29 +36,29 @@ from vae_lab.figures.sizes import FigureSizes, SizeOptions
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.signals import Interrupted
 
-SECONDS_AT_SIGINT = 20.0  # for the pictures that are due when somebody stops training, who may press Ctrl-C again
-SECONDS_AT_END = 3.0  # when anything else does: a scheduler kills who does not end within seconds
+SECONDS_AT_SIGINT = 20.0  # limit for pending pictures after Ctrl-C; a second Ctrl-C stops at once
+SECONDS_AT_END = 3.0  # limit after any other stop: a scheduler kills a job that does not end within seconds
 
 
 class ImageLogger(Callback):
     """Draws the model every few epochs or steps and at the end, as PNG in `<run>/images` and in TensorBoard.
 
-    Shows the weights that are evaluated (EMA if on), in eval mode, and leaves training's random state alone.
+    Uses the evaluated weights (EMA if on) in evaluation mode, and leaves training's random state unchanged.
 
     Args:
-        every_n_epochs: finished epochs between pictures; None for none.
-        every_n_steps: optimiser steps between pictures; None for none.
-        pictures: the names of those to draw; None for all that the model has.
-        animations: join the PNGs of samples (and the grid of two latents) into a GIF at the end.
+        every_n_epochs: epochs between pictures; None for never.
+        every_n_steps: optimiser steps between pictures; None for never.
+        pictures: names of the pictures to draw; None for all that the model has.
+        animations: join the PNGs of samples (and of the grid of at most two latents) into a GIF at the end.
         projector: write the posterior means for TensorBoard's projector at the end.
-        background: draw in a forked copy of the process, one processor at a low priority, while training goes
-            on; a fit still returns with every file written. "auto": where one process trains on the CPU of a Linux
-            machine; else, and with False, training waits for the pictures. True: refuse to train where it cannot be.
-        sizes: how much each picture shows, as in `FigureSizes`.
+        background: draw in forked worker processes, one core each at idle priority, while training continues; a fit
+            still returns with every file written. "auto": if a single process trains on the CPU under Linux;
+            otherwise, and with False, training waits for the pictures. True: raise if it is not possible.
+        sizes: fields of `FigureSizes`.
 
     Raises:
         ValueError: an unknown picture or interpolation, or a number below 1; at the start of the fit, a picture that
-            this model cannot have, or a background that cannot be.
+            is not available for this model, or background=True where processes cannot be forked.
     """
 
     def __init__(
@@ -78,18 +78,16 @@ class ImageLogger(Callback):
         self.pictures, self._asked_for = _known_pictures(pictures), pictures is not None
         self.animations, self.projector = animations, projector
         self.background = background
-        self.seconds = 0.0  # that training waited for pictures, so that its speed can be told without them
-        self.seconds_at_end = 0.0  # that the run waited for its last ones
-        self.stop_requested: Callable[[], bool] = lambda: False  # asked between pictures: True ends them
-        self._drawn_at = -1  # the step last drawn, while training
+        self.seconds = 0.0  # that training waited for pictures; excluded from its throughput
+        self.seconds_at_end = 0.0  # that the run waited for the last pictures
+        self.stop_requested: Callable[[], bool] = lambda: False  # checked between pictures: True skips the rest
+        self._drawn_at = -1  # step of the last pictures during training
         self._ended = False
-        self._whole = SnapshotLabel.epoch(0, -1)  # the last whole epoch
-        self._workers: Workers[RenderedImage | HistogramValues] = InProcessWorkers(
-            lambda _: None
-        )  # until it is known who can draw
+        self._whole = SnapshotLabel.epoch(0, -1)  # the last complete epoch
+        self._workers: Workers[RenderedImage | HistogramValues] = InProcessWorkers(lambda _: None)  # replaced in setup
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Choose who draws. Raises UsageError where the background or a picture was asked for and cannot be."""
+        """Choose the workers. Raises UsageError if a requested picture or background=true is not possible."""
         if self._asked_for and stage == "fit":
             require_pictures(pl_module, self.sizes, self.pictures)
         unfit = reason_not_to_fork(trainer.strategy.root_device, trainer.world_size)
@@ -99,7 +97,7 @@ class ImageLogger(Callback):
         self._workers = chosen(partial(write_rendered, trainer), self.stop_requested)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """A call of training_step may be several optimiser steps; calls are cut where pictures are due."""
+        """Draw if due. A call of `training_step` may be several optimiser steps, but ends where pictures are due."""
         step = trainer.global_step
         if self.every_n_steps and step % self.every_n_steps == 0 and step != self._drawn_at:
             self._draw(trainer, pl_module, SnapshotLabel.within(step))
@@ -107,19 +105,19 @@ class ImageLogger(Callback):
             self._workers.poll()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """After the epoch's validation, where there is one."""
+        """Draw after the epoch's validation; not after a partial epoch."""
         finished, at = divmod(trainer.global_step, datamodule_of(trainer).steps_per_epoch)
         if at:
             return
         self._whole = SnapshotLabel.epoch(finished, trainer.global_step)
-        last = finished == trainer.max_epochs  # drawn at the end, where nothing goes on beside it
+        last = finished == trainer.max_epochs  # drawn in on_train_end, when the cores are free
         if self.every_n_epochs and finished % self.every_n_epochs == 0 and not last:
             self._draw(trainer, pl_module, self._whole)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A last time, and what is only worth its time once; it is waited for in on_fit_end.
+        """Start the last pictures, and those that are drawn only once; on_fit_end waits for them.
 
-        The last checkpoint comes between: it knows the earlier pictures, and these are drawn again by who resumes it.
+        The last checkpoint is saved in between, so a resumed run draws these again, but not the earlier pictures.
         """
         with self._timed(at_end=True):
             self._workers.drain()
@@ -130,7 +128,7 @@ class ImageLogger(Callback):
         self._ended = True
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Animations of all PNGs there are, once the last is; after a fit with nothing left to train, the last too."""
+        """Write the animations after the last pictures. A fit without steps left skips on_train_end, so call it."""
         if not self._ended:
             self.on_train_end(trainer, pl_module)
         num_latents = sum(
@@ -149,42 +147,39 @@ class ImageLogger(Callback):
                 self._workers.finish(SECONDS_AT_END)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """What was due is drawn if it takes a moment; a resumed run would not draw it."""
+        """Finish pending pictures within a time limit: a resumed run would not draw them."""
         if isinstance(exception, BackgroundError) or not isinstance(exception, Exception):
             self._workers.stop()
         else:
             self.finish(exception.signum if isinstance(exception, Interrupted) else None)
 
     def finish(self, signum: int | None) -> None:
-        """Draw what is due in a moment, whose length depends on what ends training; leave out the rest."""
+        """Finish pending pictures within a time limit that depends on the signal; skip the rest."""
         self._workers.finish(SECONDS_AT_SIGINT if signum == signal.SIGINT else SECONDS_AT_END)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run has to know."""
         return {"drawn_at": self._drawn_at, "whole": tuple(self._whole)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As it was."""
         self._drawn_at, self._whole = state_dict["drawn_at"], SnapshotLabel(*state_dict["whole"])
 
     @property
     def warnings(self) -> list[str]:
-        """The pictures that are not there."""
+        """A warning that names the skipped pictures, if any."""
         skipped = ", ".join(dict.fromkeys(self._workers.skipped))
-        return [f"pictures were left out: {skipped}"] if skipped else []
+        return [f"pictures were skipped: {skipped}"] if skipped else []
 
     @property
     def busy(self) -> bool:
-        """Whether pictures are being drawn beside training."""
+        """Whether pictures are being drawn in the background."""
         return self._workers.busy
 
     def wait(self) -> None:
-        """Until they are there."""
+        """Wait for the pending pictures."""
         with self._timed():
             self._workers.drain()
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule, label: SnapshotLabel) -> None:
-        """Every picture of this moment, one file and one summary each."""
         if not trainer.is_global_zero:
             return
 
@@ -197,7 +192,7 @@ class ImageLogger(Callback):
         self._drawn_at = label.step
 
     def _draw_last(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The last pictures on as many processors as there are, and meanwhile here what copies cannot do."""
+        """Draw the last pictures on several cores; graph and projector are written here, in the parent process."""
         step = trainer.global_step
         label = self._whole if self._whole.step == step else SnapshotLabel.within(step)
         start = partial(self._workers.start, urgent=True)
@@ -226,26 +221,25 @@ class ImageLogger(Callback):
 
 
 def image_loggers(trainer: Trainer) -> list[ImageLogger]:
-    """The callbacks that draw."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return [callback for callback in callbacks if isinstance(callback, ImageLogger)]
 
 
 def _interval(name: str, value: int | None) -> int | None:
     if value is not None and value < 1:
-        raise ValueError(f"callbacks.images.{name} is {value}; it is at least 1, or null for never")
+        raise ValueError(f"callbacks.images.{name} is {value}; expected at least 1, or null for never")
     return value
 
 
 def _known_pictures(pictures: Sequence[str] | None) -> tuple[str, ...]:
     for what in pictures or ():
         if what not in PICTURES:
-            raise ValueError(f"callbacks.images.pictures has {what!r}; there are {', '.join(sorted(PICTURES))}")
+            raise ValueError(f"callbacks.images.pictures has {what!r}; expected one of {', '.join(sorted(PICTURES))}")
     return tuple(PICTURES if pictures is None else pictures)
 
 
 def _shares(names: Sequence[str]) -> list[Sequence[str]]:
-    """Dealt out to the processors that this process may use, to three at most."""
+    """The names split over the cores that this process may use, at most three."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     count = min(processors, 3)
     return [names[first::count] for first in range(count)]

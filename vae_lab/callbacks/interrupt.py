@@ -1,4 +1,4 @@
-"""A signal that came is answered where stopping is safe: between calls of the trainer and validation batches."""
+"""Stops a run after a signal where it is safe: between calls of the trainer, and between validation batches."""
 
 from __future__ import annotations
 
@@ -14,56 +14,54 @@ from vae_lab.utils.signals import StopSignals
 
 
 class StopOnSignal(Checkpoint):
-    """Saves last.ckpt and raises Interrupted once `interruption` has noted a signal.
+    """Saves last.ckpt and raises Interrupted once `stop_signals` has received a signal.
 
-    Stands behind all others: what it stops at the end of an epoch has seen all of that.
+    Must be the last callback, so that the others have completed the epoch before it stops the run.
     """
 
     def __init__(self, stop_signals: StopSignals) -> None:
         self.stop_signals = stop_signals
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
-        """Lightning's own handlers would end the process between an epoch and its checkpoint."""
+        """Reinstall our handlers: Lightning's would end the process between an epoch and its checkpoint."""
         self.stop_signals.install()
 
     def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Between epochs."""
         self._stop(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Between calls."""
         self._stop(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Between batches; the validation is made up for on resume."""
-        # Processes may have unequal numbers of batches, so several cannot agree before the end.
+        """Stop between batches; a resumed run repeats the missed validation."""
+        # With several processes the numbers of batches may differ, so they can agree only at the end.
         if not trainer.sanity_checking and trainer.world_size == 1:
             self._stop(trainer)
 
     def on_test_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """The training is saved by then."""
+        """Raise without saving: training is saved by then."""
         if trainer.world_size == 1:
             self.stop_signals.raise_if_requested()
 
-    def _agreed(self, trainer: Trainer) -> bool:
-        """All processes stop where one was asked to; alone, one would wait for the others for ever."""
+    def _any_requested(self, trainer: Trainer) -> bool:
+        """Whether any process received a signal: all stop together, since a single one would deadlock the others."""
         if trainer.world_size == 1:
             return self.stop_signals.requested is not None
         mine = torch.tensor(self.stop_signals.requested or 0, device=trainer.strategy.root_device)
         agreed = int(trainer.strategy.reduce(mine, reduce_op="max"))
-        if agreed:  # else one that came meanwhile is for the next time
+        if agreed:  # 0: a signal that arrived meanwhile is handled at the next call
             self.stop_signals.requested = agreed
         return bool(agreed)
 
     def _stop(self, trainer: Trainer) -> None:
-        if not self._agreed(trainer):
+        if not self._any_requested(trainer):
             return
         self._save(trainer)
         busy = [callback for callback in image_loggers(trainer) if callback.busy]
         for callback in busy:
             callback.finish(self.stop_signals.requested)
         if busy:
-            self._save(trainer)  # with the pictures of its time
+            self._save(trainer)  # again, with the pictures finished since
         self.stop_signals.raise_if_requested()
 
     def _save(self, trainer: Trainer) -> None:

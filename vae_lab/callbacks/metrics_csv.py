@@ -1,4 +1,4 @@
-"""metrics.csv: a row per validation, no clock in it, so that two equal runs write the same bytes."""
+"""metrics.csv: a row per validation, without times, so that two equal runs write the same bytes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger("vae_lab")
 
 
 class MetricsCSV(Callback):
-    """Writes a row per validation (per epoch, where nothing is validated) and remembers the best one's metrics."""
+    """Writes a row per validation (per epoch without validation) and keeps the metrics of the best one."""
 
     def __init__(self, monitor: str = "val/elbo", mode: str = "max") -> None:
         self.monitor, self.sign = monitor, 1 if mode == "max" else -1
@@ -28,32 +28,28 @@ class MetricsCSV(Callback):
         self._num_rows = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run has to know."""
         return {"best_metrics": self.best_metrics, "written_at": self._written_at, "num_rows": self._num_rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As it was."""
         self.best_metrics, self._written_at = state_dict["best_metrics"], state_dict["written_at"]
         self._num_rows = state_dict["num_rows"]
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Cut the table back to the checkpoint: a killed run may have written more, a whole row or half a one."""
+        """Truncate the table to the checkpoint: a killed run may have written more rows, or part of one."""
         path = csv_path(trainer)
         if not (trainer.is_global_zero and path.exists()):
             return
         rows = read_rows(path)[: self._num_rows]
         if len(rows) < self._num_rows:
-            log.warning("warning: %s has %d rows, and %d were written", path, len(rows), self._num_rows)
+            log.warning("warning: %s has %d rows, the checkpoint expects %d", path, len(rows), self._num_rows)
         self._num_rows = len(rows)
         write_rows(path, rows)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """A validation is done."""
         if not trainer.sanity_checking:
             self._add_row(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """An epoch is done; a row only where there is nothing to validate."""
         if not has_validation(trainer):
             self._add_row(trainer, pl_module)
 
@@ -76,23 +72,20 @@ class MetricsCSV(Callback):
 
 
 def csv_path(trainer: Trainer) -> Path:
-    """metrics.csv of the run."""
     return Path(trainer.default_root_dir) / "metrics.csv"
 
 
 def read_rows(path: Path) -> list[MetricsRow]:
-    """The rows of a table, values as text."""
+    """The rows of a table, values as text. UsageError: the file is not CSV."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
     except (ValueError, csv.Error) as error:
-        raise UsageError(
-            f"{path}: no table that a run wrote ({error})\nmove it away, and a new one is begun"
-        ) from error
+        raise UsageError(f"{path}: not a metrics table ({error})\nmove the file away to start a new one") from error
 
 
 def write_rows(path: Path, rows: list[MetricsRow]) -> None:
-    """Replace a table as a whole; its columns are those of all rows, in order of appearance."""
+    """Replace the table atomically; its columns are those of all rows, in order of appearance."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
@@ -102,7 +95,7 @@ def write_rows(path: Path, rows: list[MetricsRow]) -> None:
 
 
 def add_row(path: Path, row: MetricsRow) -> None:
-    """Append a row; where it has a column that the table lacks, write the table anew."""
+    """Append a row; rewrite the table if the row has a new column."""
     if not path.exists():
         write_rows(path, [row])
         return

@@ -1,4 +1,4 @@
-"""The layers of a model and their parameters, as a table before training."""
+"""A table of the model's layers and parameter counts, printed before training."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from rich.table import Table
 
 
 class ModelSummaryTable(ModelSummary):
-    """Names, types and parameters of the layers that have any, down to `max_depth`; on stderr, as all that is told."""
+    """Prints names, types and parameter counts of the layers with parameters, down to `max_depth`, on stderr."""
 
     @staticmethod
     def summarize(
         summary_data: list[tuple[str, list[str]]], total_parameters: int, trainable_parameters: int, *_: Any, **__: Any
     ) -> None:
-        """Print it."""
         columns = dict(summary_data)
         table = Table("layer", "type", box=None, pad_edge=False)
         table.add_column("parameters", justify="right")
@@ -26,4 +25,4 @@ class ModelSummaryTable(ModelSummary):
         frozen = total_parameters - trainable_parameters
         console = Console(stderr=True, highlight=False)
         console.print(table)
-        console.print(f"{total_parameters:,} parameters" + (f", of these {frozen:,} are not trained" if frozen else ""))
+        console.print(f"{total_parameters:,} parameters" + (f", {frozen:,} of them frozen" if frozen else ""))

@@ -1,4 +1,4 @@
-"""What callbacks may wait for: the metrics of a validation, by the names that design and README give them."""
+"""Checks the metric names that callbacks monitor against the metrics of a validation."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from vae_lab.models.base import Model, parts_without_density
 from vae_lab.utils.errors import UsageError
 
 TERMS = ("val/elbo", "val/log_px", "val/kl", "val/loss")
-FALLING = ("/loss", "/bits_per_dim")  # as a model gets better
+LOWER_IS_BETTER = ("/loss", "/bits_per_dim")  # lower is better
 
 
 def require_known_monitors(trainer: Trainer, model: Model, data: ImageDataModule, optimized_metric: str) -> None:
-    """UsageError where a callback or a sweep waits for a metric that no validation of this run gives.
+    """Raise UsageError if a callback or a sweep monitors a metric that no validation of this run computes.
 
-    Lightning would say so after the first epoch. Without a validation our own take the last weights for the best.
+    Lightning would raise after the first epoch. Without validation, BestCheckpoint and MetricsCSV use the last weights.
     """
     known, validated = validation_metrics(model), has_validation(trainer, data)
     if not optimized_metric.startswith("train/"):
@@ -30,19 +30,19 @@ def require_known_monitors(trainer: Trainer, model: Model, data: ImageDataModule
         name = type(callback).__name__
         if not validated:
             raise UsageError(
-                f"{name} waits for {monitor}, and nothing is validated in this run\n"
-                "set data.val_size above 0 (and trainer.limit_val_batches other than 0), or leave it out of callbacks"
+                f"{name} monitors {monitor}, but this run has no validation\n"
+                "set data.val_size above 0 (and trainer.limit_val_batches other than 0), or remove it from callbacks"
             )
         _require_known(monitor, f"{name}: monitor", known, model)
-        if monitor.endswith(FALLING) and getattr(callback, "mode", "min") == "max":
+        if monitor.endswith(LOWER_IS_BETTER) and getattr(callback, "mode", "min") == "max":
             raise UsageError(
-                f"{name}: {monitor} falls as a model gets better, and mode=max waits for it to rise\n"
-                "add mode=min beside the monitor (callbacks.best.mode=min)"
+                f"{name}: lower {monitor} is better, but mode=max\n"
+                "set mode=min beside the monitor (callbacks.best.mode=min)"
             )
 
 
 def validation_metrics(model: Model) -> list[str]:
-    """The names of what a validation of the model gives; `kl/dim_` begins those of single dimensions."""
+    """Names of the metrics of a validation; `kl/dim_` is the prefix of those of single dimensions."""
     known = [*TERMS, *(["val/bits_per_dim"] if model.is_mass_function else [])]
     if len(model.latents) > 1:
         known += [f"kl/layer_{layer}" for layer in range(len(model.latents))]
@@ -59,7 +59,7 @@ def _require_known(metric: str, where: str, known: list[str], model: Model) -> N
         return
     near = nearest_name(metric, known)
     hint = f"\ndid you mean {near}?" if near else ""
-    raise UsageError(f"{where}={metric}: there is no such metric{hint}\nexpected one of: {', '.join(known)}")
+    raise UsageError(f"{where}={metric}: no such metric{hint}\nexpected one of: {', '.join(known)}")
 
 
 def _require_mass_function(metric: str, where: str, model: Model) -> None:
@@ -67,13 +67,13 @@ def _require_mass_function(metric: str, where: str, model: Model) -> None:
     if name == "bits_per_dim" and not model.is_mass_function:
         if points := parts_without_density(model):
             raise UsageError(
-                f"{where}={metric}: bits per dimension are of a bound on log p(x), and {' and '.join(points)} "
-                f"has no density\nchoose {split}/log_px"
+                f"{where}={metric}: bits per dimension need a bound on log p(x), and {' and '.join(points)} "
+                f"has no density\nuse {split}/log_px"
             )
         levels = model.likelihood.levels
-        what = "a density" if levels is None else f"of {levels} levels where the pixels have {model.image.levels}"
+        what = "a density" if levels is None else f"one over {levels} levels, not {model.image.levels}"
         raise UsageError(
-            f"{where}={metric}: bits per dimension are of a probability of the pixels, and "
+            f"{where}={metric}: bits per dimension need a probability mass function of the pixels, and "
             f"{type(model.likelihood).__name__} is {what}\n"
-            f"choose model/likelihood=logistic_mixture (or bernoulli for binary pixels), or {split}/elbo"
+            f"use model/likelihood=logistic_mixture (or bernoulli for binary pixels), or {split}/elbo"
         )

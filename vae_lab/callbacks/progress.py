@@ -25,9 +25,9 @@ COLUMNS = (
 
 
 class Progress(Callback):
-    """A bar per epoch on a terminal: ELBO, log p(x|z), KL, images per second. Elsewhere a line per validation.
+    """Shows a bar per epoch on a terminal (ELBO, KL, images per second), and prints a line per validation.
 
-    refresh_seconds: how often the bar moves. enabled: false for lines only.
+    refresh_seconds: shortest time between updates of the bar. enabled: False for lines only.
     """
 
     def __init__(self, throughput: Throughput, refresh_seconds: float = 0.5, enabled: bool = True) -> None:
@@ -39,18 +39,16 @@ class Progress(Callback):
         self._moved_at = 0.0
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
-        """Draw the bar."""
         if not trainer.is_global_zero:
             return
-        self._say(trainer, opening_line(trainer))
+        self._print_line(trainer, opening_line(trainer))
         if self.enabled:
-            # Drawn by us: a thread that redraws it ten times a second takes time from every step.
+            # No auto_refresh: its thread redraws ten times a second and slows every step.
             self._bar = RichProgress(*COLUMNS, console=self.console, transient=True, auto_refresh=False)
             self._task = self._bar.add_task("", total=datamodule_of(trainer).steps_per_epoch, shown="")
             self._bar.start()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
-        """Move it, at most every `refresh_seconds`."""
         if self._bar is None or time.monotonic() - self._moved_at < self.refresh_seconds:
             return
         self._moved_at = time.monotonic()
@@ -61,26 +59,22 @@ class Progress(Callback):
         self._bar.refresh()
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Say what was found."""
         if not trainer.sanity_checking and trainer.is_global_zero:
-            self._say_epoch(trainer, f"val {format_terms(pl_module.metrics, 'val')}")
+            self._print_epoch(trainer, f"val {format_terms(pl_module.metrics, 'val')}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Where nothing is validated, say what was trained."""
+        """Print the training means if there is no validation."""
         if trainer.is_global_zero and not has_validation(trainer):
-            self._say_epoch(trainer, f"train {format_terms(pl_module.epoch_means(), 'train')}")
+            self._print_epoch(trainer, f"train {format_terms(pl_module.epoch_means(), 'train')}")
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Say what was found."""
         if trainer.is_global_zero:
-            self._say(trainer, f"test {format_terms(pl_module.metrics, 'test')}")
+            self._print_line(trainer, f"test {format_terms(pl_module.metrics, 'test')}")
 
     def on_train_end(self, *_: Any) -> None:
-        """Take the bar away."""
         self._close()
 
     def on_exception(self, *_: Any) -> None:
-        """Take the bar away."""
         self._close()
 
     def _close(self) -> None:
@@ -88,30 +82,30 @@ class Progress(Callback):
             self._bar.stop()
             self._bar = None
 
-    def _say_epoch(self, trainer: Trainer, found: str) -> None:
+    def _print_epoch(self, trainer: Trainer, found: str) -> None:
         epoch = trainer.global_step // datamodule_of(trainer).steps_per_epoch
         rate = self.throughput.rates[-1:]
         speed = f"  {rate[0]:,.0f} images/s" if rate else ""
-        self._say(trainer, f"epoch {epoch:4d}  step {trainer.global_step:7d}  {found}{speed}")
+        self._print_line(trainer, f"epoch {epoch:4d}  step {trainer.global_step:7d}  {found}{speed}")
 
-    def _say(self, trainer: Trainer, line: str) -> None:
+    def _print_line(self, trainer: Trainer, line: str) -> None:
         log.info(line)
         (self._bar.console if self._bar else self.console).print(line, highlight=False, soft_wrap=True)
 
 
 def format_terms(metrics: dict[str, float], split: str) -> str:
-    """`elbo -98.12  log_px -75.01  kl 23.11`; nothing before the first was read."""
+    """`elbo -98.12  log_px -75.01  kl 23.11`; empty if there are no metrics yet."""
     found = ((name, metrics.get(f"{split}/{name}")) for name in ("elbo", "log_px", "kl"))
     return "  ".join(f"{name} {value:.2f}" for name, value in found if value is not None)
 
 
 def format_short(metrics: dict[str, float]) -> str:
-    """`elbo -98.12  kl 23.11` of the last steps: with the rest of the bar it fits 80 columns."""
+    """`elbo -98.12  kl 23.11` of the last training steps: fits 80 columns with the rest of the bar."""
     return "  ".join(f"{name} {metrics[f'train/{name}']:.2f}" for name in ("elbo", "kl") if f"train/{name}" in metrics)
 
 
 def opening_line(trainer: Trainer) -> str:
-    """What is about to be trained on what."""
+    """Sizes of the splits, image shape, steps per epoch and device."""
     data = datamodule_of(trainer)
     sizes = " / ".join(f"{data.size(split):,} {split}" for split in ("train", "val", "test"))
     channels, height, width = data.image.shape

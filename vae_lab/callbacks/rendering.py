@@ -1,4 +1,4 @@
-"""What the pictures of one moment come to, as values that may come from another process; and where those go."""
+"""Renders the pictures of a snapshot into picklable values, and writes them to files and TensorBoard."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vae_lab.callbacks.tensorboard import add_encoded_image, add_model_graph, add_projector, writers
 from vae_lab.figures.canvas import render
 from vae_lab.figures.context import FigureContext
-from vae_lab.figures.encoding import encode_gif, encode_png, frames_of
+from vae_lab.figures.encoding import encode_gif, encode_png, find_frames
 from vae_lab.figures.network import autoencoder
 from vae_lab.figures.pictures import PICTURES, network_drawing
 from vae_lab.figures.requirements import Requirement, available_pictures, satisfied_requirements
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-HISTOGRAMS = "histograms"  # named like a picture where it is said what to draw
+HISTOGRAMS = "histograms"  # listed among the picture names to draw
 
 
 class SnapshotLabel(NamedTuple):
-    """A point in training, as file names and titles give it."""
+    """A point in training, for file names and titles."""
 
     suffix: str  # "epoch=0007" or "step=00001000"
     title: str  # "epoch 7"
@@ -35,17 +35,17 @@ class SnapshotLabel(NamedTuple):
 
     @classmethod
     def epoch(cls, finished: int, step: int) -> SnapshotLabel:
-        """After so many whole epochs."""
+        """The end of an epoch; finished: number of complete epochs."""
         return cls(f"epoch={finished:04d}", f"epoch {finished}", step)
 
     @classmethod
     def within(cls, step: int) -> SnapshotLabel:
-        """Somewhere in an epoch."""
+        """A step within an epoch."""
         return cls(f"step={step:08d}", f"step {step:,}", step)
 
 
 class RenderedImage(NamedTuple):
-    """An image file, and the same bytes in TensorBoard."""
+    """An encoded image (PNG or GIF), for a file and for TensorBoard."""
 
     name: str  # of the file
     tag: str
@@ -55,7 +55,7 @@ class RenderedImage(NamedTuple):
 
 
 class HistogramValues(NamedTuple):
-    """A histogram."""
+    """Values of a TensorBoard histogram."""
 
     tag: str
     values: NDArray[np.float32]
@@ -65,7 +65,7 @@ class HistogramValues(NamedTuple):
 def render_pictures(
     context: FigureContext, names: Sequence[str], label: SnapshotLabel
 ) -> Iterator[RenderedImage | HistogramValues]:
-    """Those of the pictures named that the scene suffices for; histograms where they are named."""
+    """Render the named pictures that are available for the context; histograms too if named."""
     precompute(context)
     for what in available_pictures(context):
         if what in names:
@@ -75,19 +75,19 @@ def render_pictures(
 
 
 def precompute(context: FigureContext) -> None:
-    """Look before the processes part that draw, so that each need not look again."""
+    """Fill the caches of the context before the fork, so that no worker process repeats the computation."""
     available_pictures(context)
 
 
 def render_network(context: FigureContext, step: int) -> Iterator[RenderedImage]:
-    """What does not change, of a model that is one encoder and one decoder."""
+    """The network diagram, which does not change in training; for models with one layer of latents."""
     if Requirement.ONE_LAYER in satisfied_requirements(context):
         yield _rendered_image("network", "network.png", network_drawing(context), step)
 
 
 def render_animation(folder: Path, what: str, step: int) -> Iterator[RenderedImage]:
-    """All PNGs of a picture that there are, those before a resume too."""
-    frames = frames_of(folder, what)
+    """A GIF of all PNGs of a picture, including those from before a resume."""
+    frames = find_frames(folder, what)
     if frames:
         data, size = encode_gif(frames)
         yield RenderedImage(f"{what}.gif", f"images/{what}.gif", data, size, step)
@@ -106,17 +106,17 @@ def _histograms(context: FigureContext, step: int) -> Iterator[HistogramValues]:
     if {Requirement.IMAGE, Requirement.POINTS} <= able:
         shown["latents/aggregate_posterior"] = context.space.latents.sample
     for tag, values in shown.items():
-        if values is not None and values.isfinite().all():  # a diverging run's are not, and TensorBoard would end it
+        if values is not None and values.isfinite().all():  # TensorBoard would raise on those of a diverging run
             yield HistogramValues(tag, values.numpy(), step)
 
 
 def image_folder(trainer: Trainer) -> Path:
-    """Where a run keeps its pictures."""
+    """`images` in the run directory."""
     return Path(trainer.default_root_dir) / "images"
 
 
 def write_rendered(trainer: Trainer, drawn: RenderedImage | HistogramValues) -> None:
-    """To the folder and TensorBoard."""
+    """Write an image to the folder and to TensorBoard, a histogram to TensorBoard."""
     if isinstance(drawn, RenderedImage):
         write_atomically(image_folder(trainer) / drawn.name, drawn.data, flush=False)
     for writer in writers(trainer):
@@ -127,7 +127,7 @@ def write_rendered(trainer: Trainer, drawn: RenderedImage | HistogramValues) -> 
 
 
 def log_graph(trainer: Trainer, context: FigureContext) -> None:
-    """The networks, as TensorBoard draws them, of a model that is one encoder and one decoder."""
+    """Write the graph of the networks to TensorBoard; for models with one layer of latents."""
     if Requirement.ONE_LAYER not in satisfied_requirements(context):
         return
     first = context.examples.x[:1].to(context.device)
@@ -137,10 +137,10 @@ def log_graph(trainer: Trainer, context: FigureContext) -> None:
 
 
 def log_projector(trainer: Trainer, context: FigureContext) -> None:
-    """The centres of the examples' posteriors, where they are vectors."""
+    """Write the posterior means of the examples to TensorBoard's projector, if they are vectors."""
     if Requirement.VECTOR not in satisfied_requirements(context):
         return
     labels = context.examples.labels
-    names = None if labels is None else [context.examples.class_of(label) for label in labels.tolist()]
+    names = None if labels is None else [context.examples.class_name(label) for label in labels.tolist()]
     for writer in writers(trainer):
         add_projector(writer, context.space.latents.centre, context.examples.x, names, trainer.global_step)

@@ -1,4 +1,4 @@
-"""summary.json: a run at a glance, written whatever way the run ended."""
+"""summary.json: status, metrics and environment of a run, written however it ends."""
 
 from __future__ import annotations
 
@@ -24,45 +24,54 @@ from vae_lab.utils.files import write_json
 from vae_lab.utils.signals import ForcedInterrupt, Interrupted, defer_sigint
 
 log = logging.getLogger("vae_lab")
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENOENT)
+DISK_ERRNOS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EIO,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ESTALE,
+    errno.ENOENT,
+)
 INTERRUPTIONS = (Interrupted, ForcedInterrupt, KeyboardInterrupt)
 
 
 class RunSummary:
-    """Collects what a run says of itself; as a context, writes it on every way out.
+    """Collects the warnings and results of a run; as a context manager, writes summary.json on every exit.
 
-    Entered once the trainer exists. `noticed` may be added to at any time. A disk that cannot be written becomes a
-    RunFailed that says what is left.
+    Entered once the trainer exists. `extra_warnings` may be appended to at any time. An OSError of the run directory's
+    disk is re-raised as RunFailed, with advice.
     """
 
-    def __init__(self, folder: Path, config: DictConfig, trainer: Trainer, experiment: VAEModule) -> None:
-        self.folder, self.config, self.trainer, self.experiment = folder, config, trainer, experiment
+    def __init__(self, folder: Path, config: DictConfig, trainer: Trainer, module: VAEModule) -> None:
+        self.folder, self.config, self.trainer, self.module = folder, config, trainer, module
         self.extra_warnings: list[str] = []
         self._status = ""
         self._started = time.perf_counter()
 
     @property
     def warnings(self) -> list[str]:
-        """What a reader of the numbers has to know: of the data, of the training, of what watched it."""
+        """Caveats of the results: from the data, the training and the callbacks."""
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         watched = [text for callback in callbacks for text in getattr(callback, "warnings", ())]
-        return list(dict.fromkeys([*self.extra_warnings, *self.experiment.warnings, *watched, *self._left_out]))
+        return list(dict.fromkeys([*self.extra_warnings, *self.module.warnings, *watched, *self._caveats]))
 
     @property
-    def _left_out(self) -> list[str]:
-        """What was asked for, or is usual, and was not done."""
+    def _caveats(self) -> list[str]:
+        """Validations and tests that were skipped or partial, and fewer devices than requested."""
         trainer, data, found = self.trainer, datamodule_of(self.trainer), []
-        if data.size("val") and not self.experiment.epoch_end.validated_at and self._status == "completed":
-            found.append("validation was skipped: no checkpoint was chosen by it")
+        if data.size("val") and not self.module.epoch_end.validated_at and self._status == "completed":
+            found.append("validation was skipped: no checkpoint was selected by it")
         for split in ("val", "test"):
             limit, size = getattr(trainer, f"limit_{split}_batches"), data.size(split)
             if size and limit not in (None, 0, 1.0):
-                found.append(f"trainer.limit_{split}_batches={limit}: {split} metrics are not of the whole split")
+                found.append(f"trainer.limit_{split}_batches={limit}: {split} metrics do not cover the whole split")
             elif size and limit == 0:
-                found.append(f"trainer.limit_{split}_batches=0: nothing of the {split} split was looked at")
+                found.append(f"trainer.limit_{split}_batches=0: the {split} split was not evaluated")
         asked = self.config.trainer.devices
         if isinstance(asked, int) and trainer.world_size < asked * self.config.trainer.num_nodes:
-            found.append(f"it ran on {trainer.world_size} devices, fewer than trainer.devices={asked} asks for")
+            found.append(f"ran on {trainer.world_size} devices, fewer than trainer.devices={asked}")
         return found
 
     def __enter__(self) -> RunSummary:
@@ -84,25 +93,27 @@ class RunSummary:
 
     @property
     def _is_out_of_time(self) -> bool:
-        """Whether trainer.max_time ended training before anything else would have."""
+        """Whether trainer.max_time stopped training before its final step."""
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         end = final_step(self.trainer, datamodule_of(self.trainer).steps_per_epoch)
         timers = [callback for callback in callbacks if isinstance(callback, Timer)]
         return self.trainer.global_step != end and any((timer.time_remaining() or 1) <= 0 for timer in timers)
 
     def _disk_failure(self, error: BaseException | None) -> RunFailed | None:
-        """What a write that the disk refused comes to."""
-        refused = (link for link in cause_chain(error) if isinstance(link, OSError) and link.errno in DISK)
-        cause = next((link for link in refused if link.filename is None or self._is_ours(link.filename)), None)
+        """RunFailed for an OSError of the run directory's disk in the cause chain; None if there is none."""
+        refused = (link for link in cause_chain(error) if isinstance(link, OSError) and link.errno in DISK_ERRNOS)
+        cause = next(
+            (link for link in refused if link.filename is None or self._is_in_run_directory(link.filename)), None
+        )
         if cause is None:
             return None
         where = f"{cause.filename}: " if cause.filename else ""
         return RunFailed(
-            f"{where}{os.strerror(cause.errno or 0)}, in the run folder {self.folder}.\n"
-            "What was saved before is whole. Make room (or the folder writable), then go on from there"
+            f"{where}{os.strerror(cause.errno or 0)}, in the run directory {self.folder}.\n"
+            "Files saved earlier are intact. Free disk space (or make the directory writable), then resume the run"
         )
 
-    def _is_ours(self, filename: object) -> bool:
+    def _is_in_run_directory(self, filename: object) -> bool:
         return str(filename).startswith(str(self.folder))
 
     def _write_if_possible(self, status: str, error: str | None = None) -> None:
@@ -112,34 +123,34 @@ class RunSummary:
             sys.stderr.write(f"summary.json could not be written: {refused.strerror or refused}\n")
 
     def _report(self) -> None:
-        """Where everything is, what a reader of the numbers has to know, and how to go on."""
+        """Log the warnings, the run directory, and how to resume."""
         for warning in self.warnings:
             log.warning("warning: %s", warning)
-        for line in [f"run folder: {self.folder}"] + ([] if self._status == "completed" else self._resume_hint()):
+        for line in [f"run directory: {self.folder}"] + ([] if self._status == "completed" else self._resume_hint()):
             log.info(line)
             sys.stderr.write(f"{line}\n")
 
     def _resume_hint(self) -> list[str]:
         last = self.folder / "checkpoints" / "last.ckpt"
         return (
-            [f"to go on: python -m vae_lab.train resume={self.folder}"]
+            [f"to resume: python -m vae_lab.train resume={self.folder}"]
             if last.exists()
-            else ["nothing was saved yet that a run could go on from"]
+            else ["no checkpoint was saved yet, so the run cannot be resumed"]
         )
 
     def write(self, status: str, error: str | None = None) -> None:
-        """Write summary.json (on the first process)."""
+        """Write summary.json, on the first process."""
         self._status = status
         if self.trainer.is_global_zero:
             outcome = {"status": status} | ({"error": error} if error else {})
-            write_json(self.folder / "summary.json", {**outcome, **self._results(), **self._circumstances()})
+            write_json(self.folder / "summary.json", {**outcome, **self._results(), **self._environment()})
 
     def _results(self) -> dict[str, Any]:
         table, throughput = self._callback(MetricsCSV), self._callback(Throughput)
         steps, steps_per_epoch = self.trainer.global_step, datamodule_of(self.trainer).steps_per_epoch
         seconds = time.perf_counter() - self._started
         return {
-            "metrics": self.experiment.metrics,
+            "metrics": self.module.metrics,
             "best_metrics": table.best_metrics,
             "warnings": self.warnings,
             "images_per_second": throughput.images_per_second,
@@ -150,9 +161,9 @@ class RunSummary:
             "steps": steps,
         }
 
-    def _circumstances(self) -> dict[str, Any]:
+    def _environment(self) -> dict[str, Any]:
         return {
-            "num_parameters": sum(p.numel() for p in self.experiment.model.parameters()),
+            "num_parameters": sum(p.numel() for p in self.module.model.parameters()),
             "device": device_name(self.trainer),
             "precision": str(self.trainer.precision),
             "seed": self.config.seed,
@@ -166,7 +177,7 @@ class RunSummary:
 
 
 def device_name(trainer: Trainer) -> str:
-    """`cpu`, or the accelerator's own name; with their number where there are several."""
+    """`cpu`, or the name of the accelerator; prefixed with the number of processes if several."""
     import torch
 
     device = trainer.strategy.root_device

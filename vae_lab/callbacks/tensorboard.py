@@ -1,4 +1,4 @@
-"""What TensorBoard shows besides scalars: pictures, histograms, projector, graph, config, hyperparameters."""
+"""TensorBoard output other than scalars: images, projector, graph, config, hyperparameters."""
 
 from __future__ import annotations
 
@@ -12,28 +12,27 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-THUMBNAIL = 32  # pixels: 2,000 of them stay far below the 8,192 pixels that a sprite may have
+THUMBNAIL = 32  # pixels a side: the sprite of 2,000 images stays far below its limit of 8,192 pixels a side
 SHOWN_METRICS = ("val/", "test/")
 
 
 class ConfiguredModule(Protocol):
-    """What the summary asks of an experiment."""
+    """What TensorBoardSummary needs of the LightningModule."""
 
     config: dict[str, Any]  # the composed config, resolved
 
 
 def loggers(trainer: Trainer) -> list[TensorBoardLogger]:
-    """The TensorBoard loggers among the trainer's."""
     return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
 def writers(trainer: Trainer) -> list[SummaryWriter]:
-    """Their writers; empty on all ranks but the first, where Lightning hands out dummies."""
+    """The SummaryWriters of the TensorBoard loggers; empty on ranks other than 0, where Lightning returns dummies."""
     return [cast(SummaryWriter, logger.experiment) for logger in loggers(trainer)] if trainer.is_global_zero else []
 
 
 def add_encoded_image(writer: SummaryWriter, tag: str, data: bytes, size: tuple[int, int], step: int) -> None:
-    """A picture that is already PNG or GIF (add_image would encode it again, and knows no animation)."""
+    """Add an encoded PNG or GIF (add_image would encode it again, and does not support animations)."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     width, height = size
@@ -44,7 +43,7 @@ def add_encoded_image(writer: SummaryWriter, tag: str, data: bytes, size: tuple[
 def add_projector(
     writer: SummaryWriter, points: Tensor, images: Tensor, names: Sequence[str] | None, step: int
 ) -> None:
-    """Points (N, D) in the projector tab, each with its image (N, C, H, W) as thumbnail and its class."""
+    """Add points (N, D) to the projector tab, each with its image (N, C, H, W) as thumbnail and its class name."""
     height, width = images.shape[-2:]
     shrink = min(1.0, THUMBNAIL / max(height, width))
     size = (max(1, round(height * shrink)), max(1, round(width * shrink)))
@@ -53,18 +52,18 @@ def add_projector(
 
 
 def add_model_graph(writer: SummaryWriter, module: nn.Module, example: Tensor) -> None:
-    """The graph tab; a network that cannot be traced is left out with a warning, not a failed run."""
+    """Add the graph; a network that cannot be traced gives a warning instead of a failed run."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the tracer, about shapes taken as constants
+            warnings.simplefilter("ignore")  # the tracer's, about shapes taken as constants
             writer.add_graph(module, example)
     except (RuntimeError, TypeError) as error:
         reason = str(error).strip().partition("\n")[0]
-        warnings.warn(f"the model graph is not in TensorBoard: {reason}", stacklevel=2)
+        warnings.warn(f"no model graph in TensorBoard, tracing failed: {reason}", stacklevel=2)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
-    """The leaves of a nested config as dotted names, each a scalar that the HPARAMS tab takes."""
+    """The leaves of a nested config by dotted name, as scalars or text for the HPARAMS tab."""
     for key, value in config.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
@@ -74,10 +73,10 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 class TensorBoardSummary(Callback):
-    """The config as text at the start; hyperparameters beside the final metrics at the end.
+    """Writes the config as text at the start, and hyperparameters with the final metrics at the end.
 
     HPARAMS are written once, since TensorBoard keeps the first: after the test, or after the fit if
-    `after_test` is false. `write_hparams` may also be called directly.
+    `after_test` is False. `write_hparams` may also be called directly.
     """
 
     def __init__(self, after_test: bool = True) -> None:
@@ -86,7 +85,7 @@ class TensorBoardSummary(Callback):
         self._written = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The config tag of the TEXT tab."""
+        """Write the config to the TEXT tab."""
         from omegaconf import OmegaConf
 
         text = OmegaConf.to_yaml(cast(ConfiguredModule, pl_module).config)
@@ -94,24 +93,24 @@ class TensorBoardSummary(Callback):
             writer.add_text("config", f"```yaml\n{text}```", trainer.global_step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the validation's metrics: the test forgets them."""
+        """Keep the validation metrics, which the trainer drops at the test."""
         self._collect(trainer)
         if not self.after_test:
             self.write_hparams(trainer, self._metrics)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Hyperparameters beside the metrics of the last validation and the test."""
+        """Write hyperparameters with the metrics of the last validation and the test."""
         self._collect(trainer)
         self.write_hparams(trainer, self._metrics)
 
     def write_hparams(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
-        """The HPARAMS tab of this run: the config's scalars and `metrics`. Later calls do nothing."""
+        """Write the config's scalars and `metrics` to the HPARAMS tab. Later calls do nothing."""
         if self._written or not trainer.is_global_zero:
             return
         from torch.utils.tensorboard.summary import hparams
 
         experiment = cast(ConfiguredModule, trainer.lightning_module)
-        # The metrics' scalars are there: a logger's own log_hyperparams would write them twice.
+        # Not log_hyperparams of the logger: it would write the metrics' scalars a second time.
         summaries = hparams(dict(flatten(experiment.config)), dict(metrics))
         for writer in writers(trainer):
             for summary in summaries:

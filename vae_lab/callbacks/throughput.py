@@ -1,4 +1,4 @@
-"""Where a run's time goes: images per second of the training loop, and seconds of everything beside it."""
+"""Training throughput in images per second, and the seconds spent on validation, pictures and checkpoints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vae_lab.runs.checkpoint_io import AtomicCheckpointIO
 
 
 class Throughput(Callback):
-    """Images per second of each epoch, and of the epoch so far. Stands before the callbacks that draw and save."""
+    """Measures images per second of each epoch. Must come before the callbacks that draw and save."""
 
     def __init__(self) -> None:
         self.rates: list[float] = []
@@ -25,12 +25,12 @@ class Throughput(Callback):
 
     @property
     def images_per_second(self) -> float | None:
-        """The median over epochs after the first, which pays for warming up; of the first where it is alone."""
+        """Median over the epochs after the first, which includes start-up costs; the first if it is the only one."""
         rates = self.rates[1:] or self.rates
         return statistics.median(rates) if rates else None
 
     def seconds_in(self, trainer: Trainer) -> dict[str, float]:
-        """Seconds of the fit by what took them; `last_pictures` come after the last epoch."""
+        """Seconds of each part of the fit; `last_pictures` come after the last epoch."""
         return {
             "training": self.seconds_training,
             "validation": self.seconds_validating,
@@ -40,36 +40,33 @@ class Throughput(Callback):
         }
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Start the clock."""
         self._started, self._beside = time.perf_counter(), seconds_beside(trainer)
         self._first_step = trainer.global_step
 
     def so_far(self, trainer: Trainer) -> float:
-        """Images per second of this epoch until now."""
+        """Images per second of the current epoch until now."""
         return self._images(trainer) / max(self._seconds(trainer), 1e-9)
 
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """The epoch's steps are done."""
         self._stop(trainer, pl_module)
         self._validating = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
-        """Before the other callbacks draw or save."""
         self.seconds_validating += time.perf_counter() - self._validating
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """The epoch's steps are done, where no validation came after them."""
+        """End the epoch's measurement if no validation did."""
         self._stop(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
-        """An epoch that ends before its time is trained on too; its rate is not one of an epoch's."""
+        """Count the images and seconds of a partial epoch, but not its rate."""
         if self._started and trainer.global_step > self._first_step:
             self._count(trainer)
 
     def _stop(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.sanity_checking or not self._started or trainer.global_step == self._first_step:
             return
-        pl_module.log_steps()  # waits for the device, so that its work is counted
+        pl_module.log_steps()  # synchronises with the device, so that its work is counted
         self.rates.append(self.so_far(trainer))
         self._count(trainer)
 
@@ -87,16 +84,16 @@ class Throughput(Callback):
 
 
 def seconds_beside(trainer: Trainer) -> float:
-    """Seconds in which training waited for pictures and checkpoints."""
+    """Seconds that training waited for pictures and checkpoints."""
     return seconds_drawing(trainer) + seconds_saving(trainer)
 
 
 def seconds_drawing(trainer: Trainer) -> float:
-    """Seconds in which training waited for pictures."""
+    """Seconds that training waited for pictures."""
     return sum(callback.seconds for callback in image_loggers(trainer))
 
 
 def seconds_saving(trainer: Trainer) -> float:
-    """Seconds in which training waited for the disk."""
+    """Seconds that training waited for checkpoints to be written."""
     writer = trainer.strategy.checkpoint_io
     return writer.seconds if isinstance(writer, AtomicCheckpointIO) else 0.0

@@ -1,8 +1,8 @@
-"""Work on the state of one moment while training goes on: a forked copy of the process does it, as Redis saves.
+"""Jobs on a snapshot of the process while training continues: forked worker processes, as in Redis' background save.
 
-The copy has the memory of that moment, page by page copied only where training writes. It returns values; files,
-loggers and the progress bar stay with the process that trains. A copy of the copy does the work with the processor's
-idle time alone; on a machine that has none, the copy does it itself once somebody has waited long enough.
+A worker has the memory of the moment of its fork; a page is copied only when training writes to it. It returns values;
+files, loggers and the progress bar stay with the parent. A child of the worker runs the job at idle priority; on a
+machine without idle time the worker runs it itself, once the parent has waited long enough.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ log = logging.getLogger("vae_lab")
 T = TypeVar("T")
 Job = Callable[[], Iterable[T]]
 
-MAX_PROCESSES = 4  # each holds the pages that training has written since, and what it draws
-POLL_SECONDS = 0.005  # seconds between two looks at a copy that is waited for
-MAX_IDLE_WAIT = 2.0  # seconds to wait for idle time before a copy is hurried
+MAX_PROCESSES = 4  # each holds the pages that training has written since the fork, and what it computes
+POLL_SECONDS = 0.005  # between two checks of a worker that is waited for
+MAX_IDLE_WAIT = 2.0  # seconds to wait for idle time before HURRY is sent
 
 
 class BackgroundError(RuntimeError):
-    """Work in a copy of the process failed; the message ends with its traceback."""
+    """A job failed in a worker process; the message ends with its traceback."""
 
 
 @dataclass
 class InProcessWorkers(Generic[T]):
-    """Does each work as it is started, until `interrupted`."""
+    """Runs each job in this process when it is started; skips jobs once `stop_requested()`."""
 
     deliver: Callable[[T], None]
     stop_requested: Callable[[], bool] = lambda: False
-    skipped: list[str] = field(default_factory=list)  # the names of works that were not done
+    skipped: list[str] = field(default_factory=list)  # names of the jobs that were not completed
 
     def start(self, name: str, work: Job[T], *, urgent: bool = False) -> None:
-        """Do it and deliver what comes of it."""
+        """Run the job and deliver its values."""
         if self.stop_requested():
             self.skipped.append(name)
             return
@@ -54,46 +54,43 @@ class InProcessWorkers(Generic[T]):
 
     @property
     def busy(self) -> bool:
-        """Nothing is ever pending."""
         return False
 
-    def poll(self) -> None:
-        """Nothing is ever pending."""
+    def poll(self) -> None: ...
 
     drain = stop = poll
 
-    def finish(self, seconds: float) -> None:
-        """Nothing is ever pending."""
+    def finish(self, seconds: float) -> None: ...
 
 
 @dataclass
 class ForkedWorkers(Generic[T]):
-    """Forks a copy of the process for each work, at most `MAX_PROCESSES` at a time; nobody waits once `interrupted`.
+    """Forks a worker process for each job, at most `MAX_PROCESSES` at a time; never waits once `stop_requested()`.
 
-    What comes of them is delivered in the order they were started in, by the methods below alone.
+    Values are delivered in the order in which the jobs were started, and only by the methods below.
     """
 
     deliver: Callable[[T], None]
     stop_requested: Callable[[], bool] = lambda: False
-    skipped: list[str] = field(default_factory=list)  # the names of works that were not done
+    skipped: list[str] = field(default_factory=list)  # names of the jobs that were not completed
     _copies: deque[ForkedProcess] = field(default_factory=deque)
 
     def start(self, name: str, work: Job[T], *, urgent: bool = False) -> None:
-        """Begin; wait for the oldest copy first where there are too many. `urgent`: training does not go on."""
+        """Fork a worker; wait for the oldest if there are too many. urgent: no idle priority, training has stopped."""
         self._wait(MAX_PROCESSES - 1)
         try:
             self._copies.append(fork(name, work, idle=not urgent))
-        except OSError:  # no memory to promise, or no process to have: what needs neither still works
+        except OSError:  # out of memory or processes: run the job in this process
             self.drain()
             InProcessWorkers(self.deliver, self.stop_requested).start(name, work)
 
     @property
     def busy(self) -> bool:
-        """Whether anything was started that is not delivered yet."""
+        """Whether a job is running or not yet delivered."""
         return bool(self._copies)
 
     def poll(self) -> None:
-        """Deliver what is done; a system call where one is at work. Raises BackgroundError where one failed."""
+        """Deliver finished jobs; one system call while a job runs. Raises BackgroundError if a job failed."""
         while self._copies:
             status = exit_status(self._copies[0])
             if status is None:
@@ -101,24 +98,24 @@ class ForkedWorkers(Generic[T]):
             self._receive(self._copies.popleft(), status)
 
     def drain(self) -> None:
-        """Wait for all and deliver it."""
+        """Wait for all jobs and deliver them."""
         self._wait(0)
 
     def finish(self, seconds: float) -> None:
-        """Deliver what is done within so many seconds, then kill the others: training ends before its time."""
+        """Deliver the jobs that finish within so many seconds and kill the rest, when training is stopped early."""
         try:
             self._wait(0, seconds)
         except BackgroundError as error:
-            log.warning("warning: %s", error)  # why training ends is another matter
+            log.warning("warning: %s", error)  # must not hide the reason why training stops
         finally:
             if self._copies:
                 names = ", ".join(dict.fromkeys(copy.name for copy in self._copies))
-                log.warning("warning: not done when training was stopped, and left out: %s", names)
+                log.warning("warning: unfinished when training was stopped, and skipped: %s", names)
                 self.skipped += [copy.name for copy in self._copies]
             self.stop()
 
     def stop(self) -> None:
-        """Kill all: they hold nothing but memory."""
+        """Kill all workers: they hold nothing but memory."""
         for copy in self._copies:
             os.kill(copy.pid, signal.SIGKILL)
         while self._copies:
@@ -127,7 +124,7 @@ class ForkedWorkers(Generic[T]):
             copy.sent.close()
 
     def _wait(self, most: int, seconds: float | None = None) -> None:
-        """Until no more are at work, at most so long; without a limit, until `interrupted`."""
+        """Wait until at most `most` jobs are running, for at most `seconds`; if None, until `stop_requested()`."""
         self.poll()
         started, hurried = time.monotonic(), False
         while len(self._copies) > most:
@@ -141,7 +138,7 @@ class ForkedWorkers(Generic[T]):
             self.poll()
 
     def _hurry(self) -> None:
-        """Let none wait for idle time any longer; one that did not get any begins anew."""
+        """Tell all workers to stop waiting for idle time and run their job themselves, from the beginning."""
         for copy in self._copies:
             os.kill(copy.pid, HURRY)
 
@@ -150,10 +147,10 @@ class ForkedWorkers(Generic[T]):
             if status != 0:
                 self.skipped.append(copy.name)
                 how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with {status}"
-                warnings.warn(f"{copy.name}: the process at work on it {how}, and its results are lost", stacklevel=2)
+                warnings.warn(f"{copy.name}: the worker process {how}, its results are lost", stacklevel=2)
                 return
             sent.seek(0)
-            outcome: JobResult = pickle.load(sent)  # our own copy wrote it
+            outcome: JobResult = pickle.load(sent)  # written by our own worker
         for message, category, filename, line in outcome.warnings:
             warnings.warn_explicit(message, category, filename, line)
         for value in outcome.values:

@@ -1,1 +1,1 @@
-"""The config: its types, its check against the code it names, error messages, what a run's config may build."""
+"""The config: schema, validation against target signatures, error messages, allow-list for stored configs."""

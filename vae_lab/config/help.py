@@ -1,4 +1,4 @@
-"""--help: the groups, their options, and every key, as the rest of the command line composes them."""
+"""The text of --help: config groups, their options, and all keys as composed by the other overrides."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ HELP = ("--help", "-h")
 
 
 def is_help_request(argv: Sequence[str]) -> bool:
-    """Whether help is asked for, with overrides beside it at most; Hydra answers those with flags of its own."""
+    """Whether the only flags are help flags; Hydra handles help combined with flags of its own."""
     return any(word in HELP for word in argv) and all(word in HELP for word in argv if word.startswith("-"))
 
 
 def help_text(directory: str, config_name: str, overrides: Sequence[str]) -> str:
-    """What Hydra's --help prints, in half of the time: Hydra copies its whole store for each question it asks of it."""
+    """The text of Hydra's --help in half the time: Hydra copies its whole config store at each lookup."""
     with initialize_config_dir(directory, version_base="1.3"):
         config = compose(config_name, list(overrides), return_hydra_config=True)
     template = Template(config.hydra.help.template)
@@ -28,7 +28,7 @@ def help_text(directory: str, config_name: str, overrides: Sequence[str]) -> str
 
 
 def groups(directory: Path) -> Iterator[str]:
-    """A line for each group: its options."""
+    """One line per group, with its options."""
     for folder in sorted(path for path in directory.rglob("*") if path.is_dir()):
         options = sorted(path.stem for path in folder.glob("*.yaml"))
         if options:

@@ -1,4 +1,4 @@
-"""What was wrong with a request, in a few lines: Hydra's and OmegaConf's exceptions in a user's words."""
+"""Short error messages for users from the exceptions of Hydra and OmegaConf."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -27,17 +27,17 @@ from vae_lab.utils.errors import UsageError, cause_chain, find_cause
 
 MESSAGE_LINES = 4
 MISMATCH = r"Value '(.*)' of type '(.*)' (?:could not be converted to|is incompatible with type hint) '?(.*?)'?$"
-SPOKEN_TYPES = {
+TYPE_NAMES = {
     **{"Integer": "an integer", "Float": "a number", "Boolean": "true or false"},
-    **{"int": "an integer", "float": "a number", "bool": "true or false", "str": "a text"},
+    **{"int": "an integer", "float": "a number", "bool": "true or false", "str": "a string"},
 }
 
 
-def explain(error: BaseException, directory: str, in_job: bool = False) -> str | None:
-    """What was wrong with the request, where, and what was expected; None if the request was not the cause.
+def usage_message(error: BaseException, directory: str, in_job: bool = False) -> str | None:
+    """An error message for a wrong request: what was found, where, what was expected; None for any other failure.
 
-    `directory` holds the configs. What a job raises is its own failure unless it is a UsageError, an error
-    of the config, or a ValueError of a constructor; before a job, every unreadable or unwritable file counts.
+    `directory` holds the configs. An exception raised in a job counts as a wrong request only if it is a UsageError,
+    a config error, or the ValueError of a constructor; before a job, so does every unreadable or unwritable file.
     """
     usage = find_cause(error, UsageError)
     if usage:
@@ -59,7 +59,7 @@ def _explain_hydra(error: BaseException) -> str | None:
         return _unknown_option(option)
     syntax = find_cause(error, OverrideParseException)
     if syntax:
-        return f"{_not_understood(syntax)}\nexpected key=value; quote a value with other signs"
+        return f"{_syntax_error(syntax)}\nexpected key=value; quote a value with special characters"
     built = find_cause(error, InstantiationException)
     if built and isinstance(built.__cause__, ValueError):
         where = re.search(r"full_key: (.+)", str(built))
@@ -75,7 +75,7 @@ def _explain_omegaconf(error: BaseException, directory: str) -> str | None:
         case ConfigAttributeError() | ConfigKeyError() if composed:
             return _unknown_key(cause, str(composed), directory, place)
         case MissingMandatoryValue():
-            return f"{cause.full_key}: has no value\ngive one: {cause.full_key}=..."
+            return f"{cause.full_key}: has no value\nset {cause.full_key}=..."
         case InterpolationResolutionError():
             return _broken_reference(cause)
         case ValidationError():
@@ -83,10 +83,10 @@ def _explain_omegaconf(error: BaseException, directory: str) -> str | None:
     return None
 
 
-def _not_understood(error: OverrideParseException) -> str:
+def _syntax_error(error: OverrideParseException) -> str:
     reason = error.message.removeprefix(f"Error parsing override '{error.override}'\n").partition("\n")[0]
     at = f" ({reason})" if error.override not in reason else ""
-    return f"{error.override}: not understood{at}"
+    return f"{error.override}: syntax error{at}"
 
 
 def _unknown_option(error: MissingConfigException) -> str:
@@ -113,7 +113,7 @@ def _unknown_key(error: OmegaConfBaseException, composed: str, directory: str, p
     names = [str(name) for name in node] if isinstance(node, DictConfig) else []
     if not parent:
         nested = "/" in key
-        composed_of_groups = "model" in names  # as vae_lab.train; other commands take keys alone
+        composed_of_groups = "model" in names  # vae_lab.train; other commands take keys only
         groups = {group for group in _groups(directory) if ("/" in group) == nested and composed_of_groups}
         names = sorted(groups if nested else {*names, *groups} - {"hydra"})
     near = nearest_name(key, names)
@@ -125,7 +125,7 @@ def _unknown_key(error: OmegaConfBaseException, composed: str, directory: str, p
 
 
 def _place(error: BaseException | None) -> str:
-    """The file that Hydra names, unless it is the primary config, whose name tells nothing."""
+    """The config file that Hydra names, unless it is the primary config, which says nothing about the location."""
     file = re.match(r"In '([^']+/[^']+)'", str(error))
     return f" (in {file[1]}.yaml)" if file else ""
 
@@ -151,7 +151,7 @@ def _type_mismatch(error: OmegaConfBaseException) -> str:
         return message
     value, found, expected = parts.groups()
     names = [name for name in re.findall(r"\w+", expected) if name not in ("Optional", "Union")]
-    spoken = " or ".join(SPOKEN_TYPES.get(name, name) for name in names)
+    spoken = " or ".join(TYPE_NAMES.get(name, name) for name in names)
     return f"found '{value}' ({found}), expected {spoken}"
 
 
@@ -161,7 +161,7 @@ def _groups(directory: str) -> set[str]:
 
 
 def _elsewhere(name: str, root: Any) -> str | None:
-    """The shortest full key that ends in a name given without its parents."""
+    """The shortest full key whose last part is `name`."""
     return min((key for key in _dotted_keys(root) if key.endswith(f".{name}")), key=len, default=None)
 
 

@@ -1,8 +1,8 @@
-"""What the config of a run directory may do: build parts of vae_lab and of torch, and call nothing else.
+"""Allow-list for the config of a run directory: it may build parts of vae_lab and torch, and call nothing else.
 
-A run directory may come from anybody. What its config names is imported and called when the model is built, and what
-it refers to is looked up, so both are checked against short lists before either happens; `trusted=true` widens them.
-The user's own conf/ and command line are free.
+A run directory may come from an untrusted source. Building the model imports and calls each `_target_` and evaluates
+each resolver, so both are checked against allow-lists beforehand; `trusted=true` skips the check. The user's own conf/
+and command line are not restricted.
 """
 
 import inspect
@@ -16,9 +16,9 @@ from omegaconf.grammar_parser import parse
 
 from vae_lab.utils.errors import UsageError
 
-# Below which modules a target may lie, and of which classes it must then be one: of none, any public class or
-# function. Of Lightning only what takes no function, writes nothing but logs and sends nothing anywhere.
-ALLOWED: dict[str, tuple[str, ...]] = {
+# Modules whose public members a target may name, and the base classes allowed there; an empty tuple allows any public
+# class or function. From Lightning, only classes that take no function, write only logs and use no network.
+ALLOWED_TARGETS: dict[str, tuple[str, ...]] = {
     "vae_lab.callbacks": ("lightning.pytorch.Callback",),
     "vae_lab.data.sets": (),
     "vae_lab.data.transforms": (),
@@ -29,7 +29,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "vae_lab.posteriors": (),
     "vae_lab.priors": (),
     "vae_lab.second_stage": tuple(
-        f"vae_lab.second_stage.{name}" for name in ("DirectFit", "GradientFit", "SecondStage", "Standardized")
+        f"vae_lab.second_stage.{name}" for name in ("DirectFit", "GradientFit", "SecondStage", "StandardizedPrior")
     ),
     "vae_lab.training.optimizer": (),
     "vae_lab.training.trainer": (),
@@ -46,39 +46,40 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 LOGGERS = "lightning.pytorch.loggers"
 PUBLIC_NAME = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+")
 
-# They read. `run_dir` makes folders, `oc.decode` and `oc.create` take a text for a config, the user's own do anything.
-RESOLVERS = frozenset(
+# Read-only resolvers. `run_dir` creates directories, `oc.decode` and `oc.create` parse strings as configs, and custom
+# resolvers may run any code.
+READ_ONLY_RESOLVERS = frozenset(
     {"oc.deprecated", "oc.dict.keys", "oc.dict.values", "oc.env", "oc.select", "hydra", "now", "python_version"}
 )
-REFERENCE = re.compile(r"\$\{[A-Za-z]\w*(\.\w+|\[\w+\])*\}")  # to a key by its full name
+REFERENCE = re.compile(r"\$\{[A-Za-z]\w*(\.\w+|\[\w+\])*\}")  # to an absolute key
 
 
 def checked_run_config(config: Container, source: Path) -> Container:
-    """The config of a run directory that can be built without running code of its choice, untyped.
+    """The config of a run directory, untyped, checked to be buildable without running arbitrary code.
 
-    References to keys stay as they are. What is put together or read from elsewhere is resolved once, here: what was
-    checked is what will be built. UsageError: what `require_trusted` raises, or a resolver that may do more than read.
+    References to keys are kept. Every other interpolation is resolved once, here, so that the checked values are the
+    ones that are built. UsageError: from `require_allowed_targets`, or for a resolver that is not read-only.
     """
     raw = OmegaConf.to_container(config)
     for key, text in _texts(raw, ""):
-        _require_harmless(text, key, source)
-    settled = _resolve_computed(raw, OmegaConf.to_container(config, resolve=True), "", source)
-    require_trusted(settled, source)
-    result: Container = OmegaConf.create(settled)
+        _require_read_only(text, key, source)
+    resolved = _resolve_computed(raw, OmegaConf.to_container(config, resolve=True), "", source)
+    require_allowed_targets(resolved, source)
+    result: Container = OmegaConf.create(resolved)
     return result
 
 
-def require_trusted(content: Any, source: Path) -> None:
-    """UsageError at the first `_target_` of a resolved config that is none of the allowed parts.
+def require_allowed_targets(content: Any, source: Path) -> None:
+    """Raise UsageError at the first `_target_` of a resolved config that is not allowed.
 
-    Nothing is imported before all names are seen to lie below an allowed module, for an import runs code.
+    All names are checked against the allowed modules before anything is imported, because an import runs code.
     """
     nodes = list(_target_nodes(content, ""))
     for allows in (_is_name_of_part, _is_part):
         for key, node in nodes:
             target, where = node["_target_"], f"{key}._target_" if key else "_target_"
             if not allows(target, where):
-                found = f"{source} names {target}, none of the parts that a run's config may build"
+                found = f"{source} names {target}, which the config of a run directory may not build"
                 raise _refusal(where, found)
     for key, node in nodes:
         if node["_target_"].startswith(LOGGERS):
@@ -95,10 +96,10 @@ def _target_nodes(node: Any, key: str) -> Iterator[tuple[str, dict[Any, Any]]]:
 
 
 def _require_inside(node: dict[Any, Any], key: str, source: Path) -> None:
-    """Loggers join what they are given to the run directory; these signs lead out of it."""
+    """Refuse path characters in logger arguments: loggers join them to the run directory, and they could lead out."""
     for name, text in _texts({**node, "_target_": None}, key):
         if re.search(r"[/\\:~$]|\.\.", text):
-            raise _refusal(name, f"{source} lets a logger write to '{text}'")
+            raise _refusal(name, f"{source} lets a logger write outside the run directory: '{text}'")
 
 
 def _is_name_of_part(target: Any, where: str) -> bool:
@@ -106,32 +107,32 @@ def _is_name_of_part(target: Any, where: str) -> bool:
 
 
 def _is_part(target: str, where: str) -> bool:
-    """Whether what a name below an allowed module means was defined below the same one, and is of its kind."""
-    from vae_lab.config.validation import locate
+    """Whether the object is defined in the allowed module that its name starts with, and has an allowed base class."""
+    from vae_lab.config.validation import import_target
 
-    found = locate(target, where)
+    found = import_target(target, where)
     if not (inspect.isclass(found) or inspect.isfunction(found)) or not found.__qualname__.isidentifier():
-        return False  # the method of a class, for one
+        return False  # e.g. a method
     prefix = _allowed_prefix(target)
     if prefix is None or prefix != _allowed_prefix(f"{found.__module__}.{found.__qualname__}"):
-        return False  # what another module imported
-    kinds = tuple(locate(kind, where) for kind in ALLOWED[prefix])
+        return False  # imported there from another module
+    kinds = tuple(import_target(kind, where) for kind in ALLOWED_TARGETS[prefix])
     return not kinds or (inspect.isclass(found) and issubclass(found, kinds))
 
 
 def _allowed_prefix(path: str) -> str | None:
-    """The longest allowed module that a dotted path lies below."""
-    return max((prefix for prefix in ALLOWED if path.startswith(f"{prefix}.")), key=len, default=None)
+    """The longest allowed module that contains a dotted path."""
+    return max((prefix for prefix in ALLOWED_TARGETS if path.startswith(f"{prefix}.")), key=len, default=None)
 
 
-def _require_harmless(text: str, key: str, source: Path) -> None:
+def _require_read_only(text: str, key: str, source: Path) -> None:
     for name in _resolvers(text):
-        if name not in RESOLVERS:
-            raise _refusal(key, f"{source} calls the resolver '{name}', which may do more than read")
+        if name not in READ_ONLY_RESOLVERS:
+            raise _refusal(key, f"{source} calls the resolver '{name}', which may have side effects")
 
 
 def _resolvers(text: str) -> Iterator[str]:
-    """The names of the resolvers that a text calls, as they are written there."""
+    """The names of the resolvers that a string calls, unevaluated."""
     pending: list[Any] = [parse(text)] if "${" in text else []
     for node in pending:
         if type(node).__name__ == "InterpolationResolverContext":
@@ -140,7 +141,7 @@ def _resolvers(text: str) -> Iterator[str]:
 
 
 def _resolve_computed(raw: Any, resolved: Any, key: str, source: Path) -> Any:
-    """`raw` with the value of everything in it that is not a reference to a key; a `_target_` is never one."""
+    """`raw` with every value resolved but plain references to keys; a `_target_` is always resolved."""
     if isinstance(raw, dict):
         return {name: _resolve_computed(child, resolved[name], f"{key}.{name}", source) for name, child in raw.items()}
     if isinstance(raw, list):
@@ -150,9 +151,9 @@ def _resolve_computed(raw: Any, resolved: Any, key: str, source: Path) -> Any:
     if refers and not key.endswith("._target_"):
         return raw
     for _, value in _leaves(resolved, key):
-        # OmegaConf would resolve these a second time, by other resolvers: a text, or what it makes a text of (a path).
+        # OmegaConf would resolve such a value (a string, or a path that it converts to one) again, with any resolver.
         if "${" in str(value):
-            raise _refusal(key.lstrip("."), f"{source} makes the reference '{value}' out of something else")
+            raise _refusal(key.lstrip("."), f"{source} computes the interpolation '{value}' from other values")
     return resolved
 
 
@@ -161,7 +162,7 @@ def _texts(node: Any, key: str) -> Iterator[tuple[str, str]]:
 
 
 def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """Each value in a mapping or a list, under its full key."""
+    """Each leaf of nested mappings and lists, with its full key."""
     from vae_lab.config.validation import children
 
     if not isinstance(node, (dict, list)):
@@ -173,6 +174,6 @@ def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
 def _refusal(key: str, found: str) -> UsageError:
     return UsageError(
         f"{key}: {found}\n"
-        "That may run or write anything. Look at the file; if the run is yours, or you trust whose it is, add\n"
+        "This could run arbitrary code. Check the file; if the run is your own or from a source you trust, add\n"
         "trusted=true (in Python: vae_lab.load(run, trusted=True))"
     )

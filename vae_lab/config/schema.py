@@ -1,8 +1,8 @@
-"""The typed root of the config: what may be written, of which type, with which default.
+"""The typed root of the config: keys, types and defaults.
 
-Hydra merges the YAML of `conf/` and the command line onto `Config`, so an unknown key or a string in the
-place of a number is refused while the config is composed. The groups below the root stay open here:
-`vae_lab.config.validation` checks each of them against the signature of its `_target_`.
+Hydra merges the YAML of `conf/` and the command line onto `Config`, so an unknown key or a string where a number is
+expected is an error of the composition. The groups below the root are untyped here: `vae_lab.config.validation` checks
+each of them against the signature of its `_target_`.
 """
 
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from omegaconf import MISSING
 
 @dataclass
 class TrainerConfig:
-    """Options of lightning.Trainer under their own names, then ours; None leaves Lightning's default."""
+    """Options of lightning.Trainer under the same names, then those of vae_lab; None keeps Lightning's default."""
 
     _target_: str = "vae_lab.training.trainer.build_trainer"
 
@@ -43,31 +43,31 @@ class TrainerConfig:
     enable_progress_bar: bool | None = None
     enable_model_summary: bool | None = None
 
-    deterministic: bool | str | None = None  # "warn" warns where an operation is not deterministic
+    deterministic: bool | str | None = None  # "warn": warn about a nondeterministic operation
     benchmark: bool | None = None
     detect_anomaly: bool = False
     profiler: str | None = None
 
     steps_per_execution: int | str = "auto"  # optimiser steps in one call of the trainer: >= 1, or "auto"
     num_threads: int | None = None  # of torch on the CPU; default: physical cores, at most OMP_NUM_THREADS
-    keep_freed_memory: bool = True  # on the CPU: reuse freed memory at once, stay at the peak
-    channels_last: bool = True  # images in memory with their channels innermost, which convolutions prefer
+    keep_freed_memory: bool = True  # on the CPU: reuse freed memory; usage stays at its peak
+    channels_last: bool = True  # memory format of images; convolutions run faster
     compile: bool = False  # torch.compile for the step
     cuda_graphs: bool = False  # record the step once on a GPU and replay it
-    on_nonfinite: str = "stop"  # a loss or gradient that is not finite: stop, or skip the step
+    on_nonfinite: str = "stop"  # non-finite loss or gradient: stop, or skip the step
     matmul_precision: str | None = None  # of torch.set_float32_matmul_precision
 
 
 @dataclass
 class Config:
-    """One experiment. Every run directory holds one as `.hydra/config.yaml`."""
+    """One experiment; stored in each run directory as `.hydra/config.yaml`."""
 
-    name: str | None = None  # of the folder under outputs/; default: the experiment, else <model>-<data>
+    name: str | None = None  # of the directory under outputs/; default: the experiment, else <model>-<data>
     seed: int = 0
     optimized_metric: str = "val/elbo"
-    resume: str | None = None  # a run directory (or a checkpoint in it): go on where it stopped; auto: find it
-    init_from: str | None = None  # a run directory: start from its weights
-    trusted: bool = False  # resume: build whatever the config of that run names
+    resume: str | None = None  # a run directory, a checkpoint in it, or auto: the newest unfinished run
+    init_from: str | None = None  # a run directory: start a new run from its weights
+    trusted: bool = False  # with resume: skip the allow-list check of the stored config
 
     data: Any = MISSING
     model: Any = MISSING
@@ -76,12 +76,12 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: Any = None
     callbacks: Any = None
-    second_stage: Any = None  # a prior fitted to the latents once training is over
+    second_stage: Any = None  # a prior fitted to the latents after training
 
 
 @dataclass
 class ReplayConfig:
-    """What vae_lab.replay takes."""
+    """Config of vae_lab.replay."""
 
     run: str = MISSING
     step: int | None = None
@@ -90,7 +90,7 @@ class ReplayConfig:
 
 @dataclass
 class FitPriorConfig:
-    """What vae_lab.fit_prior takes."""
+    """Config of vae_lab.fit_prior."""
 
     run: str = MISSING
     second_stage: Any = MISSING
@@ -101,14 +101,14 @@ class FitPriorConfig:
 
 
 def register() -> None:
-    """Put the schemas where `defaults: [schema, ...]` of a primary config finds them."""
+    """Register the schemas in Hydra's config store, for `defaults: [schema, ...]` of a primary config."""
     ConfigStore.instance().store(name="schema", node=Config)
     ConfigStore.instance().store(name="replay_schema", node=ReplayConfig)
     ConfigStore.instance().store(name="fit_prior_schema", node=FitPriorConfig)
 
 
 def conf_dir() -> str:
-    """The absolute path of conf/: inside the package when installed from a wheel, else beside it."""
+    """The absolute path of conf/: inside the package if installed from a wheel, else beside it."""
     package = Path(__file__).resolve().parents[1]
     inside = package / "conf"
     return str(inside if inside.is_dir() else package.parent / "conf")

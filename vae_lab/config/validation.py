@@ -1,7 +1,7 @@
-"""The config against the code it names: each `_target_` is bound to its signature before anything is built.
+"""Validation of the config: each `_target_` node is checked against the signature before anything is built.
 
-Groups below the typed root are open to Hydra: a typo in an experiment file, `+key=` and a string in the
-place of a number would surface minutes later as a TypeError. Here they are errors that name the key.
+Hydra does not type the groups below the root: a typo in an experiment file, a `+key=` or a string where a number is
+expected would surface minutes later as a TypeError. Here they are errors that name the key.
 """
 
 import dataclasses
@@ -22,41 +22,41 @@ from omegaconf import DictConfig, OmegaConf
 from vae_lab.utils.errors import UsageError
 
 HYDRA_KEYS = frozenset({"_target_", "_partial_", "_recursive_", "_convert_", "_args_"})
-UNRESOLVABLE = (NameError, AttributeError, TypeError, SyntaxError)  # an import under TYPE_CHECKING, for one
+UNRESOLVABLE = (NameError, AttributeError, TypeError, SyntaxError)  # e.g. an import under TYPE_CHECKING
 
 
 class Arguments(NamedTuple):
-    """What a target can be given by name."""
+    """Parameters of a target."""
 
-    hints: dict[str, Any]  # name to type; Any where it says none
+    hints: dict[str, Any]  # name to type; Any if not annotated
     required: tuple[str, ...]
-    nullable: frozenset[str]  # default None, whatever the type says
-    positional: tuple[str, ...]  # in order, what `_args_` fills
-    open: bool  # takes keys of any name
+    nullable: frozenset[str]  # default None, whatever the annotation
+    positional: tuple[str, ...]  # in order, as filled by `_args_`
+    open: bool  # accepts any keyword (**kwargs)
 
 
 def check_targets(config: DictConfig) -> None:
     """Raise UsageError at the first key, type or `_target_` that would fail when the config is built.
 
-    A missing argument is an error unless `_partial_` leaves it to the parent. Types follow the annotations,
-    where an integer counts as a float and a list as any sequence. Imports every target.
+    A missing argument is an error unless the node is `_partial_`. Types follow the annotations; an integer counts as a
+    float and a list as any sequence. Imports every target.
     """
     _check_schema(config, "")
     _check_tree(OmegaConf.to_container(config, resolve=True, throw_on_missing=True), "")
 
 
 def nearest_name(word: str, names: Iterable[str]) -> str | None:
-    """The name with the fewest edits from a misspelt word; failing a near one, the most alike; else None."""
+    """The name with the fewest edits from a misspelt word, else the most similar one, else None."""
     names = sorted(names)
     edits = {name: _edits(word.lower(), name.lower()) for name in names}
-    best = min(names, key=lambda name: (edits[name], -_likeness(word, name)), default=None)
+    best = min(names, key=lambda name: (edits[name], -_similarity(word, name)), default=None)
     if best is not None and edits[best] <= max(1, len(word) // 3):
         return best
     return next(iter(difflib.get_close_matches(word, names, n=1)), None)
 
 
 def _check_schema(node: Any, where: str) -> None:
-    """`+key=` opens even the typed nodes of a config; their names are those of their dataclass."""
+    """Check the keys of typed nodes against the fields of their dataclass, since `+key=` adds keys even there."""
     if not isinstance(node, DictConfig) or not dataclasses.is_dataclass(schema := OmegaConf.get_type(node)):
         return
     names = [field.name for field in dataclasses.fields(schema)]
@@ -77,7 +77,7 @@ def _check_tree(node: Any, where: str) -> None:
 
 
 def children(node: Any, where: str) -> Iterator[tuple[str, Any]]:
-    """What a mapping or a list holds, each under its full key; nothing of anything else."""
+    """The items of a mapping or a list, each with its full key; empty for any other value."""
     if isinstance(node, dict):
         yield from ((f"{where}.{name}" if where else str(name), child) for name, child in node.items())
     elif isinstance(node, list):
@@ -86,7 +86,7 @@ def children(node: Any, where: str) -> Iterator[tuple[str, Any]]:
 
 def _check_node(node: dict[str, Any], where: str) -> None:
     target = str(node["_target_"])
-    arguments = _arguments(locate(target, f"{where}._target_"))
+    arguments = _arguments(import_target(target, f"{where}._target_"))
     given = {name: value for name, value in node.items() if name not in HYDRA_KEYS}
     for name, value in given.items():
         if name in arguments.hints:
@@ -121,17 +121,17 @@ def _check_type(value: Any, arguments: Arguments, name: str, key: str) -> None:
 
 
 def _expected(hint: Any, choices: list[str]) -> str:
-    """What a hint allows, in words."""
+    """The values that a hint allows, in words."""
     if not choices:
         return _type_name(hint)
     others = [member for member in _members(hint) if typing.get_origin(member) is not Literal]
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
+    words = {bool: "true or false", int: "an integer", float: "a number", str: "a string", type(None): "null"}
     allowed = [words.get(member, _type_name(member)) for member in others]
     return ", or ".join([f"one of {_quoted(choices)}" if len(choices) > 1 else _quoted(choices), *allowed])
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    # A bool is an int to Python, never to the author of `latent_dim: int`.
+    # A bool is an int in Python, but not a valid value of `latent_dim: int`.
     if isinstance(value, bool) and any(member in (int, float) for member in _members(hint)):
         return bool in _members(hint)
     try:
@@ -158,8 +158,8 @@ def _arguments(target: Any) -> Arguments:
     options = [_resolve(p.annotation, scope) for p in parameters if p.kind is p.VAR_KEYWORD]
     unpacked = [typing.get_args(option)[0] for option in options if typing.get_origin(option) is Unpack]
     for typed_dict in unpacked:
-        written_in = vars(sys.modules[typed_dict.__module__])
-        hints |= {name: _resolve(hint, written_in) for name, hint in typed_dict.__annotations__.items()}
+        namespace = vars(sys.modules[typed_dict.__module__])
+        hints |= {name: _resolve(hint, namespace) for name, hint in typed_dict.__annotations__.items()}
         required += typed_dict.__required_keys__
     return Arguments(
         hints,
@@ -171,9 +171,9 @@ def _arguments(target: Any) -> Arguments:
 
 
 def _scope(target: Any) -> dict[str, Any]:
-    """The globals in which a target's annotations were written."""
+    """The global namespace of a target's annotations."""
     function = inspect.unwrap(getattr(target, "__init__") if inspect.isclass(target) else target)  # noqa: B009
-    function = getattr(function, "__func__", function)  # of a class method
+    function = getattr(function, "__func__", function)  # a class method
     return getattr(function, "__globals__", {})
 
 
@@ -187,12 +187,12 @@ def _resolve(annotation: Any, scope: dict[str, Any]) -> Any:
         return Any
 
 
-def locate(path: str, key: str) -> Any:
-    """The object of a dotted path, importing modules on the way; UsageError where it does not exist."""
+def import_target(path: str, key: str) -> Any:
+    """Import the object at a dotted path. UsageError: it does not exist or is not callable."""
     first, *rest = path.split(".")
     found, reached = _import(first), first
     if found is None:
-        raise UsageError(f"{key}: no module '{first}' can be imported, for {path}")
+        raise UsageError(f"{key}: no module named '{first}', in {path}")
     for part in rest:
         inner = getattr(found, part, None)
         if inner is None and inspect.ismodule(found):
@@ -208,7 +208,7 @@ def locate(path: str, key: str) -> Any:
 
 
 def _import(path: str) -> Any:
-    """The module, or None where there is none; an error inside it is not hidden."""
+    """The module, or None if there is none; an import error inside the module is raised."""
     try:
         return import_module(path)
     except ModuleNotFoundError as error:
@@ -250,12 +250,12 @@ def _quoted(names: Iterable[str]) -> str:
     return ", ".join(f"'{name}'" for name in names)
 
 
-def _likeness(word: str, name: str) -> float:
+def _similarity(word: str, name: str) -> float:
     return difflib.SequenceMatcher(None, word, name).ratio()
 
 
 def _edits(a: str, b: str) -> int:
-    """Characters to insert, delete, replace or swap with their neighbour, to make one word of another."""
+    """Edit distance: insertions, deletions, replacements and swaps of adjacent characters."""
     before: list[int] = []
     row = list(range(len(b) + 1))
     for i, left in enumerate(a):

@@ -1,1 +1,1 @@
-"""Data sets: a source decodes images once into one tensor, the data module hands out slices of it."""
+"""Data sets: a source decodes the images once into one tensor; the data module yields slices of it as batches."""

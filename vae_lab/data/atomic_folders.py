@@ -1,4 +1,4 @@
-"""Folders that appear whole under their name, or not at all, however many processes make them at once."""
+"""Atomic creation of folders: complete or absent, also when several processes create the same one."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 
 from vae_lab.utils.files import fsync_folder
 
-_BUILDING = ".building-"  # and a random name: a folder in the making
+_BUILDING = ".building-"  # prefix of temporary folders, followed by a random name
 _DAY = 86_400.0
 
 
 @contextmanager
 def temporary_folder(parent: Path) -> Iterator[Path]:
-    """A new folder to fill and to publish, gone afterwards if it was not. Raises OSError."""
+    """Create a temporary folder in `parent`; removed on exit unless published. Raises OSError."""
     parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(parent)
     temporary = parent / f"{_BUILDING}{uuid.uuid4().hex}"
@@ -29,9 +29,9 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
 
 
 def publish_folder(temporary: Path, final: Path, is_whole: Callable[[Path], bool]) -> None:
-    """Give a filled folder its name in one step; a whole one that is already there stays. Raises OSError."""
+    """Rename `temporary` to `final` atomically; a complete `final` is kept. Raises OSError."""
     if final.exists() and not is_whole(final):
-        # By a rename: whoever has its files open keeps them, and no one opens it half removed.
+        # Renamed first: open files stay valid, and no process opens a partly removed folder.
         damaged = final.rename(f"{temporary}-damaged")
         shutil.rmtree(damaged, ignore_errors=True)
     fsync_folder(temporary)
@@ -44,8 +44,8 @@ def publish_folder(temporary: Path, final: Path, is_whole: Callable[[Path], bool
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Remove what killed processes left, once nothing in it changed for a day."""
+    """Remove the temporary folders of killed processes, after a day without changes."""
     for folder in parent.glob(f"{_BUILDING}*"):
-        with suppress(FileNotFoundError):  # another process may be doing the same
+        with suppress(FileNotFoundError):  # another process may remove it at the same time
             if time.time() - max(path.stat().st_mtime for path in (folder, *folder.iterdir())) > _DAY:
                 shutil.rmtree(folder, ignore_errors=True)

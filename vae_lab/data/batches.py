@@ -1,6 +1,6 @@
-"""The order of images: batches as slices of one tensor, placed by the number of the optimiser step and nothing else.
+"""Batches as slices of one tensor; their order is a pure function of the seed and the optimiser step.
 
-No length, no worker, no state: asked at any moment, an iterator goes on from the trainer's `global_step`.
+No length, no worker processes, no state: an iterator starts at the trainer's `global_step`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor
 
 from vae_lab.utils.rng import epoch_permutation
 
-SECONDS_PER_CALL = 0.1  # long enough to make the trainer's own work small, short enough to answer a Ctrl-C
+SECONDS_PER_CALL = 0.1  # long enough to hide the trainer's overhead, short enough to react to Ctrl-C
 
 
 class Batch(NamedTuple):
-    """uint8 images (B, C, H, W) and labels (B,), or None."""
+    """uint8 images (B, C, H, W), and labels (B,) or None."""
 
     images: Tensor
     labels: Tensor | None
@@ -28,7 +28,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageSplit:
-    """One split: rows `indices` of a tensor of all images."""
+    """One split: the rows `indices` of the tensor of all images."""
 
     pixels: Tensor  # uint8, (N, C, H, W)
     indices: Tensor  # int64, (n,)
@@ -39,16 +39,15 @@ class ImageSplit:
 
     def batch(self, rows: Tensor) -> Batch:
         """The images at these rows of `pixels`."""
-        # index_select copies an image at a time; indexing costs several times as much.
+        # index_select copies whole images; advanced indexing is several times slower.
         return Batch(self.pixels.index_select(0, rows), None if self.labels is None else self.labels[rows])
 
 
 @dataclass
 class StepsPerCall:
-    """How many optimiser steps to run in the next call of the trainer.
+    """Number of optimiser steps in the next call of the trainer.
 
-    steps: a number, or `auto`: as many as take about a tenth of a second, found while training. The weights do not
-    depend on it.
+    steps: a number, or `auto`: as many as take about 0.1 s, measured during training. The weights do not depend on it.
     """
 
     steps: int | Literal["auto"]
@@ -57,7 +56,7 @@ class StepsPerCall:
     asked_at: float | None = field(default=None, init=False)
 
     def next(self) -> int:
-        """The length of the next call."""
+        """The number of steps in the next call."""
         if self.steps != "auto":
             return self.steps
         now = time.perf_counter()
@@ -70,11 +69,11 @@ class StepsPerCall:
 
 @dataclass(frozen=True)
 class TrainingBatches:
-    """Iterates over the rest of the current epoch: each item is the batches of one call of the trainer.
+    """Iterable over the rest of the current epoch: each item is the list of batches of one call of the trainer.
 
-    step_size: images of one optimiser step on this device. clock: the number of the next optimiser step.
-    boundaries: a call ends at every multiple of these numbers of steps (logging, pictures, checkpoints). last_step: no call
-    goes beyond. skip_steps: True for an epoch that is only ended.
+    step_size: images per optimiser step on this device. clock: returns the index of the next optimiser step.
+    boundaries: calls end at every multiple of these step counts (logging, pictures, checkpoints). last_step: no call
+    continues past it. skip_steps: True for an epoch whose steps are all done and of which only the end remains.
     """
 
     split: ImageSplit
@@ -92,7 +91,7 @@ class TrainingBatches:
     def __iter__(self) -> Iterator[list[Batch]]:
         if self.skip_steps():
             return
-        self.steps_per_call.asked_at = None  # or it would take a validation for a slow step
+        self.steps_per_call.asked_at = None  # so that a validation in between is not timed as a slow step
         epoch, at = divmod(self.clock(), self.steps_per_epoch)
         rows = self._rows(epoch)
         while at < self.steps_per_epoch:
@@ -103,13 +102,13 @@ class TrainingBatches:
             at = end
 
     def step(self, number: int) -> Batch:
-        """The images of any optimiser step."""
+        """The batch of any optimiser step."""
         epoch, at = divmod(number, self.steps_per_epoch)
         (batch,) = self._batches(self._rows(epoch), at, at + 1)
         return batch
 
     def _rows(self, epoch: int) -> Tensor:
-        """This device's rows in the order of the epoch; the first ones again where devices do not divide them."""
+        """This device's rows in the order of the epoch; the first rows repeat if the devices do not divide them."""
         order = self.split.indices[epoch_permutation(len(self.split), self.seed, epoch)]
         if self.world_size == 1:
             return order
@@ -117,7 +116,7 @@ class TrainingBatches:
         return torch.cat((order, order[:missing]))[self.rank :: self.world_size]
 
     def _batches(self, rows: Tensor, start: int, end: int) -> list[Batch]:
-        """Those of steps start, ..., end - 1: one look into the data for all, then slices."""
+        """The batches of steps start, ..., end - 1: gathered at once, then sliced."""
         images, labels = self.split.batch(rows[start * self.step_size : end * self.step_size])
         parts = images.split(self.step_size)
         names = [None] * len(parts) if labels is None else labels.split(self.step_size)
@@ -134,7 +133,7 @@ class TrainingBatches:
 
 @dataclass(frozen=True)
 class EvaluationBatches:
-    """A split in order, each image once; devices take turns by image and none sees a duplicate."""
+    """A split in order, each image once; images are interleaved over the devices, without duplicates."""
 
     split: ImageSplit
     batch_size: int
@@ -154,7 +153,7 @@ class EvaluationBatches:
 
 
 def steps_per_epoch(num_images: int, step_size: int, world_size: int, limit: int | float | None) -> int:
-    """Optimiser steps of one epoch; limit: at most so many, or such a fraction (Lightning's limit_train_batches)."""
+    """Optimiser steps per epoch; limit: maximum number or fraction of steps (Lightning's limit_train_batches)."""
     steps = math.ceil(num_images / (step_size * world_size))
     if limit is None:
         return steps

@@ -1,7 +1,7 @@
-"""Decoded pictures kept on disk between runs: one memory-mapped tensor, never half a one.
+"""On-disk cache of decoded pictures: one memory-mapped tensor, written atomically.
 
-A cache is a folder named by its key, with `pixels.u8` (the rows, one after the other) and `index.json`, which holds
-the checksums of both. It may be deleted at any time; the next run makes it again.
+A cache is a folder named by its key, with `pixels.u8` (the concatenated rows) and `index.json`, which holds the
+checksums of both. It may be deleted at any time; the next run rebuilds it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from vae_lab.utils.cpu import num_cores
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.files import fsync, write_atomically
 
-_FORMAT = 2  # raise it when decoding or the files below change: older caches are then left alone
+_FORMAT = 2  # increase it when decoding or the files below change: older caches are then ignored
 _PIXELS, _INDEX = "pixels.u8", "index.json"
-_BLOCK = 2**24  # bytes to a checksum: zlib lets go of the interpreter's lock, so blocks are summed on all cores
+_BLOCK = 2**24  # bytes per checksum: zlib releases the GIL, so the blocks are checked on all cores
 
 
 class DecodedPicture(NamedTuple):
-    """One picture on its way into the cache: its pixels, or why there are none."""
+    """One picture to be cached: its pixels, or None and the reason why it cannot be read."""
 
     name: str
     pixels: NDArray[np.uint8] | None  # (C, H, W)
@@ -40,15 +40,13 @@ class DecodedPicture(NamedTuple):
 
 
 class CachedImages(NamedTuple):
-    """A cache that has been opened."""
-
-    pixels: Tensor  # uint8, (N, C, H, W), memory-mapped; writing to it changes no file
+    pixels: Tensor  # uint8, (N, C, H, W), memory-mapped copy-on-write: writing to it leaves the file unchanged
     names: tuple[str, ...]  # of the N pictures
-    skipped: Mapping[str, str]  # name of each picture left out, and why
+    skipped: Mapping[str, str]  # name of each skipped picture: reason
 
 
 def cache_key(folder: Path, names: Sequence[str], options: object) -> str:
-    """Changes with any file's relative name, size or time of change, and with the options (by their repr)."""
+    """Hash of the relative name, size and modification time of each file, and of the repr of the options."""
     digest = hashlib.sha256(repr((_FORMAT, options)).encode())
     for name in names:
         digest.update(repr((name, *_state(folder / name))).encode("utf-8", "surrogateescape"))
@@ -56,7 +54,7 @@ def cache_key(folder: Path, names: Sequence[str], options: object) -> str:
 
 
 def _state(path: Path) -> tuple[int, int]:
-    """Size and time of change; of a link to nowhere neither: whoever reads it will say so."""
+    """Size and modification time; (-1, -1) for a broken link, which is reported when the file is read."""
     try:
         stat = path.stat()
     except OSError:
@@ -65,7 +63,7 @@ def _state(path: Path) -> tuple[int, int]:
 
 
 def open_cache(cache_dir: Path, key: str, shape: ImageShape) -> CachedImages | None:
-    """The cache of this key, its rows shaped (C, H, W); None where there is no whole one."""
+    """Open the cache of this key, rows shaped (C, H, W); None if it is missing or damaged."""
     folder = cache_dir / key
     try:
         index = json.loads((folder / _INDEX).read_text("utf-8"))
@@ -73,7 +71,7 @@ def open_cache(cache_dir: Path, key: str, shape: ImageShape) -> CachedImages | N
         names, skipped, checksums = tuple(index["names"]), dict(index["skipped"]), index["checksums"]
         as_written = index["digest"] == _digest(index)
     except (OSError, ValueError, LookupError, TypeError):
-        return None  # absent, or damaged, which is the same: it is made again
+        return None  # missing or damaged: either way it is rebuilt
     if not as_written or size != len(names) * math.prod(shape):
         return None
     pixels = _map(folder / _PIXELS, (len(names), *shape))
@@ -81,10 +79,9 @@ def open_cache(cache_dir: Path, key: str, shape: ImageShape) -> CachedImages | N
 
 
 def build_cache(cache_dir: Path, key: str, shape: ImageShape, rows: Iterable[DecodedPicture]) -> CachedImages:
-    """Write the rows, one by one, and open the cache; where another process was faster, open that one's.
+    """Write the rows one by one and open the cache, or open that of another process that finished first.
 
-    What `rows` raises passes through and leaves nothing behind. Raises UsageError when the folder cannot be
-    written.
+    An exception raised by `rows` propagates and leaves no files. Raises UsageError if the folder cannot be written.
     """
     try:
         with temporary_folder(cache_dir) as temporary:
@@ -95,11 +92,11 @@ def build_cache(cache_dir: Path, key: str, shape: ImageShape, rows: Iterable[Dec
     except OSError as error:
         raise UsageError(
             f"data.cache_dir={cache_dir}: cannot be written ({error.strerror or error}).\n"
-            "Expected a folder for the decoded pictures; set data.cache_dir to one with room."
+            "Expected a writable folder with space for the decoded pictures; set data.cache_dir to one."
         ) from error
     cached = open_cache(cache_dir, key, shape)
     if cached is None:
-        raise UsageError(f"data.cache_dir={cache_dir}: {key} vanished while it was opened; run again.")
+        raise UsageError(f"data.cache_dir={cache_dir}: {key} was deleted while it was being opened; run again.")
     return cached
 
 
@@ -117,18 +114,18 @@ def _write(folder: Path, shape: ImageShape, rows: Iterable[DecodedPicture]) -> N
         fsync(file)
     checksums = _checksums(_map(folder / _PIXELS, (len(names), *shape)))
     index = {"names": names, "skipped": skipped, "checksums": checksums}
-    # ASCII with escapes: a file name need not be valid UTF-8.
+    # ASCII with escapes: file names need not be valid UTF-8.
     write_atomically(folder / _INDEX, json.dumps(index | {"digest": _digest(index)}).encode("ascii"))
 
 
 def _digest(index: Mapping[str, object]) -> str:
-    """Of all that an index says."""
-    said = {name: value for name, value in index.items() if name != "digest"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode("ascii")).hexdigest()
+    """SHA-256 of the index without its digest."""
+    content = {name: value for name, value in index.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode("ascii")).hexdigest()
 
 
 def _checksums(pixels: Tensor) -> list[int]:
-    """CRC-32 of each block of the pixels; reading them also brings them into memory for the first epoch."""
+    """CRC-32 of each block of the pixels; this also reads the file into the page cache for the first epoch."""
     content = pixels.flatten().numpy().data
     blocks = [content[start : start + _BLOCK] for start in range(0, len(content), _BLOCK)]
     with ThreadPoolExecutor(num_cores()) as pool:
@@ -138,5 +135,5 @@ def _checksums(pixels: Tensor) -> list[int]:
 def _map(path: Path, shape: tuple[int, int, int, int]) -> Tensor:
     size = math.prod(shape)
     if size == 0:
-        return torch.empty(shape, dtype=torch.uint8)  # nothing cannot be mapped
+        return torch.empty(shape, dtype=torch.uint8)  # an empty file cannot be memory-mapped
     return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).reshape(shape)

@@ -1,4 +1,4 @@
-"""ImageDataModule: a source's images as Lightning sees them, and what the model is told about them."""
+"""ImageDataModule: the Lightning data module of a source's images, and its helpers for the trainer."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from vae_lab.utils.errors import UsageError
 from vae_lab.utils.rng import BINARIZE, mix
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-RESIDENT_SHARE = 0.25  # of the device's free memory that images may take under `auto`
+RESIDENT_SHARE = 0.25  # maximum fraction of the device's free memory for images under `auto`
 
 
 class BatchOptions(TypedDict, total=False):
-    """The options that every data set takes, as `data.<name>`; the meaning is in `ImageDataModule`."""
+    """Options common to all data sets, as `data.<name>`; documented in `ImageDataModule`."""
 
     batch_size: int
     eval_batch_size: int
@@ -36,7 +36,7 @@ class BatchOptions(TypedDict, total=False):
 
 @dataclass
 class LoaderOptions:
-    """What training asks of the data beyond the images: set by `build` and by the trainer."""
+    """Training options that determine batches and steps; set by `build` and by the trainer."""
 
     seed: int = 0
     accumulate: int = 1
@@ -47,10 +47,10 @@ class LoaderOptions:
 class ImageDataModule(LightningDataModule):
     """Batches of a source's images.
 
-    batch_size: training images of one batch on each device. eval_batch_size: of validation and test.
-    binarize, flip, shift, corruption: see `Preprocess`. binarize_seed: draws the pixels of `fixed`, and of validation
-    and test under `dynamic`. device_resident: keep the training images on the accelerator (`auto`: if they fit a
-    quarter of it).
+    batch_size: training images per batch on each device. eval_batch_size: the same for validation and test.
+    binarize, flip, shift, corruption: see `Preprocess`. binarize_seed: seed of the pixels sampled under `fixed`, and
+    of validation and test under `dynamic`. device_resident: keep the training images on the accelerator (`auto`: if
+    they fit in a quarter of its free memory).
     """
 
     def __init__(
@@ -74,19 +74,19 @@ class ImageDataModule(LightningDataModule):
         self.preprocess = Preprocess(binarize, flip, shift, corruption)
         self.binarize_seed, self.device_resident = binarize_seed, device_resident
         self.loader_options = LoaderOptions()
-        self.finishing_epoch = False  # for the end of an epoch: it has no step left
+        self.finishing_epoch = False  # True while an epoch without remaining steps is ended
         self._loaded: DecodedImages | None = None
         self._splits: dict[Split, ImageSplit] = {}
 
     def load(self) -> DecodedImages:
-        """Every image, decoded once; kept for the life of the process."""
+        """Decode all images on the first call; the result is kept for the life of the process."""
         if self._loaded is None:
             self._loaded = self.source.load()
         return self._loaded
 
     @property
     def image(self) -> ImageSpec:
-        """What a model is told about the images."""
+        """Shape, levels per pixel and number of classes of the images."""
         images = self.load()
         channels, height, width = images.pixels.shape[1:]
         levels = 256 if self.preprocess.binarize == "none" else 2
@@ -94,18 +94,18 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the labels; empty without labels."""
+        """Names of the classes; empty without labels."""
         return self.load().class_names
 
     def size(self, split: Split) -> int:
-        """Number of images in a split."""
+        """Number of images in the split."""
         return len(self.load().splits[split])
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the images and draw what is drawn once."""
+        """Load the images and sample the fixed binarisation. Raises UsageError."""
         for split in SPLITS:
             if split not in self._splits:
-                self._splits[split] = self._prepared(split)
+                self._splits[split] = self._prepare_split(split)
         for split in SPLITS:
             if 0 < self.size(split) < self._world()["world_size"]:
                 raise UsageError(
@@ -113,20 +113,20 @@ class ImageDataModule(LightningDataModule):
                     f"use fewer devices or another data.{split}_size".replace("train_size", "val_size")
                 )
         if self.trainer is not None and stage == "fit":
-            self._splits["train"] = self._resident(self._splits["train"], self.trainer.strategy.root_device)
+            self._splits["train"] = self._move_to_device(self._splits["train"], self.trainer.strategy.root_device)
 
-    def _prepared(self, split: Split) -> ImageSplit:
+    def _prepare_split(self, split: Split) -> ImageSplit:
         images = self.load()
         part = ImageSplit(images.pixels, images.splits[split], images.labels)
-        drawn = {"fixed": SPLITS, "dynamic": SPLITS[1:]}.get(self.preprocess.binarize, ())
-        if split not in drawn or not len(part):
+        binarized_splits = {"fixed": SPLITS, "dynamic": SPLITS[1:]}.get(self.preprocess.binarize, ())
+        if split not in binarized_splits or not len(part):
             return part
         chosen = part.batch(part.indices)
         pixels = binarize_fixed(chosen.images, mix(self.binarize_seed, BINARIZE, SPLITS.index(split)))
         return ImageSplit(pixels, torch.arange(len(part)), chosen.labels)
 
-    def _resident(self, split: ImageSplit, device: torch.device) -> ImageSplit:
-        """Training images on the accelerator, where asked for or where they fit."""
+    def _move_to_device(self, split: ImageSplit, device: torch.device) -> ImageSplit:
+        """Move the split to the accelerator if `device_resident` is true, or `auto` and it fits."""
         if device.type != "cuda" or self.device_resident is False:
             return split
         fits = split.pixels.nbytes < RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
@@ -137,20 +137,19 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def step_size(self) -> int:
-        """Images of one optimiser step on one device."""
+        """Images per optimiser step on one device."""
         return self.batch_size * self.loader_options.accumulate
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps of one epoch."""
         return steps_per_epoch(
             self.size("train"), self.step_size, self._world()["world_size"], self.loader_options.limit_steps
         )
 
     def train_dataloader(self) -> TrainingBatches:
-        """The rest of the epoch that `trainer.global_step` lies in."""
+        """The remaining batches of the epoch that contains `trainer.global_step`."""
         trainer: Any = self.trainer
-        # Devices have to agree on the length of a call, so it may not follow each one's own timing.
+        # All devices need the same number of steps per call, so it cannot follow their own timings.
         steps = self.loader_options.steps_per_execution
         steps = 8 if steps == "auto" and trainer.world_size > 1 else steps
         return TrainingBatches(
@@ -167,11 +166,11 @@ class ImageDataModule(LightningDataModule):
         )
 
     def val_dataloader(self) -> EvaluationBatches | list[Any]:
-        """Validation images in order; none when the split is empty."""
+        """Validation batches in order; an empty list if the split is empty."""
         return self._evaluation("val")
 
     def test_dataloader(self) -> EvaluationBatches | list[Any]:
-        """Test images in order."""
+        """Test batches in order; an empty list if the split is empty."""
         return self._evaluation("test")
 
     def _evaluation(self, split: Split) -> EvaluationBatches | list[Any]:
@@ -184,7 +183,7 @@ class ImageDataModule(LightningDataModule):
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
 
     def first_training_images(self, num_images: int = 512) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """The first training images as the model sees them when evaluated: x (B, C, H, W), labels (B,); by batches."""
+        """Batches of the first training images, preprocessed as for evaluation: x (B, C, H, W), labels (B,) or None."""
         part, seed = self._splits["train"], mix(self.binarize_seed, BINARIZE, SPLITS.index("train"))
         for rows in part.indices[:num_images].split(self.eval_batch_size):
             images, labels = part.batch(rows)
@@ -193,7 +192,7 @@ class ImageDataModule(LightningDataModule):
             yield self.preprocess.evaluate(images), labels
 
     def example_images(self, split: Split, num_images: int) -> tuple[Tensor, Tensor | None]:
-        """The first images of a split as the model sees them when evaluated: x (n, C, H, W) and labels (n,)."""
+        """The first images of a split, preprocessed as for evaluation: x (n, C, H, W), labels (n,) or None; on CPU."""
         self.setup()
         part = self._splits[split]
         batch: Batch = part.batch(part.indices[:num_images])
@@ -202,7 +201,7 @@ class ImageDataModule(LightningDataModule):
 
 
 def final_step(trainer: Any, steps_per_epoch: int) -> int | None:
-    """The step that training ends with; None where only time or a callback ends it."""
+    """Optimiser step at which training ends; None if only time or a callback ends it."""
     limits = [trainer.max_steps] if trainer.max_steps > 0 else []
     if (trainer.max_epochs or 0) > 0:
         limits.append(trainer.max_epochs * steps_per_epoch)
@@ -210,23 +209,23 @@ def final_step(trainer: Any, steps_per_epoch: int) -> int | None:
 
 
 def datamodule_of(trainer: Trainer) -> ImageDataModule:
-    """The data that a trainer was given."""
-    data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]  # Lightning attaches it as it runs
+    """The data module attached to the trainer."""
+    data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning at run time
     return data
 
 
 def has_validation(trainer: Trainer, data: ImageDataModule | None = None) -> bool:
-    """Whether there is anything to validate; data: given before the trainer has it."""
+    """Whether there are validation batches; data: required before it is attached to the trainer."""
     return (data or datamodule_of(trainer)).size("val") > 0 and trainer.limit_val_batches != 0
 
 
 def is_within_epoch(trainer: Trainer) -> bool:
-    """Whether the last step was not the last of its epoch."""
+    """Whether the epoch of the last step has steps left."""
     return trainer.global_step % datamodule_of(trainer).steps_per_epoch != 0
 
 
 def call_boundaries(trainer: Any) -> Sequence[int]:
-    """Numbers of steps at whose multiples something is logged, drawn or saved."""
-    names = ("every_n_steps", "_every_n_train_steps")  # ours, and that of Lightning's ModelCheckpoint
-    asked = [getattr(callback, name, None) for callback in trainer.callbacks for name in names]
-    return [n for n in {trainer.log_every_n_steps, *asked} if n]
+    """Intervals in steps at which values are logged, pictures made or checkpoints saved."""
+    names = ("every_n_steps", "_every_n_train_steps")  # our callbacks, Lightning's ModelCheckpoint
+    intervals = [getattr(callback, name, None) for callback in trainer.callbacks for name in names]
+    return [n for n in {trainer.log_every_n_steps, *intervals} if n]

@@ -1,4 +1,4 @@
-"""One picture file to pixels: opaque, upright, square, 8 bits a channel."""
+"""Decode one picture file: opaque, upright, square, 8 bits per channel."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
-from vae_lab.data.regular_files import NotAFileError, TimedBytes, file_size, open_file
+from vae_lab.data.regular_files import NotARegularFileError, TimedBytes, file_size, open_file
 from vae_lab.utils.errors import UsageError
 
 Fit = Literal["pad", "crop", "stretch"]
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
-# What Pillow's readers raise for damaged files, over its formats and versions.
+# Exceptions of Pillow's readers on damaged files, over all formats and versions.
 READ_ERRORS = (
     *(OSError, EOFError, SyntaxError, ValueError, LookupError, ArithmeticError, MemoryError),
     *(TypeError, AttributeError, AssertionError, RuntimeError),
     *(struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
 )
 _ORIENTATION = 0x0112  # the EXIF tag
-_TURNS = {
+_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -34,21 +34,21 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_JPEG_BLOCK = 4096  # bytes between two looks at the clock: a scan of ten bytes may work on every pixel
-_PILLOW_LIMIT = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow refuses more, whatever we ask
+_JPEG_BLOCK = 4096  # bytes between two checks of the time limit: a scan of ten bytes may touch every pixel
+_PILLOW_LIMIT = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow refuses larger pictures in any case
 
 
-class UnreadablePicture(UsageError):  # noqa: N818 (a picture, and what is wrong with it)
-    """A file that is no whole picture of an allowed format and size; the message names it and the reason."""
+class UnreadableImageError(UsageError):
+    """The file is not an intact picture of a supported format and size; the message gives path and reason."""
 
 
 @dataclass(frozen=True)
 class PictureOptions:
-    """How a picture becomes (channels, image_size, image_size).
+    """Options of decoding a picture to (channels, image_size, image_size).
 
-    `fit`: how one that is not square gets so; `background`: a colour name or #rrggbb behind transparency
-    and padding; `max_pixels`: the largest width x height that is decoded; `max_bytes`: the largest file that
-    is read; `max_seconds`: the processor time that one picture may take. Raises UsageError.
+    `fit`: how a picture is made square; `background`: a colour name or #rrggbb behind transparency and
+    padding; `max_pixels`: maximum width x height; `max_bytes`: maximum file size; `max_seconds`: maximum
+    processor time per picture. Raises UsageError.
     """
 
     image_size: int
@@ -71,7 +71,7 @@ class PictureOptions:
 
     @property
     def mode(self) -> str:
-        """Pillow's word for the channels."""
+        """Pillow's image mode."""
         return "L" if self.channels == 1 else "RGB"
 
     @property
@@ -81,63 +81,65 @@ class PictureOptions:
 
 
 def decode(path: Path, options: PictureOptions) -> NDArray[np.uint8]:
-    """Pixels (C, H, W) of the file's first frame. Raises UnreadablePicture."""
+    """Decode the file's first frame to pixels (C, H, W). Raises UnreadablePicture."""
     pixels = np.asarray(_fit(_read(path, options), options))
     return np.ascontiguousarray(pixels.reshape(*options.size, options.channels).transpose(2, 0, 1))
 
 
 def _read(path: Path, options: PictureOptions) -> Image.Image:
-    """The whole picture in the mode that was asked for, opaque."""
+    """The opaque picture in the mode of the options, not yet resized."""
     try:
-        picture = _picture(path, _content(path, options.max_bytes), options)
-        # Pillow finds only as it converts that a palette has more alphas than it may have.
+        picture = _load(path, _read_bytes(path, options.max_bytes), options)
+        # Inside the try: Pillow reports a palette with too many alpha values only on conversion.
         return _opaque(picture, options.background).convert(options.mode)
-    except UnreadablePicture:
+    except UnreadableImageError:
         raise
     except TimeoutError as error:
-        raise UnreadablePicture(f"{path}: takes longer than data.max_seconds={options.max_seconds}.") from error
+        raise UnreadableImageError(
+            f"{path}: takes longer than data.max_seconds={options.max_seconds} to read."
+        ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UnreadablePicture(_too_large(path, "far more", options.max_pixels)) from error
+        raise UnreadableImageError(_too_large(path, "far too many", options.max_pixels)) from error
     except READ_ERRORS as error:
-        raise UnreadablePicture(f"{path}: {_reason(error)}.") from error
+        raise UnreadableImageError(f"{path}: {_reason(error)}.") from error
 
 
-def _content(path: Path, max_bytes: int) -> bytes:
-    """The bytes of the file, unless they are none or too many."""
+def _read_bytes(path: Path, max_bytes: int) -> bytes:
+    """Read the file. Raises UnreadablePicture if it is empty or too large."""
     with open_file(path) as file:
         size = file_size(file)
         if size > max_bytes:
-            raise UnreadablePicture(f"{path}: {size} bytes, more than data.max_bytes={max_bytes}.")
+            raise UnreadableImageError(f"{path}: {size} bytes, more than data.max_bytes={max_bytes}.")
         content = file.read(size)
     if not content:
-        raise UnreadablePicture(f"{path}: the file is empty (0 bytes).")
+        raise UnreadableImageError(f"{path}: the file is empty (0 bytes).")
     return content
 
 
-def _picture(path: Path, content: bytes, options: PictureOptions) -> Image.Image:
-    """All pixels, turned as the EXIF orientation says."""
+def _load(path: Path, content: bytes, options: PictureOptions) -> Image.Image:
+    """Decode all pixels and apply the EXIF orientation."""
     with Image.open(TimedBytes(content, options.max_seconds), formats=FORMATS) as picture:
-        # Only the header is read so far: a decompression bomb costs nothing.
+        # Only the header has been read, so a decompression bomb is refused at no cost.
         if picture.width * picture.height > options.max_pixels:
-            raise UnreadablePicture(_too_large(path, f"{picture.width}x{picture.height}", options.max_pixels))
+            raise UnreadableImageError(_too_large(path, f"{picture.width}x{picture.height}", options.max_pixels))
         if picture.format == "PNG":
             check_png(content)
-        elif picture.format in ("JPEG", "MPO"):  # MPO: a JPEG with more of them behind it
+        elif picture.format in ("JPEG", "MPO"):  # MPO: a JPEG followed by further ones
             picture.decodermaxblock = _JPEG_BLOCK
         picture.load()
         return _upright(picture)
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    """ImageOps.exif_transpose does this too, but writes the EXIF anew and fails on tags it cannot write."""
-    turn = _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
-    return picture.copy() if turn is None else picture.transpose(turn)
+    """Like ImageOps.exif_transpose, which rewrites the EXIF data and fails on tags that it cannot write."""
+    transpose = _TRANSPOSES.get(picture.getexif().get(_ORIENTATION, 1))
+    return picture.copy() if transpose is None else picture.transpose(transpose)
 
 
 def _opaque(picture: Image.Image, background: str) -> Image.Image:
-    """Grey or RGB, 8 bits, composited on the background where it is transparent.
+    """Convert to 8-bit grey or RGB, transparency composited on the background.
 
-    Before any resizing: a transparent pixel has a colour too, which resizing would bleed into its neighbours.
+    Before resizing, which would blend the hidden colour of transparent pixels into their neighbours.
     """
     picture = _eight_bits(picture)
     if not picture.has_transparency_data:
@@ -148,7 +150,7 @@ def _opaque(picture: Image.Image, background: str) -> Image.Image:
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Pillow clips 16-bit grey at 255 when it converts; 65535 / 257 = 255 keeps the whole scale."""
+    """Scale 16-bit grey to 8 bits, 65535 / 257 = 255; Pillow's conversion clips it at 255."""
     if picture.mode == "F":
         return picture.convert("L")
     if not picture.mode.startswith("I"):
@@ -169,7 +171,7 @@ def _fit(picture: Image.Image, options: PictureOptions) -> Image.Image:
 
 
 def _pad(picture: Image.Image, options: PictureOptions) -> Image.Image:
-    """The whole picture, centred. ImageOps.pad does so too, but fails when a side rounds to 0 pixels."""
+    """Resize the whole picture and centre it. Like ImageOps.pad, which fails if a side rounds to 0 pixels."""
     scale = options.image_size / max(picture.size)
     inner = tuple(max(1, round(side * scale)) for side in picture.size)
     canvas = Image.new(options.mode, options.size, ImageColor.getcolor(options.background, options.mode))
@@ -183,10 +185,10 @@ def _too_large(path: Path, found: str, max_pixels: int) -> str:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, NotAFileError):
+    if isinstance(error, NotARegularFileError):
         return f"expected a file, found {error}"
     if isinstance(error, UnidentifiedImageError):
-        return f"no picture of a known format ({', '.join(FORMATS)})"
+        return f"not a picture in a supported format ({', '.join(FORMATS)})"
     return f"cannot be decoded ({error or type(error).__name__})"
 
 
@@ -206,7 +208,7 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def check_png(content: bytes) -> None:
-    """Raise ValueError unless every chunk up to the last, IEND, is there with its own checksum (PNG, 5.3)."""
+    """Raise ValueError unless all chunks up to the last, IEND, are complete with correct checksums (PNG, 5.3)."""
     view, start, kind = memoryview(content), len(PNG_SIGNATURE), b""
     while kind != b"IEND":
         if len(content) < start + 12:

@@ -1,4 +1,4 @@
-"""A progress bar where someone may be looking."""
+"""A progress bar on terminals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def with_progress(items: Iterable[T], total: int | None, description: str) -> Iterator[T]:
-    """The same items, with a bar on stderr where that is a terminal; total: None where nobody knows."""
+    """Yield the items with a progress bar on stderr if it is a terminal; total: None if unknown."""
     from rich.console import Console
     from rich.progress import Progress
 

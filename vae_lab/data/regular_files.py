@@ -1,6 +1,6 @@
-"""Files that others made: a regular file or none, no more bytes than were agreed, no longer than was agreed.
+"""Safe reading of untrusted files: regular files only, with a limit on decoding time.
 
-A named pipe would block for ever, a device has no end, and a link may lead to either.
+A named pipe would block for ever, a device has no end, and a symbolic link may lead to either.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ _KINDS = (
 )
 
 
-class NotAFileError(OSError):
-    """What has the name is no regular file; the message says what it is."""
+class NotARegularFileError(OSError):
+    """The path is not a regular file; the message says what it is."""
 
 
 @contextmanager
 def open_file(path: Path) -> Iterator[BinaryIO]:
-    """A regular file, opened for reading; symbolic links are followed. Raises OSError, NotAFileError among them."""
-    _check_regular(path.stat().st_mode)  # before it is opened: to open a device may already do something
+    """Open a regular file for reading; follows symbolic links. Raises OSError, or its subclass NotAFileError."""
+    _check_regular(path.stat().st_mode)  # before opening, which may have side effects on a device
     with open(path, "rb", opener=_without_waiting) as file:
-        _check_regular(os.fstat(file.fileno()).st_mode)  # it may have been exchanged in between
+        _check_regular(os.fstat(file.fileno()).st_mode)  # it may have been replaced in between
         yield file
 
 
 def file_size(file: BinaryIO) -> int:
-    """The bytes of an open file."""
+    """Size of an open file in bytes."""
     return os.fstat(file.fileno()).st_size
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe without a writer would wait
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe without a writer would block
 
 
 def _check_regular(mode: int) -> None:
     if not stat.S_ISREG(mode):
-        raise NotAFileError(next((name for is_kind, name in _KINDS if is_kind(mode)), "no regular file"))
+        raise NotARegularFileError(next((name for is_kind, name in _KINDS if is_kind(mode)), "an unknown kind of file"))
 
 
 class TimedBytes(io.BytesIO):
-    """Bytes that can be read until `seconds` of this thread's processor time are over, then TimeoutError.
+    """Bytes whose `read` raises TimeoutError after `seconds` of this thread's processor time.
 
-    Pillow's decoders ask for bytes between pieces of their work, so what would take minutes ends here.
-    Processor time: a paused process and a busy machine are no fault of the file.
+    Pillow's decoders read between pieces of their work, so this ends decoding that would take minutes.
+    Processor time, because a paused process or a busy machine says nothing about the file.
     """
 
     def __init__(self, content: bytes, seconds: float) -> None:
@@ -62,7 +62,6 @@ class TimedBytes(io.BytesIO):
         self._deadline = time.thread_time() + seconds
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """The next bytes."""
         if time.thread_time() > self._deadline:
             raise TimeoutError("too slow")
         return super().read(size)

@@ -1,4 +1,4 @@
-"""The data sets by name: a source and the options of its batches, as one call that a config can make."""
+"""The data sets by name: each function combines a source and its batch options, as the `_target_` of a config."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def digits(
 def mnist(
     root: str, val_size: int = 5_000, test_size: int = 10_000, **options: Unpack[BatchOptions]
 ) -> ImageDataModule:
-    """MNIST: the last test_size of 70,000 images are the test, the last val_size of the rest the validation."""
+    """MNIST: the last test_size of 70,000 images are the test set, the last val_size of the rest the validation set."""
     return ImageDataModule(MNIST(root=root, val_size=val_size, test_size=test_size), **options)
 
 
@@ -47,7 +47,7 @@ def folder(
     root: str | None = None,
     **options: Unpack[BatchOptions],
 ) -> ImageDataModule:
-    """Any folder of pictures, or a zip or tar of it; val_size and test_size are shares, drawn by file name."""
+    """Any folder of pictures, or a zip or tar of it; val_size and test_size are fractions, split by file name."""
     source = ImageFolder(
         folder=folder,
         image_size=image_size,

@@ -1,4 +1,4 @@
-"""How images are divided into train, val and test, the same way every time."""
+"""Deterministic train, val and test splits."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _SIZE_KEYS = ("data.val_size", "data.test_size")
 
 
 def split_by_count(num_images: int, val_size: int, test_size: int) -> dict[Split, Tensor]:
-    """Int64 indices of each split, contiguous in order: train, then val, then test at the end.
+    """Int64 indices of each split, contiguous and in the order train, val, test.
 
-    `val_size` and `test_size` count images and may be 0. Raises UsageError when they are no counts or
-    leave no image to train on.
+    `val_size` and `test_size` count images and may be 0. Raises UsageError if they are not counts or leave
+    no image to train on.
     """
     for key, size in zip(_SIZE_KEYS, (val_size, test_size), strict=True):
         if isinstance(size, bool) or not isinstance(size, int) or size < 0:
@@ -34,11 +34,11 @@ def split_by_count(num_images: int, val_size: int, test_size: int) -> dict[Split
 
 
 def split_by_hash(names: Sequence[str], val_size: float, test_size: float) -> dict[Split, Tensor]:
-    """Int64 indices of each split, each image placed by the SHA-256 of its relative posix file name.
+    """Int64 indices of each split, assigned by the SHA-256 of each relative posix file name.
 
-    `val_size` and `test_size` are fractions, met on average. A picture's split depends on its own name
-    only, so adding one moves no other. Raises UsageError when the sizes are no fractions or when chance
-    leaves no image to train on; an empty val or test is allowed.
+    `val_size` and `test_size` are fractions, met on average. A picture's split depends on its own name only,
+    so adding a picture moves no other. Raises UsageError if the sizes are not fractions or the hash leaves no
+    image to train on; an empty val or test split is allowed.
     """
     check_fractions(val_size, test_size)
     position = torch.tensor([_position(name) for name in names], dtype=torch.float64)
@@ -48,7 +48,7 @@ def split_by_hash(names: Sequence[str], val_size: float, test_size: float) -> di
     if not train.any():
         raise UsageError(
             f"data.val_size={val_size} and data.test_size={test_size} leave no image to train on: "
-            f"there are {len(names)} images, divided by a hash of their names.\n"
+            f"there are {len(names)} images, split by a hash of their names.\n"
             "Expected at least one; add pictures, or set data.val_size=0 data.test_size=0."
         )
     return {"train": _where(train), "val": _where(val), "test": _where(test)}
@@ -67,8 +67,8 @@ def check_fractions(val_size: float, test_size: float) -> None:
 
 
 def _position(name: str) -> float:
-    """A place in [0, 1) that depends on the name alone."""
-    # surrogateescape: a file name need not be valid UTF-8. 53 bits: all a float holds, so none rounds to 1.
+    """Hash of the name, uniform in [0, 1)."""
+    # surrogateescape: file names need not be valid UTF-8. 53 bits fit a float exactly, so no value rounds to 1.
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
     return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
 

@@ -1,6 +1,6 @@
-"""One file from the web, whole or not at all: gone on with where it stopped, asked for again where that may help.
+"""Atomic download of one file, with resuming and retries.
 
-What has arrived lies in `<name>.part`; the file gets its name once it has been checked. Imports no torch.
+Received bytes are kept in `<name>.part`, which is renamed once it has been checked. Imports no torch.
 """
 
 from __future__ import annotations
@@ -27,61 +27,61 @@ if sys.platform != "win32":
 
 USER_AGENT = "vae_lab (python -m vae_lab.data.download)"
 MAX_BYTES = 2 * 2**30
-_BUSY = (408, 425, 429)  # as any 5xx: ask again later
+_BUSY = (408, 425, 429)  # retried, as any 5xx
 _BLOCK = 2**16
 
-Check = Callable[[Path], str]  # what is wrong with a file; nothing where it is right
+Check = Callable[[Path], str]  # the problem with a file; empty if it is valid
 
 
 @dataclass(frozen=True)
 class RequestPolicy:
-    """How patiently a server is asked, in seconds, and how much it may send."""
+    """Timeouts and retries in seconds, and the maximum size of a response."""
 
-    timeout: float = 20.0  # without a byte
+    timeout: float = 20.0  # without receiving a byte
     attempts: int = 4
-    first_wait: float = 1.0  # before the second attempt, doubled for each one after
-    longest_wait: float = 600.0  # a server that asks for more is asked again on another day
-    delay: float = 0.0  # after every request, whatever became of it
+    first_wait: float = 1.0  # before the second attempt, doubled for each further one
+    longest_wait: float = 600.0  # the transfer fails if the server's Retry-After is longer
+    delay: float = 0.0  # after every attempt, successful or not
     max_bytes: int = MAX_BYTES
 
 
 class TransferError(Exception):
-    """The file could not be had; the message is the reason."""
+    """The file could not be downloaded; the message is the reason."""
 
 
 class NotFoundError(TransferError):
-    """The server has no such file (404)."""
+    """HTTP 404."""
 
 
 class _TryAgainError(Exception):
-    """A failure that may pass: `wait` is how long the server asks for, in seconds, where it says so."""
+    """A transient failure; `wait`: the server's Retry-After in seconds, or 0."""
 
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         super().__init__(reason)
         self.wait = wait
 
 
-def transfer(url: str, final: Path, check: Check, manner: RequestPolicy) -> None:
-    """Fetch the file, going on from its `.part`. Raises TransferError, and OSError when it cannot be written."""
-    wait = manner.first_wait
-    for attempt in range(1, manner.attempts + 1):
+def transfer(url: str, final: Path, check: Check, policy: RequestPolicy) -> None:
+    """Download the file, resuming from its `.part`. Raises TransferError, or OSError if it cannot be written."""
+    wait = policy.first_wait
+    for attempt in range(1, policy.attempts + 1):
         try:
             with _partial(final.with_name(f"{final.name}.part")) as part:
-                _attempt(url, part, check, manner)
+                _attempt(url, part, check, policy)
                 part.replace(final)
             return
         except _TryAgainError as failure:
-            if attempt == manner.attempts or failure.wait > manner.longest_wait:
+            if attempt == policy.attempts or failure.wait > policy.longest_wait:
                 raise TransferError(str(failure)) from failure
             time.sleep(max(wait, failure.wait))
             wait *= 2
         finally:
-            time.sleep(manner.delay)
+            time.sleep(policy.delay)
 
 
 @contextmanager
 def _partial(shared: Path) -> Iterator[Path]:
-    """The partial file to go on with; another one, for a while, where a second process is at work on it."""
+    """The partial file to resume; a temporary one while another process holds the shared one."""
     with _locked(shared) as mine:
         part = shared if mine else shared.with_name(f"{shared.name}-{uuid.uuid4().hex}")
         try:
@@ -93,30 +93,30 @@ def _partial(shared: Path) -> Iterator[Path]:
 
 @contextmanager
 def _locked(part: Path) -> Iterator[bool]:
-    """Whether this process alone writes to the file from here on; it is made where there is none."""
-    if sys.platform == "win32":  # where two downloads at once are told from one by their checks alone
+    """Create the file if missing and try to lock it; yields whether this process holds it exclusively."""
+    if sys.platform == "win32":  # no lock: only the check of the file detects concurrent downloads
         yield True
         return
     with part.open("ab") as file:
-        yield _is_ours(part, file)
+        yield _try_lock(part, file)
 
 
-def _is_ours(part: Path, file: BinaryIO) -> bool:
-    """Lock the file, unless another process has done so."""
+def _try_lock(part: Path, file: BinaryIO) -> bool:
+    """Lock the file; False if another process holds or has renamed it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Between the opening and the lock the other one may have finished it and given it its name.
+        # Between open and lock another process may have finished the file and renamed it.
         return os.path.samestat(part.stat(), os.fstat(file.fileno()))
     except OSError:
         return False
 
 
-def _attempt(url: str, part: Path, check: Check, manner: RequestPolicy) -> None:
-    """Fetch what is missing of the partial file and check the whole; what fails the check is removed."""
+def _attempt(url: str, part: Path, check: Check, policy: RequestPolicy) -> None:
+    """Download the rest of the partial file and check it; a file that fails the check is removed."""
     try:
-        _receive(url, part, manner)
+        _receive(url, part, policy)
     except HTTPError as error:
-        raise _of_status(error, part) from error
+        raise _status_error(error, part) from error
     except URLError as error:
         if isinstance(error.reason, TimeoutError | ConnectionResetError):
             raise _TryAgainError(_reason(error)) from error
@@ -128,38 +128,38 @@ def _attempt(url: str, part: Path, check: Check, manner: RequestPolicy) -> None:
         raise _TryAgainError(problem)
 
 
-def _of_status(error: HTTPError, part: Path) -> Exception:
+def _status_error(error: HTTPError, part: Path) -> Exception:
     if error.code == 404:
         return NotFoundError(_reason(error))
-    if error.code == 416:  # the part is as long as the file, or longer: no beginning of it
+    if error.code == 416:  # the part is not shorter than the file, so it is no prefix of it
         part.unlink(missing_ok=True)
-        return _TryAgainError("the partial file did not fit")
+        return _TryAgainError("the partial file does not match the server's")
     if error.code >= 500 or error.code in _BUSY:
         return _TryAgainError(_reason(error), _retry_after(error.headers))
     return TransferError(_reason(error))
 
 
-def _receive(url: str, part: Path, manner: RequestPolicy) -> None:
-    """Append what is missing to the partial file, or write it anew where the server sends all of it."""
+def _receive(url: str, part: Path, policy: RequestPolicy) -> None:
+    """Append the missing bytes to the partial file, or overwrite it if the server sends the whole file."""
     have = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": USER_AGENT} | ({"Range": f"bytes={have}-"} if have else {})
-    with urlopen(Request(url, headers=headers), timeout=manner.timeout) as response:
+    with urlopen(Request(url, headers=headers), timeout=policy.timeout) as response:
         start, promised = _start(response), response.length
         if start not in (0, have):
-            raise _TryAgainError(f"asked for bytes from {have}, was sent them from {start}")
-        if start + (promised or 0) > manner.max_bytes:
-            raise TransferError(f"{start + promised} bytes are too many, at most {manner.max_bytes} were expected")
+            raise _TryAgainError(f"requested bytes from {have}, received bytes from {start}")
+        if start + (promised or 0) > policy.max_bytes:
+            raise TransferError(f"{start + promised} bytes are too many, expected at most {policy.max_bytes}")
         with part.open("ab" if start else "wb") as file:
-            received = _copy(response, file, manner.max_bytes - start)
-    if received > manner.max_bytes - start:
+            received = _copy(response, file, policy.max_bytes - start)
+    if received > policy.max_bytes - start:
         part.unlink()
-        raise TransferError(f"more bytes were sent than the {manner.max_bytes} that were expected at most")
+        raise TransferError(f"the server sent too many bytes, expected at most {policy.max_bytes}")
     if promised is not None and received < promised:
         raise _TryAgainError(f"the connection closed after {start + received} bytes")
 
 
 def _copy(response: HTTPResponse, file: BinaryIO, most: int) -> int:
-    """Write what arrives; the number of bytes, a block more than `most` where there is no end."""
+    """Write the received bytes and return their number; stops within one block after `most`."""
     received = 0
     while received <= most and (block := _read(response)):
         file.write(block)
@@ -170,13 +170,13 @@ def _copy(response: HTTPResponse, file: BinaryIO, most: int) -> int:
 
 def _read(response: HTTPResponse) -> bytes:
     try:
-        return response.read1(_BLOCK)  # what is there: of a connection that then breaks nothing is lost
-    except OSError as error:  # of the network, whatever its name: those of the disk come from elsewhere
+        return response.read1(_BLOCK)  # available bytes only: none are lost if the connection breaks later
+    except OSError as error:  # always a network error: disk errors are raised by write
         raise _TryAgainError(_reason(error)) from error
 
 
 def _start(response: HTTPResponse) -> int:
-    """The place in the file of the first byte sent: 206 and 'bytes 100-199/200' say 100."""
+    """Offset of the first byte sent: 100 for status 206 with 'bytes 100-199/200'; -1 if invalid."""
     if response.status != 206:
         return 0
     digits = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
@@ -184,7 +184,7 @@ def _start(response: HTTPResponse) -> int:
 
 
 def _retry_after(headers: Message) -> float:
-    """Seconds the server asks to wait: it may give a number or a date."""
+    """Retry-After in seconds, from a number or a date; 0 if absent."""
     text = headers.get("Retry-After", "").strip()
     if text.isdecimal():
         return float(text)

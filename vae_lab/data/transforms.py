@@ -1,6 +1,6 @@
-"""From stored uint8 images to the x a model sees, on the device: augment, to float, binarise, corrupt.
+"""Transforms of stored uint8 images to the model's input x, on the device: augment, to float, binarise, corrupt.
 
-Randomness comes from torch's default generators, which every training step seeds itself.
+Random numbers come from torch's default generators, which are seeded at every training step.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ Binarize = Literal["none", "threshold", "fixed", "dynamic"]
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How images are prepared; the options are those of `data.*`.
+    """Preprocessing of images; the options are those of `data.*`.
 
-    binarize: `none` keeps grey values; `threshold` cuts at 0.5; `fixed` draws each pixel once, from a seed;
-    `dynamic` draws anew at each training step (validation and test as `fixed`).
-    flip: horizontal flip of every other training image. shift: training images move by up to so many pixels.
-    corruption: what is done to the images that an encoder sees in training.
+    binarize: `none` keeps grey values; `threshold` cuts at 0.5; `fixed` samples each pixel once, from a seed;
+    `dynamic` samples anew at each training step (validation and test as `fixed`).
+    flip: horizontal flip of training images with probability 1/2. shift: maximum random shift of training images
+    in pixels. corruption: applied to the encoder's input in training.
     """
 
     binarize: Binarize = "none"
@@ -37,18 +37,18 @@ class Preprocess:
         return self.evaluate(images)
 
     def corrupt(self, x: Tensor) -> Tensor:
-        """What an encoder is shown of x (B, C, H, W) in training."""
+        """The encoder's input in training for x (B, C, H, W)."""
         return x if self.corruption is None else self.corruption(x)
 
     def evaluate(self, images: Tensor) -> Tensor:
-        """The same without chance: what is drawn for evaluation was drawn when the data was set up."""
+        """Deterministic preprocessing; `ImageDataModule.setup` has sampled any random binarisation before."""
         if self.binarize == "threshold":
             return (images > 127).float()
         return images.float().div_(255)
 
 
 def augment(images: Tensor, flip: bool, shift: int) -> Tensor:
-    """Flip half of the images and move each by up to `shift` pixels, edges repeated."""
+    """Flip each image with probability 1/2 and shift it by up to `shift` pixels, edges repeated."""
     if flip:
         flipped = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
         images = torch.where(flipped, images.flip(-1), images)
@@ -56,7 +56,7 @@ def augment(images: Tensor, flip: bool, shift: int) -> Tensor:
 
 
 def random_shift(images: Tensor, most: int) -> Tensor:
-    """Each image moved by its own whole number of pixels in [-most, most] in both directions."""
+    """Shift each image by its own random integers in [-most, most], vertically and horizontally."""
     batch, channels, height, width = images.shape
     moves = torch.randint(-most, most + 1, (2, batch, 1), device=images.device)
     rows = (torch.arange(height, device=images.device) + moves[0]).clamp(0, height - 1)
@@ -66,42 +66,42 @@ def random_shift(images: Tensor, most: int) -> Tensor:
 
 
 def binarize_dynamic(images: Tensor) -> Tensor:
-    """Float images of 0 and 1, each pixel on with its grey value / 255 as probability, to within 2^-16.
+    """Float images of 0 and 1; each pixel is 1 with probability grey value / 255, to within 2^-16.
 
-    A random 64-bit word decides four pixels: two and a half times as fast as a random float for each.
+    One random 64-bit word decides four pixels: 2.5 times as fast as a random float per pixel.
     """
     words = torch.empty(-(-images.numel() // 4), dtype=torch.int64, device=images.device).random_(-(2**63), None)
     levels = words.view(torch.int16)[: images.numel()].view(images.shape).float()  # -32768, ..., 32767
-    # Strictly less: a pixel of 0 is never on, a pixel of 255 always is.
+    # Strictly less: a grey value of 0 never gives 1, a grey value of 255 always does.
     threshold = images.float().mul_(65536 / 255).sub_(32768)
     return torch.lt(levels, threshold, out=levels)
 
 
 def binarize_fixed(images: Tensor, seed: int, chunk: int = 4096) -> Tensor:
-    """uint8 grey images to uint8 images of 0 and 255, each pixel on with its grey value as probability.
+    """uint8 images of 0 and 255; each pixel is 255 with probability grey value / 255.
 
-    Drawn on the CPU from a generator of its own, so that a binarised set is the same on every device.
+    Sampled on the CPU from a separate generator, so that a binarised set is the same on every device.
     """
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.empty_like(images)
+    binarized = torch.empty_like(images)
     for start in range(0, len(images), chunk):
         part = images[start : start + chunk]
         chance = torch.empty(part.shape).uniform_(0, 255, generator=generator)
-        drawn[start : start + chunk] = (chance < part) * 255
-    return drawn
+        binarized[start : start + chunk] = (chance < part) * 255
+    return binarized
 
 
 class Corruption(Protocol):
-    """Clean images to spoiled ones."""
+    """Maps clean images to corrupted ones."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x: float (B, C, H, W) in [0, 1] to the same shape and range."""
+        """x: float (B, C, H, W) in [0, 1]; same shape and range out."""
         ...
 
 
 @dataclass(frozen=True)
 class GaussianNoise:
-    """Noise of standard deviation `scale` on every pixel, cut to [0, 1]."""
+    """Gaussian noise of standard deviation `scale` on every pixel, clamped to [0, 1]."""
 
     scale: float = 0.3
 
@@ -110,7 +110,6 @@ class GaussianNoise:
             raise ValueError(f"data.corruption.scale is a standard deviation, at least 0; found {self.scale}")
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x: (B, C, H, W)."""
         return (x + self.scale * torch.randn_like(x)).clamp(0, 1)
 
 
@@ -124,17 +123,16 @@ class SaltAndPepper:
         _require_probability(self.probability)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x: (B, C, H, W)."""
         chance = torch.rand_like(x[:, :1])
-        spoiled = (chance < self.probability / 2).to(x.dtype)  # of those below `probability`, half are white
-        return torch.where(chance < self.probability, spoiled, x)
+        salt_or_pepper = (chance < self.probability / 2).to(x.dtype)  # half of the corrupted pixels are white
+        return torch.where(chance < self.probability, salt_or_pepper, x)
 
 
 @dataclass(frozen=True)
 class Masked:
-    """Each patch of `patch_size` x `patch_size` pixels is painted `value` with `probability`.
+    """Each patch of `patch_size` x `patch_size` pixels is set to `value` with `probability`.
 
-    He et al. 2022, arXiv:2111.06377, hides three quarters of the patches.
+    He et al. 2022, arXiv:2111.06377, mask three quarters of the patches.
     """
 
     probability: float = 0.5
@@ -144,12 +142,12 @@ class Masked:
     def __post_init__(self) -> None:
         _require_probability(self.probability)
         if self.patch_size < 1:
-            raise ValueError(f"data.corruption.patch_size are pixels, at least 1; found {self.patch_size}")
+            raise ValueError(f"data.corruption.patch_size is a number of pixels, at least 1; found {self.patch_size}")
         if not 0 <= self.value <= 1:
             raise ValueError(f"data.corruption.value is a grey value in [0, 1]; found {self.value}")
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x: (B, C, H, W); patches at the lower and right edge may be cut."""
+        """x: (B, C, H, W); patches at the lower and right edges may be cropped."""
         batch, _, height, width = x.shape
         rows, columns = -(-height // self.patch_size), -(-width // self.patch_size)
         hidden = torch.rand(batch, 1, rows, columns, device=x.device) < self.probability
@@ -159,4 +157,4 @@ class Masked:
 
 def _require_probability(probability: float) -> None:
     if not 0 <= probability <= 1:
-        raise ValueError(f"data.corruption.probability lies in [0, 1]; found {probability}")
+        raise ValueError(f"data.corruption.probability is a probability in [0, 1]; found {probability}")

@@ -1,1 +1,1 @@
-"""Distributions that torch.distributions lacks, gets wrong or is slow at, as torch Distributions; and flows."""
+"""Distributions that torch.distributions lacks, gets wrong or computes slowly; and flows."""

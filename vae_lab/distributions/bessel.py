@@ -1,4 +1,4 @@
-"""Modified Bessel functions of the first kind, I_v(x), of any real order v >= 0, which torch has for 0 and 1 alone."""
+"""Modified Bessel functions of the first kind, I_v(x), of real order v >= 0; torch has orders 0 and 1 only."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-# From this order on, so many terms of Debye's expansion are exact to float64's rounding for every x > 0.
-LEAST_ORDER = 15
+# From this order on, this many terms of Debye's expansion are exact to float64 rounding for every x > 0.
+MIN_EXPANSION_ORDER = 15
 NUM_TERMS = 10
 
 
 def log_bessel_and_ratio(order: float, x: Tensor) -> tuple[Tensor, Tensor]:
     """log(e^-x I_order(x)), and I_{order+1}(x) / I_order(x) in (0, 1); float64, the shape of x > 0.
 
-    An expansion for large orders, uniform in x, then down by I_{v-1} = (2v/x) I_v + I_{v+1}, the stable direction.
-    The number of operations depends on the order alone, nothing is read back from a device, and autograd differentiates
-    it any number of times. DLMF 10.41.3, 10.29.1.
+    An expansion for large orders, uniform in x, then the recurrence I_{v-1} = (2v/x) I_v + I_{v+1}, stable downwards.
+    The number of operations depends on the order only, nothing is read back from the device, and autograd can
+    differentiate any number of times. DLMF 10.41.3, 10.29.1.
     """
     x = x.double()
-    steps = max(0, math.ceil(LEAST_ORDER - order))
+    steps = max(0, math.ceil(MIN_EXPANSION_ORDER - order))
     log_value = _log_of_large_order(order + steps, x)
     ratio = torch.exp(_log_of_large_order(order + steps + 1, x) - log_value)
     for above in range(steps, 0, -1):
@@ -32,13 +32,13 @@ def log_bessel_and_ratio(order: float, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _log_of_large_order(order: float, x: Tensor) -> Tensor:
-    """log(e^-x I_order(x)) by Debye's expansion; written so that no large numbers cancel."""
+    """log(e^-x I_order(x)) by Debye's expansion, without cancellation of large numbers."""
     root = torch.hypot(x, torch.full_like(x, order))
     p = order / root
     series = torch.zeros_like(x)
     for coefficient in reversed(_series(order)):
         series = series * p + coefficient
-    exponent = order * p / (1 + x / root) + order * torch.log(x / (order + root))  # of which -x is a part
+    exponent = order * p / (1 + x / root) + order * torch.log(x / (order + root))  # includes -x
     return exponent - 0.5 * torch.log(2 * math.pi * root) + series.log()
 
 
@@ -52,7 +52,7 @@ def _series(order: float) -> list[float]:
 
 
 def _polynomials() -> Iterator[list[tuple[int, float]]]:
-    """u_0, u_1, ...: powers and coefficients of each, exact until they are rounded."""
+    """Powers and coefficients of u_0, u_1, ..., computed exactly, then rounded."""
     u = [Fraction(1)]
     for _ in range(NUM_TERMS + 1):
         yield [(power, float(coefficient)) for power, coefficient in enumerate(u) if coefficient]

@@ -1,4 +1,4 @@
-"""What has no density: a point mass, and no prior at all. `is_density` is False, `log_prob` is 0 by convention."""
+"""Distributions without a density: point mass and flat prior. `is_density` is False, `log_prob` 0 by convention."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from vae_lab.core import NO_SHAPE, SampleShape
+from vae_lab.core import EMPTY_SHAPE, SampleShape
 
 
 class Delta(Distribution):
@@ -21,31 +21,27 @@ class Delta(Distribution):
         super().__init__(value.shape[:1], value.shape[1:], validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Zeros, (*batch) of value (*batch, *event)."""
+        """Zeros, (*batch) for value (*batch, *event)."""
         return value.new_zeros(value.shape[: value.dim() - len(self.event_shape)])
 
-    def rsample(self, sample_shape: SampleShape = NO_SHAPE) -> Tensor:
-        """The value, (*sample_shape, B, *event)."""
+    def rsample(self, sample_shape: SampleShape = EMPTY_SHAPE) -> Tensor:
         return self.value.expand(self._extended_shape(torch.Size(sample_shape)))
 
     @property
     def mean(self) -> Tensor:
-        """The value, (B, *event)."""
         return self.value
 
     @property
     def mode(self) -> Tensor:
-        """The value, (B, *event)."""
         return self.value
 
     @property
     def variance(self) -> Tensor:
-        """Zeros, (B, *event)."""
         return torch.zeros_like(self.value)
 
 
 class Improper(Distribution):
-    """Weight 1 everywhere: `log_prob` is 0, `is_density` False, and there are no samples."""
+    """Weight 1 everywhere: `log_prob` is 0, `is_density` False, and sampling raises NotImplementedError."""
 
     arg_constraints = {}  # noqa: RUF012
     is_density = False
@@ -54,11 +50,10 @@ class Improper(Distribution):
         super().__init__(torch.Size(), torch.Size(event_shape), validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Zeros, (*batch) of value (*batch, *event)."""
+        """Zeros, (*batch) for value (*batch, *event)."""
         return value.new_zeros(value.shape[: value.dim() - len(self.event_shape)])
 
-    def sample(self, sample_shape: SampleShape = NO_SHAPE) -> Tensor:
-        """NotImplementedError."""
+    def sample(self, sample_shape: SampleShape = EMPTY_SHAPE) -> Tensor:
         raise NotImplementedError(
             "model/prior=flat has no samples. Fit a prior to the latents of the trained model:\n"
             "python -m vae_lab.fit_prior run=..."

@@ -1,7 +1,7 @@
 """Invertible maps of vectors with exact log-determinants and inverses, as transforms of torch.distributions.
 
-Weights live in networks, which live longer than a transform does. Everything acts on the last dimension, D, and
-broadcasts over those before it.
+Weights belong to networks, which outlive a transform. Everything acts on the last dimension, D, and broadcasts over
+those before it.
 """
 
 from __future__ import annotations
@@ -21,52 +21,51 @@ Version = int | Tensor
 
 
 class CachedPair(NamedTuple):
-    """The last pair that a flow computed, and how to see that it still stands."""
+    """The last pair that a flow computed, and the state that shows whether it is still valid."""
 
     x: Tensor
     y: Tensor
     log_det: Tensor  # log |det dy/dx|
     versions: tuple[Version, Version]  # of x and y
-    tracked: tuple[bool, bool, bool]  # whether gradients were on, y required one and was a leaf
+    tracked: tuple[bool, bool, bool]  # `grad_state(y)`
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor, log_det: Tensor) -> CachedPair:
-        """The pair as it is now."""
         return cls(x, y, log_det, (version_of(x), version_of(y)), grad_state(y))
 
     def is_valid(self) -> bool:
-        """Whether nobody has changed the pair since, in place, nor asks for a gradient that was not followed."""
-        if not (unchanged(self.x, self.versions[0]) and unchanged(self.y, self.versions[1])):
+        """Whether neither tensor has changed in place since, and no gradient is needed that was not recorded."""
+        if not (is_unchanged(self.x, self.versions[0]) and is_unchanged(self.y, self.versions[1])):
             return False
         now = grad_state(self.y)
         return now[1:] == self.tracked[1:] and now[0] <= self.tracked[0]
 
 
 def version_of(tensor: Tensor) -> Version:
-    """What tells whether a tensor is changed in place: its version; a copy in inference mode, which counts none."""
+    """Version counter of a tensor, for `is_unchanged`; in inference mode, which counts no versions, a copy."""
     if torch.compiler.is_compiling():
-        return 0  # compiled code is our own step's, which changes no sample, and cannot ask
+        return 0  # compiled code cannot read versions; our compiled step changes no sample in place
     return tensor.clone() if tensor.is_inference() else tensor._version
 
 
-def unchanged(tensor: Tensor, marked: Version) -> bool:
-    """Whether a tensor is as it was when marked. (Reads back from the device in inference mode.)"""
+def is_unchanged(tensor: Tensor, marked: Version) -> bool:
+    """Whether a tensor has not changed in place since `marked`. (Reads back from the device in inference mode.)"""
     if torch.compiler.is_compiling():
         return True
     return torch.equal(tensor, marked) if isinstance(marked, Tensor) else tensor._version == marked
 
 
 def grad_state(y: Tensor) -> tuple[bool, bool, bool]:
-    """Whether gradients are on, y requires one and is a leaf."""
+    """Whether gradients are enabled, y requires one, and y is a leaf."""
     return torch.is_grad_enabled(), y.requires_grad, y.is_leaf
 
 
 class Flow(Transform):
-    """An invertible map x to y that knows the x and the log-determinant of the last y that it gave.
+    """An invertible map x to y that caches the last pair and its log-determinant.
 
-    So the density of a sample costs no inverse. torch's own cache compares identities alone: it would also answer for a
-    sample changed in place, and without a gradient for one drawn under no_grad. Here those are computed anew.
-    Computes in the precision of x, whatever autocast says.
+    So the density of a sample needs no inverse. torch's own cache compares identities only: it would also return a pair
+    for a sample changed in place, and one without a gradient for a sample from no_grad. Both are recomputed here.
+    Computes in the precision of x, regardless of autocast.
     """
 
     domain = codomain = constraints.real_vector
@@ -81,16 +80,15 @@ class Flow(Transform):
         raise NotImplementedError
 
     def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """y (*, D) to x (*, D) and, of the same map, log |det dy/dx| (*)."""
+        """y (*, D) to x (*, D) and log |det dy/dx| (*) of the forward map."""
         raise NotImplementedError
 
     @property
     def inv(self) -> Transform:
-        """The inverse; not kept, for the two in a circle would keep the samples alive after their step."""
+        """The inverse; not cached, since a reference cycle would keep samples alive after their step."""
         return _InverseTransform(self)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The y of x, (*, D)."""
         with without_autocast(x):
             y, log_det = self.forward_and_log_det(x)
         self._cached = CachedPair.of(x, y, log_det)
@@ -114,37 +112,36 @@ class Flow(Transform):
 
 
 def without_autocast(x: Tensor) -> torch.autocast:
-    """No autocast: with it a map and its inverse would round differently."""
+    """Disable autocast, under which a map and its inverse would round differently."""
     return torch.autocast(x.device.type, enabled=False)
 
 
 class InverseAutoregressive(Flow):
-    """y = gate x + (1 - gate) mean, both from the features of x before. Kingma et al. 2016, arXiv:1606.04934, alg. 1.
+    """y = gate x + (1 - gate) mean, both from the preceding features. Kingma et al. 2016, arXiv:1606.04934, alg. 1.
 
-    The inverse takes D passes of the network, the map itself one. Gates lie between 0.0009 and 0.9991, or a float could
-    not undo them. network: a MADE. context: (B, C).
+    The inverse takes D passes of the network, the forward map one. Gates lie between 0.0009 and 0.9991, so that the map
+    can be inverted in float precision. network: a MADE. context: (B, C).
     """
 
-    GATE_START = 2.0  # the logit of a gate mostly open, as the paper advises
-    GATE_LIMIT = 7.0  # of the logit; near the identity well below it
+    GATE_START = 2.0  # logit of a mostly open gate, as the paper advises
+    GATE_LIMIT = 7.0  # of the logit; close to the identity well below it
 
     def __init__(self, network: MADE, context: Tensor) -> None:
         super().__init__()
         self.network, self.context = network, context
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """One pass."""
         mean, logit = self._step(x)
         return torch.lerp(mean, x, logit.sigmoid()), logsigmoid(logit).sum(-1)
 
     def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Feature after feature, in their order."""
+        """One feature per pass, in autoregressive order."""
         degrees = self.network.degrees
         x = torch.zeros_like(y)
         for degree in range(y.shape[-1]):
             mean, logit = self._step(x)
             x = torch.where(degrees == degree, mean + (y - mean) / logit.sigmoid(), x)
-        return x, logsigmoid(logit).sum(-1)  # the last pass saw all that gates depend on
+        return x, logsigmoid(logit).sum(-1)  # the last pass had every feature that gates depend on
 
     def _step(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean, logit = self.network(x, self.context)
@@ -154,13 +151,13 @@ class InverseAutoregressive(Flow):
 class Planar(Flow):
     """y = x + u' tanh(w.x + b). Rezende & Mohamed 2015, arXiv:1505.05770, eq. 10.
 
-    u, w: (B, D), b: (B, 1), any numbers: u' is u moved along w until w.u' > -1, which makes the map invertible (A.1).
-    The paper's softplus is shifted here so that u' = u where w.u = 0; else u' would grow without limit as w vanishes.
-    The inverse solves a monotone equation of one unknown by bisection; it has first derivatives only.
+    u, w: (B, D), b: (B, 1), unconstrained: u' is u moved along w until w.u' > -1, which makes the map invertible (A.1).
+    The paper's softplus is shifted so that u' = u where w.u = 0; otherwise u' would grow without limit as w vanishes.
+    The inverse solves a monotone scalar equation by bisection; it has first derivatives only.
     """
 
-    LEAST_SLOPE = 1e-3  # of the map along w; at 0 it could not be inverted
-    SMALLEST = 1e-8  # |w|^2 to divide by
+    LEAST_SLOPE = 1e-3  # of the map along w; at 0 it would not be invertible
+    SMALLEST = 1e-8  # lower bound of |w|^2 as a divisor
     BISECTIONS = 60
 
     def __init__(self, u: Tensor, w: Tensor, b: Tensor) -> None:
@@ -170,37 +167,37 @@ class Planar(Flow):
         move = softplus(along + math.log(math.expm1(-least))) + least - along
         move = move / square.clamp(min=self.SMALLEST)
         self.u, self.w, self.b = u + move * w, w, b
-        self.slope = along + move * square  # w.u', without the rounding of that product
+        self.slope = along + move * square  # w.u', without the rounding error of that product
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """By the matrix determinant lemma."""
+        """Log-determinant by the matrix determinant lemma."""
         bend = torch.tanh(dot(self.w, x) + self.b)
         return x + self.u * bend, self._log_det(bend)
 
     def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """w.x + b first, then x."""
-        bend = torch.tanh(self._solved(dot(self.w, y) + self.b))
+        """Solve for w.x + b first, then for x."""
+        bend = torch.tanh(self._solve(dot(self.w, y) + self.b))
         return y - self.u * bend, self._log_det(bend)
 
     def _log_det(self, bend: Tensor) -> Tensor:
         return torch.log1p(self.slope * (1 - bend.square())).squeeze(-1)
 
-    def _solved(self, target: Tensor) -> Tensor:
-        """The root a of a + slope tanh(a) = target."""
+    def _solve(self, target: Tensor) -> Tensor:
+        """Root a of a + slope tanh(a) = target."""
         with torch.no_grad():
             a, half = target, self.slope.abs()
             for _ in range(self.BISECTIONS):
                 half = half / 2
                 a = a + half * torch.sign(target - a - self.slope * torch.tanh(a))
         bend = torch.tanh(a)
-        # A step of Newton's: the last digits, and the gradient that the root has as an implicit function.
+        # A Newton step: the last digits, and the gradient of the root as an implicit function.
         return a - (a + self.slope * bend - target) / (1 + self.slope * (1 - bend.square()))
 
 
 class Householder(Flow):
     """The reflection y = x - 2 v (v.x) / |v|^2: orthogonal, its own inverse. Tomczak & Welling 2016, arXiv:1611.09630.
 
-    vector: v, (B, D); at v = 0 the identity.
+    vector: v, (B, D); the identity at v = 0.
     """
 
     def __init__(self, vector: Tensor) -> None:
@@ -208,40 +205,36 @@ class Householder(Flow):
         self.unit = normalize(vector, dim=-1)
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """|det| is 1."""
         y = x - 2 * dot(x, self.unit) * self.unit
         return y, y.new_zeros(y.shape[:-1])
 
     def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The same reflection."""
         return self.forward_and_log_det(y)
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """(*, D) and (*, D) to (*, 1)."""
+    """Dot product over the last dimension, (*, 1)."""
     return (a * b).sum(-1, keepdim=True)
 
 
 class AffineCoupling(Flow):
-    """One half of the features scaled and shifted as the other half says. Dinh et al. 2017, arXiv:1605.08803, eq. 4.
+    """Scale and shift one half of the features given the other half. Dinh et al. 2017, arXiv:1605.08803, eq. 4.
 
-    network: from the half that is kept (the first, which has the odd feature; swapped: the second) to twice the other.
+    network: from the fixed half (the first, with the odd feature; swapped: the second) to twice the size of the other.
     """
 
-    LOG_SCALE_LIMIT = 3.0  # scales of a layer between 0.05 and 20; near the identity well below
+    LOG_SCALE_LIMIT = 3.0  # scales between 0.05 and 20; close to the identity well below it
 
     def __init__(self, network: nn.Module, swapped: bool) -> None:
         super().__init__()
         self.network, self.swapped = network, swapped
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """One pass of the network."""
         fixed, changed = self._halves(x)
         log_scale, shift = self._step(fixed)
         return self._whole(fixed, changed * log_scale.exp() + shift), log_scale.sum(-1)
 
     def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """One pass of the network."""
         fixed, changed = self._halves(y)
         log_scale, shift = self._step(fixed)
         return self._whole(fixed, (changed - shift) * (-log_scale).exp()), log_scale.sum(-1)
@@ -259,22 +252,18 @@ class AffineCoupling(Flow):
 
 
 class FeaturesFirst(Flow):
-    """(*, h, w, D) to (*, D, h, w): from where flows have the features of a place to where a map has them."""
+    """(*, h, w, D) to (*, D, h, w): from the layout of flows, features last, to that of maps, features first."""
 
     domain = codomain = constraints.independent(constraints.real, 3)
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """|det| is 1."""
         return x.movedim(-1, -3), x.new_zeros(x.shape[:-3])
 
     def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Back."""
         return y.movedim(-3, -1), y.new_zeros(y.shape[:-3])
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:
-        """(*, h, w, D) to (*, D, h, w)."""
         return torch.Size((*shape[:-3], shape[-1], *shape[-3:-1]))
 
     def inverse_shape(self, shape: torch.Size) -> torch.Size:
-        """(*, D, h, w) to (*, h, w, D)."""
         return torch.Size((*shape[:-3], *shape[-2:], shape[-3]))

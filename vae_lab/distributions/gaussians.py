@@ -1,4 +1,4 @@
-"""Gaussians: bounded scales, factors of full covariances, and the KLs between full and diagonal that torch lacks."""
+"""Gaussians: bounded scales, Cholesky factors, and the KLs between full and diagonal covariances that torch lacks."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, kl_divergence
 from torch.distributions.kl import register_kl
 
-from vae_lab.core import NO_SHAPE, SampleShape
+from vae_lab.core import EMPTY_SHAPE, SampleShape
 
-LOGVAR_LIMIT = 20.0  # standard deviations between 0.000045 and 22,000; near the identity down to 0.01
+LOGVAR_LIMIT = 20.0  # standard deviations between 0.000045 and 22,000; close to the identity down to 0.01
 
 
 def bounded_scale(logvar: Tensor) -> Tensor:
-    """The standard deviation of a log variance, kept within its bounds with a gradient everywhere."""
+    """Standard deviation of a log variance, smoothly bounded, with a gradient everywhere."""
     return torch.exp(LOGVAR_LIMIT / 2 * torch.tanh(logvar / LOGVAR_LIMIT))  # half of the bounded log variance
 
 
 def logvar_for_scale(scale: Tensor) -> Tensor:
-    """What `bounded_scale` takes to `scale`, or to the nearest one that it reaches."""
+    """Inverse of `bounded_scale` at `scale`, or at the nearest value within its bounds."""
     return LOGVAR_LIMIT * torch.atanh((2 * scale.log() / LOGVAR_LIMIT).clamp(-0.999, 0.999))
 
 
 def num_below_diagonal(size: int) -> int:
-    """Entries below the diagonal of a square matrix."""
+    """Number of entries below the diagonal of a square matrix."""
     return size * (size - 1) // 2
 
 
 def below_diagonal_indices(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows and columns of those entries, row by row."""
+    """Rows and columns of the entries below the diagonal, row by row."""
     rows, columns = torch.tril_indices(size, size, -1, device=device)
     return rows, columns
 
 
 def scale_tril(logvar: Tensor, below: Tensor) -> Tensor:
-    """A Cholesky factor, (*batch, D, D): the bounded scales on its diagonal, what is given below it.
+    """Cholesky factor, (*batch, D, D): bounded scales on its diagonal, `below` under it.
 
     logvar: (*batch, D). below: (*batch, D (D - 1) / 2), row by row.
     """
@@ -47,16 +47,15 @@ def scale_tril(logvar: Tensor, below: Tensor) -> Tensor:
 
 
 def as_diagonal_normal(distribution: Distribution) -> Normal | None:
-    """The distributions of the single numbers, where these are independent Gaussians; else None."""
+    """The univariate Normals of a diagonal Gaussian; None for any other distribution."""
     base = distribution.base_dist if isinstance(distribution, Independent) else None
     return base if isinstance(base, Normal) else None
 
 
 class FullNormal(MultivariateNormal):
-    """torch's, whose samples autocast does not round: its product of matrices is none of a network's."""
+    """MultivariateNormal whose sampling, a matrix product, keeps its precision under autocast."""
 
-    def rsample(self, sample_shape: SampleShape = NO_SHAPE) -> Tensor:
-        """(*sample_shape, *batch, D)."""
+    def rsample(self, sample_shape: SampleShape = EMPTY_SHAPE) -> Tensor:
         with torch.autocast(self.loc.device.type, enabled=False):
             sample: Tensor = super().rsample(torch.Size(sample_shape))
         return sample
@@ -64,7 +63,7 @@ class FullNormal(MultivariateNormal):
 
 @register_kl(MultivariateNormal, Independent)  # type: ignore[untyped-decorator]
 def _full_to_diagonal(q: MultivariateNormal, p: Independent[Distribution]) -> Tensor:
-    """KL(q || p), the batch shape. NotImplementedError: p is no diagonal Gaussian."""
+    """KL(q || p), the batch shape. NotImplementedError: p is not a diagonal Gaussian."""
     mean, scale = _diagonal(p)
     factor = q._unbroadcasted_scale_tril
     variances = (factor.square().sum(-1) + (q.loc - mean).square()) / scale.square()
@@ -74,13 +73,13 @@ def _full_to_diagonal(q: MultivariateNormal, p: Independent[Distribution]) -> Te
 
 @register_kl(Independent, MultivariateNormal)  # type: ignore[untyped-decorator]
 def _diagonal_to_full(q: Independent[Distribution], p: MultivariateNormal) -> Tensor:
-    """KL(q || p), the batch shape. NotImplementedError: q is no diagonal Gaussian."""
+    """KL(q || p), the batch shape. NotImplementedError: q is not a diagonal Gaussian."""
     mean, scale = _diagonal(q)
     return kl_divergence(MultivariateNormal(mean, scale_tril=torch.diag_embed(scale), validate_args=False), p)
 
 
 def _diagonal(distribution: Independent[Distribution]) -> tuple[Tensor, Tensor]:
-    """The mean and scale of a diagonal Gaussian over vectors."""
+    """Mean and scale of a diagonal Gaussian over vectors."""
     base = as_diagonal_normal(distribution)
     if base is None or len(distribution.event_shape) != 1:
         raise NotImplementedError
@@ -88,15 +87,15 @@ def _diagonal(distribution: Independent[Distribution]) -> tuple[Tensor, Tensor]:
 
 
 def soft_clamp(values: Tensor, limit: float) -> Tensor:
-    """Values kept within (-limit, limit), with a gradient far beyond it; the identity near 0."""
+    """Values bounded to (-limit, limit), with a gradient far beyond it; the identity near 0."""
     return limit * torch.tanh(values / limit)
 
 
 def inverse_soft_clamp(value: float, limit: float) -> float:
-    """What `soft_clamp` takes to `value`."""
+    """Inverse of `soft_clamp`."""
     return limit * math.atanh(value / limit)
 
 
 def diagonal_normal(mean: Tensor, scale: Tensor) -> Distribution:
-    """A diagonal Gaussian, (N, D, *map) each; all but N the event."""
+    """Diagonal Gaussian of mean and scale, (N, D, *map) each: batch (N,)."""
     return Independent(Normal(mean, scale, validate_args=False), mean.dim() - 1, validate_args=False)

@@ -1,4 +1,4 @@
-"""Mixtures of a few hundred distributions of latents, cheap enough for every step."""
+"""Mixtures of a few hundred distributions of latents, cheap enough for every training step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, MixtureSameFamily, Normal
 
-from vae_lab.core import NO_SHAPE, SampleShape
+from vae_lab.core import EMPTY_SHAPE, SampleShape
 from vae_lab.distributions.gaussians import as_diagonal_normal
 
 
@@ -21,16 +21,16 @@ def mixture(logits: Tensor, components: Distribution) -> MixtureSameFamily:
 
 
 class DiagonalMixture(MixtureSameFamily):
-    """torch's, of K diagonal Gaussians, without a tensor of latents x components x dimensions.
+    """MixtureSameFamily of K diagonal Gaussians, without a tensor of latents x components x dimensions.
 
-    500 components of 40 dimensions take a tenth of the time in training, a fiftieth where many latents are scored.
+    500 components of 40 dimensions take a tenth of the time in training, a fiftieth where many latents are evaluated.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """In nats, (*batch) of value (*batch, *event).
+        """In nats, (*batch) for value (*batch, *event).
 
-        All squared distances are one matrix product: z^2 / s^2 - 2 z m / s^2 + m^2 / s^2. It is of float64, for these
-        are large where a scale is small, and cancel.
+        All squared distances are one matrix product: z^2 / s^2 - 2 z m / s^2 + m^2 / s^2. In float64, since the terms
+        are large for a small scale, and cancel.
         """
         mean, scale = (t.double().flatten(1) for t in (self._normal.loc, self._normal.scale))
         z, precision = value.double().flatten(value.dim() - self._event_ndims), scale.square().reciprocal()
@@ -41,8 +41,8 @@ class DiagonalMixture(MixtureSameFamily):
         return (log_weights - constants - 0.5 * distances).logsumexp(-1).to(value.dtype)
 
     @torch.no_grad()
-    def sample(self, sample_shape: SampleShape = NO_SHAPE) -> Tensor:
-        """(*sample_shape, *event): of each, only its own component is drawn."""
+    def sample(self, sample_shape: SampleShape = EMPTY_SHAPE) -> Tensor:
+        """(*sample_shape, *event); only the chosen component of each is sampled."""
         chosen = self.mixture_distribution.sample(torch.Size(sample_shape))
         mean, scale = self._normal.loc[chosen], self._normal.scale[chosen]
         return mean + scale * torch.randn_like(mean)

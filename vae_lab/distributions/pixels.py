@@ -1,4 +1,4 @@
-"""Distributions that torch.distributions lacks or gets wrong, as torch Distributions."""
+"""Distributions of pixels: a continuous Bernoulli and a mixture of discretised logistics."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.nn.functional import logsigmoid
 
-from vae_lab.core import NO_SHAPE, SampleShape
+from vae_lab.core import EMPTY_SHAPE, SampleShape
 
 
 class ContinuousBernoulli(Distribution):
     """Density proportional to exp(logits x) on [0, 1]. Loaiza-Ganem & Cunningham 2019, arXiv:1907.06845.
 
     torch's own clamps the probability and integrates to 0.80 at logit 20 and 0.32 at 50; this one is exact
-    at every logit. logits: any shape, the batch shape.
+    for every logit. logits: any shape, the batch shape.
     """
 
     arg_constraints = {"logits": constraints.real}  # noqa: RUF012
@@ -48,11 +48,11 @@ class ContinuousBernoulli(Distribution):
         """1 / (1 - e^-l) - 1 / l."""
         near, safe = self._split()
         size = safe.abs()
-        favoured = 1 / -torch.expm1(-size) - 1 / size  # of the positive logit; the negative one mirrors it
+        favoured = 1 / -torch.expm1(-size) - 1 / size  # for a positive logit; a negative one mirrors it
         return torch.where(near, 0.5 + self.logits / 12, torch.where(safe > 0, favoured, 1 - favoured))
 
-    def rsample(self, sample_shape: SampleShape = NO_SHAPE) -> Tensor:
-        """By the inverse distribution function, on the side where exp does not overflow."""
+    def rsample(self, sample_shape: SampleShape = EMPTY_SHAPE) -> Tensor:
+        """By the inverse CDF, on the side where exp does not overflow."""
         shape = self._extended_shape(torch.Size(sample_shape))
         u = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
         near, safe = self._split()
@@ -63,13 +63,13 @@ class ContinuousBernoulli(Distribution):
 
 
 class DiscretizedLogisticMixture(Distribution):
-    """A mixture of logistics over `levels` values of each pixel, channels autoregressive.
+    """A mixture of logistics over `levels` values of each pixel, autoregressive over channels.
 
     Salimans et al. 2017, arXiv:1701.05517. A probability mass function over images whose values are
     k / (levels - 1); log_prob is exact at the edges and for any scale (no density approximation).
 
     logits: (*batch, M, H, W). means, log_scales: (*batch, M, C, H, W), means in the units of 2 x - 1.
-    coefficients: (*batch, M, C (C - 1) / 2, H, W), how a channel's mean follows those before it.
+    coefficients: (*batch, M, C (C - 1) / 2, H, W), weights of the preceding channels in a channel's mean.
     """
 
     arg_constraints = {}  # noqa: RUF012
@@ -97,13 +97,13 @@ class DiscretizedLogisticMixture(Distribution):
         return (self.log_weights + mass.sum(-3)).logsumexp(-3).sum((-2, -1))
 
     def _conditional_means(self, x: Tensor) -> Tensor:
-        """The mean of each channel given the ones before it in x, (*batch, M, C, H, W)."""
+        """Mean of each channel given those before it in x, (*batch, M, C, H, W)."""
         return self._carry_over(self.means, given=x)
 
     def _carry_over(self, values: Tensor, given: Tensor | None = None) -> Tensor:
         """Add to each channel its coefficients times the channels before it.
 
-        Those are taken from `require_y`, or else from the result itself, rounded to a level as images are.
+        The channels before it are those of `given`; if None, those of the result, rounded to a level as images are.
         """
         channels: list[Tensor] = []
         used = 0
@@ -122,13 +122,13 @@ class DiscretizedLogisticMixture(Distribution):
 
     @property
     def mean(self) -> Tensor:
-        """The mixture of the components' rounded means, (*batch, C, H, W) in [0, 1]: exact for narrow components."""
+        """Mixture of the components' rounded means, (*batch, C, H, W) in [0, 1]: exact for narrow components."""
         expected = self._carry_over(self.means)
         mixed = (self.log_weights.exp().unsqueeze(-3) * expected).sum(-4)
         return (mixed + 1) / 2
 
-    def sample(self, sample_shape: SampleShape = NO_SHAPE) -> Tensor:
-        """Pick a component per pixel, draw its channels in turn, round to a level."""
+    def sample(self, sample_shape: SampleShape = EMPTY_SHAPE) -> Tensor:
+        """Sample a component per pixel, then its channels in turn, rounded to a level."""
         shape = torch.Size(sample_shape)
         with torch.no_grad():
             gumbel = -torch.log(-torch.log(self._uniform(shape + self.log_weights.shape)))
@@ -145,5 +145,5 @@ class DiscretizedLogisticMixture(Distribution):
 
 
 def num_mixture_params(num_components: int, channels: int) -> int:
-    """Parameters of a pixel: per component a logit, C means, C scales and C (C - 1) / 2 coefficients."""
+    """Parameters per pixel: for each component a logit, C means, C scales and C (C - 1) / 2 coefficients."""
     return num_components * (1 + 2 * channels + math.comb(channels, 2))

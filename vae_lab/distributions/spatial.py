@@ -1,4 +1,4 @@
-"""A latent that is a map: one distribution of vectors at each of its places, all independent."""
+"""Latent maps: independent distributions of vectors at each position."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, kl_divergence
 from torch.distributions.kl import register_kl
 
-from vae_lab.core import NO_SHAPE, SampleShape
+from vae_lab.core import EMPTY_SHAPE, SampleShape
 from vae_lab.distributions.gaussians import as_diagonal_normal
 
 
 class SpatialDistribution(Distribution):
-    """Vectors at the places of a map. base: batch (*batch, h, w), event (F,).
+    """Independent vectors at the positions of a map: batch (*batch), event (F, h, w).
 
-    This: batch (*batch), event (F, h, w).
+    base: batch (*batch, h, w), event (F,).
     """
 
     arg_constraints = {}  # noqa: RUF012
@@ -29,27 +29,22 @@ class SpatialDistribution(Distribution):
         """In nats, the batch shape."""
         return self.base_dist.log_prob(features_last(value)).sum((-2, -1))
 
-    def rsample(self, sample_shape: SampleShape = NO_SHAPE) -> Tensor:
-        """(*sample_shape, *batch, F, h, w)."""
+    def rsample(self, sample_shape: SampleShape = EMPTY_SHAPE) -> Tensor:
         return features_first(self.base_dist.rsample(torch.Size(sample_shape)))
 
-    def sample(self, sample_shape: SampleShape = NO_SHAPE) -> Tensor:
-        """The same without a gradient."""
+    def sample(self, sample_shape: SampleShape = EMPTY_SHAPE) -> Tensor:
         return features_first(self.base_dist.sample(torch.Size(sample_shape)))
 
     @property
     def mean(self) -> Tensor:
-        """(*batch, F, h, w)."""
         return features_first(self.base_dist.mean)
 
     @property
     def mode(self) -> Tensor:
-        """(*batch, F, h, w)."""
         return features_first(self.base_dist.mode)
 
     @property
     def variance(self) -> Tensor:
-        """(*batch, F, h, w)."""
         return features_first(self.base_dist.variance)
 
     def entropy(self) -> Tensor:
@@ -75,7 +70,7 @@ def _kl_spatial(q: SpatialDistribution, p: SpatialDistribution) -> Tensor:
 
 @register_kl(SpatialDistribution, Independent)  # type: ignore[untyped-decorator]
 def _kl_to_diagonal(q: SpatialDistribution, p: Independent[Distribution]) -> Tensor:
-    """KL(q || p), the batch shape. NotImplementedError: p is no diagonal Gaussian over maps."""
+    """KL(q || p), the batch shape. NotImplementedError: p is not a diagonal Gaussian over maps."""
     base = as_diagonal_normal(p)
     if base is None or len(p.event_shape) != len(q.event_shape):
         raise NotImplementedError
@@ -85,5 +80,5 @@ def _kl_to_diagonal(q: SpatialDistribution, p: Independent[Distribution]) -> Ten
 
 
 def to_spatial(vectors: Distribution) -> Distribution:
-    """Batch (B,) as it is; batch (B, h, w) as one latent of independent places."""
+    """Distribution of batch (B, h, w) as one of latent maps, batch (B,); batch (B,) unchanged."""
     return SpatialDistribution(vectors) if len(vectors.batch_shape) == 3 else vectors

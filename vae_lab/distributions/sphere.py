@@ -1,4 +1,4 @@
-"""Distributions on the unit sphere S^{D-1} in R^D: uniform; von Mises-Fisher, its samples with exact gradients."""
+"""Distributions on the unit sphere S^{D-1} in R^D: uniform, and von Mises-Fisher with exact sample gradients."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch.distributions import Distribution
 from torch.distributions.kl import register_kl
 from torch.nn.functional import normalize
 
-from vae_lab.core import NO_SHAPE, SampleShape
+from vae_lab.core import EMPTY_SHAPE, SampleShape
 from vae_lab.distributions.bessel import log_bessel_and_ratio
 
-NUM_PROPOSALS = 24  # each is accepted with probability 0.65 or more, so that all are refused once in 10^11 samples
+NUM_PROPOSALS = 24  # each is accepted with probability 0.65 or more: all are rejected once in 10^11 samples
 NUM_NODES = 48
 
 
 def log_area(dim: int) -> float:
-    """The logarithm of the area of the unit sphere in R^dim."""
+    """Log surface area of the unit sphere in R^dim."""
     return math.log(2) + dim / 2 * math.log(math.pi) - math.lgamma(dim / 2)
 
 
 class SphericalUniform(Distribution):
-    """The uniform density on S^{D-1}. dim: D. like: a tensor that says dtype and device."""
+    """Uniform density on S^{D-1}. dim: D. like: a tensor of the dtype and device to use."""
 
     arg_constraints = {}  # noqa: RUF012
 
@@ -32,23 +32,21 @@ class SphericalUniform(Distribution):
         super().__init__(torch.Size(batch_shape), torch.Size((dim,)), validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """In nats, (*batch) of value (*batch, D)."""
+        """In nats, (*batch) for value (*batch, D)."""
         shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
         return value.new_full(shape, -log_area(value.shape[-1]))
 
-    def sample(self, sample_shape: SampleShape = NO_SHAPE) -> Tensor:
-        """(*sample_shape, *batch, D): Gaussians, divided by their length."""
+    def sample(self, sample_shape: SampleShape = EMPTY_SHAPE) -> Tensor:
+        """Normalised Gaussian samples, (*sample_shape, *batch, D)."""
         shape = self._extended_shape(torch.Size(sample_shape))
         return normalize(torch.randn(shape, dtype=self._like.dtype, device=self._like.device), dim=-1)
 
     @property
     def mean(self) -> Tensor:
-        """0, (*batch, D)."""
         return self._like.new_zeros(self._extended_shape())
 
     @property
     def variance(self) -> Tensor:
-        """1/D, (*batch, D)."""
         return self._like.new_full(self._extended_shape(), 1 / self.event_shape[0])
 
     def entropy(self) -> Tensor:
@@ -61,9 +59,9 @@ class VonMisesFisher(Distribution):
 
     direction: (*batch, D) of length 1, D >= 2. concentration: (*batch), above 0.
 
-    Bessel functions and angles are of float64. Sampling reads nothing back from a device, and its work depends on
-    shapes alone. A sample's gradient is unbiased: it is that of the accepted sample, where Davidson et al. take that of
-    the accepted proposal, which lacks a correction term; see `rsample`. It can be taken once, not twice.
+    Bessel functions and angles are computed in float64. Sampling reads nothing back from the device, and its cost
+    depends on shapes only. Sample gradients are unbiased: that of the accepted sample, where Davidson et al. take that
+    of the accepted proposal, which lacks a correction term; see `rsample`. They have no second derivative.
     """
 
     arg_constraints = {}  # noqa: RUF012
@@ -77,36 +75,33 @@ class VonMisesFisher(Distribution):
 
     @property
     def _log_peak(self) -> Tensor:
-        """The log density at the direction, float64."""
+        """Log density at the direction, float64."""
         dim, k = self.event_shape[0], self.concentration.double()
         return (dim / 2 - 1) * k.log() - dim / 2 * math.log(2 * math.pi) - self._log_bessel
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """In nats, (*batch) of value (*batch, D) of length 1.
+        """In nats, (*batch) for value (*batch, D) of length 1.
 
-        Of points of length 1, direction.value - 1 is minus half a squared distance, which does not cancel.
+        For unit vectors, direction.value - 1 is minus half the squared distance, which does not cancel.
         """
         distance = (value - self.direction).square().sum(-1)
         return self._log_peak.to(value.dtype) - 0.5 * self.concentration * distance
 
     @property
     def mean(self) -> Tensor:
-        """The direction, shortened, (*batch, D)."""
         return self._mean_length.to(self.direction.dtype).unsqueeze(-1) * self.direction
 
     @property
     def mode(self) -> Tensor:
-        """The direction, (*batch, D)."""
         return self.direction
 
     @property
     def variance(self) -> Tensor:
-        """Of each coordinate, (*batch, D)."""
         along, across = (moment.to(self.direction.dtype).unsqueeze(-1) for moment in self._variances())
         return across + (along - across) * self.direction.square()
 
     def _variances(self) -> tuple[Tensor, Tensor]:
-        """Along the direction, and across it in each of the D - 1 others; float64."""
+        """Variance along the direction, and along each of the D - 1 orthogonal to it; float64."""
         length = self._mean_length
         across = length / self.concentration.double()
         return (1 - length.square() - (self.event_shape[0] - 1) * across).clamp(min=0), across
@@ -116,16 +111,16 @@ class VonMisesFisher(Distribution):
         k = self.concentration.double()
         return (k * (1 - self._mean_length) - self._log_peak).to(self.concentration.dtype)
 
-    def rsample(self, sample_shape: SampleShape = NO_SHAPE) -> Tensor:
+    def rsample(self, sample_shape: SampleShape = EMPTY_SHAPE) -> Tensor:
         """(*sample_shape, *batch, D).
 
-        The gradient follows how a sample moves with its distribution. When the direction turns, the sample turns with
-        it, by the smallest rotation. When the concentration grows, its angle to the direction moves such that the
-        distribution function of the angle at the sample stays as it is (Figurnov et al. 2018, arXiv:1805.08498).
+        Pathwise gradient. When the direction rotates, the sample rotates with it, by the smallest rotation. When the
+        concentration grows, the angle of the sample to the direction changes such that the CDF of the angle stays
+        constant at the sample (Figurnov et al. 2018, arXiv:1805.08498).
         """
         with torch.no_grad():
             shape = self._extended_shape(torch.Size(sample_shape))
-            angle = _sampled_angle(shape[-1], self.concentration.double().expand(shape[:-1]))
+            angle = _sample_angle(shape[-1], self.concentration.double().expand(shape[:-1]))
             cos, sin = (f(angle).to(self.direction.dtype).unsqueeze(-1) for f in (torch.cos, torch.sin))
             noise = torch.randn(shape, dtype=self.direction.dtype, device=self.direction.device)
             across = normalize(noise - (noise * self.direction).sum(-1, keepdim=True) * self.direction, dim=-1)
@@ -138,14 +133,14 @@ class VonMisesFisher(Distribution):
             velocity = speed.to(sample.dtype).unsqueeze(-1) * (cos * across - sin * self.direction)
         turned = self.direction * cos - self.direction.detach() * (self.direction * sample).sum(-1, keepdim=True)
         path = turned + velocity * self.concentration.unsqueeze(-1)
-        return sample + (path - path.detach())  # its gradient, without a change of its value
+        return sample + (path - path.detach())  # adds the gradient, not the value, of path
 
 
-def _sampled_angle(dim: int, k: Tensor) -> Tensor:
+def _sample_angle(dim: int, k: Tensor) -> Tensor:
     """Angles between samples and their directions, in (0, pi), the shape of k.
 
-    Rejection sampling by Wood 1994, "Simulation of the von Mises Fisher distribution", algorithm VM*, which mends
-    Ulrich 1984. Of a fixed number of proposals the first that is accepted counts, rather than proposing until one is.
+    Rejection sampling by Wood 1994, "Simulation of the von Mises Fisher distribution", algorithm VM*, which corrects
+    Ulrich 1984. Takes the first accepted of a fixed number of proposals, rather than proposing until one is accepted.
     """
     k = k.unsqueeze(-1)
     root = torch.hypot(2 * k, torch.full_like(k, dim - 1))
@@ -162,8 +157,9 @@ def _sampled_angle(dim: int, k: Tensor) -> Tensor:
 
 
 def _symmetric_beta(dim: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Samples of Beta((dim - 1) / 2, (dim - 1) / 2), float64. Ulrich 1984, "Computer generation of distributions on the
-    m-sphere", section 3.
+    """Samples of Beta((dim - 1) / 2, (dim - 1) / 2), float64.
+
+    Ulrich 1984, "Computer generation of distributions on the m-sphere", section 3.
     """
     u, v = torch.rand((2, *shape), dtype=torch.float64, device=device)
     radius = (1 - u ** (2 / (dim - 2))).sqrt() if dim > 2 else torch.ones_like(u)
@@ -171,15 +167,15 @@ def _symmetric_beta(dim: int, shape: tuple[int, ...], device: torch.device) -> T
 
 
 def _angular_speed(dim: int, angle: Tensor, k: Tensor, mean_length: Tensor) -> Tensor:
-    """d angle / d k at a constant value of the angle's distribution function, the shape of `angle`; float64.
+    """d angle / d k at a constant value of the angle's CDF, the shape of `angle`; float64.
 
     Minus the integral of dp/dk from 0 to the angle, over p: the density p(f) ~ exp(k cos f) sin(f)^(D-2) has
-    dp/dk = (cos f - mean length) p. From 0 to pi this integrates to 0, so the side is chosen where it keeps its sign.
+    dp/dk = (cos f - mean length) p. Its integral from 0 to pi is 0: integrate on the side where it keeps its sign.
     """
     k, mean_length, angle = k.unsqueeze(-1), mean_length.unsqueeze(-1), angle.unsqueeze(-1)
     cos = angle.cos()
-    inward = cos > mean_length  # towards 0, else towards pi
-    reach = 10 / (k * mean_length + dim - 2).sqrt()  # beyond it, p is less than 10^-9 of what it is at the angle
+    inward = cos > mean_length  # integrate towards 0, else towards pi
+    reach = 10 / (k * mean_length + dim - 2).sqrt()  # beyond it, p is less than 10^-9 of its value at the angle
     length = torch.minimum(torch.where(inward, angle, math.pi - angle), reach)
     nodes, weights = _quadrature(angle.device)
     f = angle + torch.where(inward, -length, length) * nodes
@@ -189,7 +185,7 @@ def _angular_speed(dim: int, angle: Tensor, k: Tensor, mean_length: Tensor) -> T
 
 
 def _quadrature(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Nodes in [0, 1] and their weights, exact for what is smooth within: tanh-sinh. Made on the device."""
+    """Tanh-sinh nodes in [0, 1] and weights, exact for functions smooth inside. Created on the device."""
     step = 6 / (NUM_NODES - 1)
     t = torch.arange(NUM_NODES, dtype=torch.float64, device=device) * step - 3
     inner = math.pi / 2 * t.sinh()
@@ -198,7 +194,7 @@ def _quadrature(device: torch.device) -> tuple[Tensor, Tensor]:
 
 @register_kl(VonMisesFisher, SphericalUniform)  # type: ignore[untyped-decorator]
 def _to_uniform(q: VonMisesFisher, p: SphericalUniform) -> Tensor:
-    """KL(q || p), the batch shape: the log area of the sphere less q's entropy."""
+    """KL(q || p), the batch shape: the log area of the sphere minus q's entropy."""
     k = q.concentration.double()
     divergence = q._log_peak - k * (1 - q._mean_length) + log_area(q.event_shape[0])
     return divergence.to(q.concentration.dtype)

@@ -1,4 +1,4 @@
-"""Samples of images told apart again: a batch (S B,) as (S, B)."""
+"""Separate the samples and images of a flattened batch: (S B,) to (S, B)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, kl_divergence
 from torch.distributions.kl import register_kl
 
-from vae_lab.core import NO_SHAPE, SampleShape
+from vae_lab.core import EMPTY_SHAPE, SampleShape
 from vae_lab.distributions.gaussians import as_diagonal_normal
 
 
 def unflatten_batch(distribution: Distribution, num_samples: int) -> Distribution:
-    """Batch (S B,) as (S, B), for S > 1; batch () as it is."""
+    """Distribution of batch (S B,) with batch (S, B), for S > 1; batch () unchanged."""
     if num_samples == 1 or not distribution.batch_shape:
         return distribution
     base = as_diagonal_normal(distribution)
@@ -24,44 +24,41 @@ def unflatten_batch(distribution: Distribution, num_samples: int) -> Distributio
 
 
 class UnflattenedBatch(Distribution):
-    """A distribution of batch (S B,) that no one knows how to reshape, as batch (S, B)."""
+    """A distribution of batch (S B,) whose parameters cannot be reshaped, with batch (S, B)."""
 
     arg_constraints = {}  # noqa: RUF012
 
     def __init__(self, flat: Distribution, num_samples: int) -> None:
         self.flat, self.has_rsample = flat, flat.has_rsample
-        self._drawn: tuple[Tensor, Tensor] | None = None
+        self._last_sample: tuple[Tensor, Tensor] | None = None
         batch = torch.Size((num_samples, flat.batch_shape[0] // num_samples))
         super().__init__(batch, flat.event_shape, validate_args=False)
 
-    def rsample(self, sample_shape: SampleShape = NO_SHAPE) -> Tensor:
-        """(*sample_shape, S, B, *event)."""
+    def rsample(self, sample_shape: SampleShape = EMPTY_SHAPE) -> Tensor:
         flat = self.flat.rsample(torch.Size(sample_shape))
         z: Tensor = flat.unflatten(len(sample_shape), self.batch_shape)
-        self._drawn = (z, flat)
+        self._last_sample = (z, flat)
         return z
 
     def log_prob(self, value: Tensor) -> Tensor:
         """In nats, (*, S, B)."""
-        # A flow knows the density of the very tensor that it drew; to invert it for another may take long.
-        if self._drawn is not None and value is self._drawn[0]:
-            flat = self._drawn[1]
+        # A flow caches the density of the tensor that it sampled; inverting it for another can be slow.
+        if self._last_sample is not None and value is self._last_sample[0]:
+            flat = self._last_sample[1]
         else:
             flat = value.flatten(first := value.dim() - len(self.event_shape) - 2, first + 1)
-        folded: Tensor = self.flat.log_prob(flat).unflatten(-1, self.batch_shape)
-        return folded
+        log_prob: Tensor = self.flat.log_prob(flat).unflatten(-1, self.batch_shape)
+        return log_prob
 
     @property
     def mean(self) -> Tensor:
-        """(S, B, *event)."""
-        folded: Tensor = self.flat.mean.unflatten(0, self.batch_shape)
-        return folded
+        mean: Tensor = self.flat.mean.unflatten(0, self.batch_shape)
+        return mean
 
     @property
     def mode(self) -> Tensor:
-        """(S, B, *event)."""
-        folded: Tensor = self.flat.mode.unflatten(0, self.batch_shape)
-        return folded
+        mode: Tensor = self.flat.mode.unflatten(0, self.batch_shape)
+        return mode
 
 
 @register_kl(UnflattenedBatch, UnflattenedBatch)  # type: ignore[untyped-decorator]
@@ -73,7 +70,7 @@ def _kl_both(q: UnflattenedBatch, p: UnflattenedBatch) -> Tensor:
 
 @register_kl(UnflattenedBatch, Distribution)  # type: ignore[untyped-decorator]
 def _kl_from_unflattened(q: UnflattenedBatch, p: Distribution) -> Tensor:
-    """KL(q || p), (S, B), of a p without a batch. NotImplementedError: p has one."""
+    """KL(q || p), (S, B), for p without a batch. NotImplementedError: p has one."""
     if p.batch_shape:
         raise NotImplementedError
     kl: Tensor = kl_divergence(q.flat, p).unflatten(0, q.batch_shape)

@@ -1,6 +1,6 @@
-"""From tensors to matplotlib figures: every picture that vae_lab logs, with a title and axes.
+"""Matplotlib figures of every picture that vae_lab logs, with titles and axes.
 
-Pure functions of CPU tensors; `render` turns a figure into pixels.
+Pure functions of CPU tensors; `render` converts a figure to pixels.
 """
 
 from vae_lab.figures.canvas import render

@@ -1,7 +1,7 @@
-"""A figure in whole pixels: drawn in one style, grown around its axes so that nothing is cut off.
+"""Figures on a canvas of whole pixels: one shared style, resized to their content so that nothing is cut off.
 
-Matplotlib is imported where it is used: importing this module costs nothing. pyplot is never touched, so
-no figure is kept alive behind the caller's back and no display is needed.
+Matplotlib is imported where it is used, so importing this module is cheap. pyplot is not used: it would keep figures
+alive and need a display.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Pixels = NDArray[np.uint8]  # (H, W, 3)
 
-DPI = 128  # a power of two: pixels / DPI * DPI is exact, so a canvas has the size it was asked for
-MARGIN = 12  # white pixels around everything drawn
+DPI = 128  # a power of two: pixels / DPI * DPI is exact, so a canvas has exactly the requested size
+MARGIN = 12  # white pixels around the content
 
 INK, MUTED, FAINT = "#22252b", "#6b7280", "#d5d9e0"
 BLUE, ORANGE, GREEN = "#3b75af", "#e1812c", "#4f9d69"
@@ -58,7 +58,7 @@ STYLE: dict[Any, Any] = {
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """`render_pictures` under the one style of every figure, whatever the user's matplotlibrc says."""
+    """Run `draw` with STYLE, whatever the user's matplotlibrc says."""
 
     @wraps(draw)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -71,7 +71,7 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 
 def blank_figure() -> Figure:
-    """An empty figure that draws with Agg; `fit` gives it its size."""
+    """Empty figure with an Agg canvas; `fit` sets its size."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -81,13 +81,13 @@ def blank_figure() -> Figure:
 
 
 def add_axes(figure: Figure, left: int, bottom: int, width: int, height: int) -> Axes:
-    """Axes over a rectangle of whole pixels, counted from an origin of the caller's choice."""
+    """Add axes over a rectangle of whole pixels, relative to an origin of the caller's choice."""
     figure_width, figure_height = figure.bbox.width, figure.bbox.height
     return figure.add_axes((left / figure_width, bottom / figure_height, width / figure_width, height / figure_height))
 
 
 def fit(figure: Figure) -> Figure:
-    """The figure resized to what is drawn on it, its axes still on whole pixels and of the same size."""
+    """Resize the figure to its content; axes keep their size and stay on whole pixels."""
     old_width, old_height = figure.bbox.width, figure.bbox.height
     box = figure.get_tightbbox(_canvas(figure).get_renderer())
     right, up = math.ceil(MARGIN - box.x0 * DPI), math.ceil(MARGIN - box.y0 * DPI)
@@ -101,17 +101,17 @@ def fit(figure: Figure) -> Figure:
 
 
 def fit_axes(axes: Axes) -> Figure:
-    """The figure that the axes are on, fitted."""
+    """Fit the figure that contains the axes."""
     return fit(cast("Figure", axes.figure))
 
 
 def render(figure: Figure) -> Pixels:
-    """The figure as pixels, uint8 (H, W, 3)."""
+    """Pixels of the figure, uint8 (H, W, 3)."""
     canvas = _canvas(figure)
     canvas.draw()
     return np.array(canvas.buffer_rgba(), np.uint8)[..., :3]
 
 
 def _canvas(figure: Figure) -> Any:
-    """Its FigureCanvasAgg, whose methods have no types."""
+    """The FigureCanvasAgg; Any, since its methods are untyped."""
     return figure.canvas

@@ -1,6 +1,6 @@
-"""What pictures are drawn from: a model at one moment, and a few images to look at it with.
+"""The context that pictures are drawn from: a model at one step, example images and sizes.
 
-What draws random numbers seeds them first, so that a picture is the same whichever others are drawn, and by whom.
+Random numbers are seeded where they are used, so that a picture depends neither on other pictures nor on the caller.
 """
 
 from __future__ import annotations
@@ -21,32 +21,30 @@ from vae_lab.figures.sizes import FigureSizes
 from vae_lab.models.base import Model
 from vae_lab.objectives.bounds import closed_form_kl
 
-NUM_KL_IMAGES = 64  # images that the KL of layers is averaged over
+NUM_KL_IMAGES = 64  # images over which the KL of each layer is averaged
 
 
 @dataclass(frozen=True)
 class FigureContext:
-    """A model at one moment, and the images it is looked at with. Used under `evaluation_mode`."""
+    """A model at one step, and example images. Use it inside `evaluation_mode`."""
 
     model: Model
     device: torch.device
     examples: ExampleImages
     sizes: FigureSizes = field(default_factory=FigureSizes)
-    when: str = ""  # "epoch 7", for the titles
-    known_kl: Tensor | None = None  # (D,), of the last validation
-    corrupted: Callable[[Tensor], Tensor] | None = None  # what training does to the images that the encoder sees
+    when: str = ""  # e.g. "epoch 7", for titles
+    validation_kl: Tensor | None = None  # (D,), from the last validation
+    corrupted: Callable[[Tensor], Tensor] | None = None  # corrupts the encoder's input in training
 
     def title(self, what: str) -> str:
-        """With the moment."""
         return f"{what}, {self.when}" if self.when else what
 
     @property
     def class_names(self) -> list[str]:
-        """Of all classes."""
-        return [self.examples.class_of(label) for label in range(self.model.image.num_classes)]
+        return [self.examples.class_name(label) for label in range(self.model.image.num_classes)]
 
     def labels(self, count: int) -> Tensor | None:
-        """Of the first images, (count,); None for a model that is not given any."""
+        """Labels of the first images, (count,); None for an unconditional model."""
         if not self.model.conditional:
             return None
         known = self.examples.labels
@@ -54,45 +52,46 @@ class FigureContext:
 
     @property
     def first_label(self) -> Tensor | None:
-        """What a conditional model is told where one image stands for all, ()."""
+        """Label of the first image, (), 0 if there is none; None for an unconditional model."""
         labels = self.labels(1)
         return labels if labels is None else torch.cat([labels, torch.zeros(1, dtype=torch.int64)])[0]
 
     def on_device(self, values: Tensor | None) -> Tensor | None:
-        """Where the model is."""
         return values if values is None else values.to(self.device)
 
     @cached_property
     def space(self) -> LatentSpace:
-        """The latents of a model with one layer of them."""
+        """Latents of a model with a single layer of them."""
         model, x = cast(SingleLayerModel, self.model), self.examples.x
-        return LatentSpace(model, self.device, x, self.labels(len(x)), self.sizes.seed, self.known_kl)
+        return LatentSpace(model, self.device, x, self.labels(len(x)), self.sizes.seed, self.validation_kl)
 
     @property
-    def has_points(self) -> bool:
-        """Whether the model has one layer of latents, and these are points of a space: anything but codes."""
+    def has_continuous_latents(self) -> bool:
+        """Whether the model has a single layer of latents that are not codes."""
         return has_single_layer(self.model) and self.model.latents[0].kind != "codes"
 
     def reconstructed(self, count: int) -> Distribution:
-        """p(x|z) at the centre of q(z|x) of the first images, batch (count,)."""
-        if self.has_points:  # the very centres of the other pictures: some families estimate theirs from samples
+        """p(x|z) at the centre of q(z|x) for the first images, batch (count,)."""
+        if (
+            self.has_continuous_latents
+        ):  # the same centres as in other pictures: some families estimate them from samples
             return self.space.likelihood(self.space.latents.centre[:count], self.labels(count))
         return self.restored(self.examples.x[:count])
 
     def restored(self, x: Tensor) -> Distribution:
-        """The same where the encoder sees x (count, C, H, W) in place of the first images."""
+        """The same with x (count, C, H, W) as the encoder's input in place of the first images."""
         torch.manual_seed(self.sizes.seed)
         return self.model.reconstruct(x.to(self.device), self.on_device(self.labels(len(x))))
 
     def corrupt(self, x: Tensor) -> Tensor:
-        """Images x (count, C, H, W) as the encoder sees them in training, on the CPU; by the same chance every time."""
+        """Corrupt images x (count, C, H, W) as in training, with the same random numbers every time; on the CPU."""
         torch.manual_seed(self.sizes.seed)
         return self.corrupted(x.to(self.device)).cpu() if self.corrupted is not None else x
 
     def sample(self, count: int, y: Tensor | None = None, temperature: float = 1.0) -> Tensor:
-        """The means of p(x|z) at latents from the prior, (count, C, H, W) on the CPU. y: labels (count,).
+        """Means of p(x|z) at latents from the prior, (count, C, H, W) on the CPU. y: labels (count,).
 
-        Of the same random numbers every time: the model, the labels and the temperature alone move the images.
+        Uses the same random numbers every time: images change only with the model, the labels and the temperature.
         """
         torch.manual_seed(self.sizes.seed)
         images = []
@@ -103,12 +102,11 @@ class FigureContext:
 
     @cached_property
     def can_sample(self) -> bool:
-        """Whether the prior has samples."""
         return self._can_sample_at(1.0, NotImplementedError)
 
     @cached_property
     def can_sample_at_temperature(self) -> bool:
-        """Whether it has some at other temperatures."""
+        """Whether the prior can be sampled at temperatures other than 1."""
         return self._can_sample_at(0.5, NotImplementedError, ValueError)
 
     def _can_sample_at(self, temperature: float, *refusals: type[Exception]) -> bool:
@@ -119,7 +117,7 @@ class FigureContext:
         return True
 
     def traces(self, count: int) -> Iterator[Trace]:
-        """The first images through the whole model, some at a time."""
+        """Traces of the first images, in chunks."""
         torch.manual_seed(self.sizes.seed)
         y = self.labels(count)
         for first in range(0, min(count, len(self.examples)), CHUNK):
@@ -129,12 +127,12 @@ class FigureContext:
 
     @cached_property
     def layer_kl(self) -> Tensor:
-        """KL of each layer in nats, (L,), mean over the first images."""
+        """KL of each layer in nats, (L,), averaged over the first images."""
         (trace,) = self.traces(NUM_KL_IMAGES)
         return torch.stack([closed_form_kl(latent).mean() for latent in trace.latents]).float().cpu()
 
     def code_counts(self) -> dict[int, Tensor]:
-        """Of each layer of codes, by its number, how often each of its G variables took each of K codes, (G, K)."""
+        """For each layer of codes, by its index: how often each of its G variables took each of K codes, (G, K)."""
         from vae_lab.metrics.diagnostics import code_indices
 
         sizes = {layer: latent.num_codes for layer, latent in enumerate(self.model.latents) if latent.num_codes}

@@ -1,4 +1,4 @@
-"""Pictures as the bytes of files: PNG and GIF."""
+"""PNG and GIF encoding of pictures."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from vae_lab.figures.canvas import Pixels
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-STEP = "global_step"  # the PNG text chunk that orders frames, whether named by epoch or by step
-MOST_FRAMES = 100
+STEP = "global_step"  # PNG text chunk that orders frames, whether files are named by epoch or by step
+MAX_FRAMES = 100
 GIF_SECONDS = 10.0
-SLOWEST, FASTEST, LAST = 500, 60, 1500  # milliseconds a frame is shown
+SLOWEST, FASTEST, LAST = 500, 60, 1500  # milliseconds per frame
 
 
 def encode_png(pixels: Pixels, step: int) -> bytes:
-    """uint8 (H, W, 3) as PNG that remembers the step it shows."""
+    """PNG of uint8 (H, W, 3), with the step in a text chunk."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
@@ -29,8 +29,8 @@ def encode_png(pixels: Pixels, step: int) -> bytes:
     return buffer.getvalue()
 
 
-def frames_of(folder: Path, what: str) -> list[Path]:
-    """The PNGs of one picture in the order of training, one for each step shown."""
+def find_frames(folder: Path, what: str) -> list[Path]:
+    """PNG files of one picture in the order of training, one per step."""
     from PIL import Image
 
     by_step = {}
@@ -41,11 +41,11 @@ def frames_of(folder: Path, what: str) -> list[Path]:
 
 
 def encode_gif(frames: Sequence[Path]) -> tuple[bytes, tuple[int, int]]:
-    """The frames in turn, at most 100 evenly chosen, the last for longer; and width and height."""
+    """GIF of at most 100 evenly spaced frames, the last one shown longer; and its width and height."""
     from PIL import Image
 
-    if len(frames) > MOST_FRAMES:
-        frames = [frames[round(k * (len(frames) - 1) / (MOST_FRAMES - 1))] for k in range(MOST_FRAMES)]
+    if len(frames) > MAX_FRAMES:
+        frames = [frames[round(k * (len(frames) - 1) / (MAX_FRAMES - 1))] for k in range(MAX_FRAMES)]
     sizes = []
     for path in frames:
         with Image.open(path) as image:
@@ -59,7 +59,7 @@ def encode_gif(frames: Sequence[Path]) -> tuple[bytes, tuple[int, int]]:
 
 
 def _padded(frames: Sequence[Path], size: tuple[int, int]) -> Iterator[Image]:
-    """One frame at a time in 256 colours, on white of one size: a resumed run may draw another."""
+    """Frames in 256 colours, padded with white to one size: a resumed run may draw a different one."""
     from PIL import Image
 
     for path in frames:

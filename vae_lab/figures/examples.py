@@ -1,4 +1,4 @@
-"""What is looked at: what a picture asks of a model, and the images it is looked at with."""
+"""Inputs of the pictures: the model interface they need, example images, evaluation mode."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from vae_lab.models.base import Model
 
 
 class SingleLayerModel(Protocol):
-    """What pictures of the latents ask of a model with one layer of them."""
+    """Interface of a model with a single layer of latents, as pictures of the latents need it."""
 
     encoder: nn.Module
     decoder: nn.Module
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """Of one z: (D,), or (F, h, w)."""
+        """Shape of one z: (D,), or (F, h, w)."""
         ...
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> Distribution:
@@ -38,7 +38,7 @@ class SingleLayerModel(Protocol):
         ...
 
     def sample_latents(self, num_images: int, y: Tensor | None = None, temperature: float = 1.0) -> Tensor:
-        """Latents from the prior, (num_images, *shape)."""
+        """Latents from the prior, (num_images, *latent_shape)."""
         ...
 
     def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Distribution:
@@ -47,13 +47,13 @@ class SingleLayerModel(Protocol):
 
 
 def has_single_layer(model: Model) -> bool:
-    """Whether there is one q(z|x), one p(z) and one p(x|z) to look at."""
+    """Whether the model has one q(z|x), one p(z) and one p(x|z)."""
     return hasattr(model, "prior_distribution")
 
 
 @dataclass(frozen=True)
 class ExampleImages:
-    """Images to look at, with what is known of them; there may be none."""
+    """Example images with labels and class names, where known; may be empty."""
 
     x: Tensor  # (N, C, H, W) in [0, 1]
     labels: Tensor | None = None  # int64 (N,)
@@ -63,14 +63,14 @@ class ExampleImages:
     def __len__(self) -> int:
         return len(self.x)
 
-    def class_of(self, label: int) -> str:
-        """Its name, or its number where the classes have no names."""
+    def class_name(self, label: int) -> str:
+        """Name of the class; its index if the classes have no names."""
         return self.class_names[label] if label < len(self.class_names) else str(label)
 
 
 @contextmanager
 def evaluation_mode(model: Model, device: torch.device, seed: int) -> Iterator[None]:
-    """Eval mode, no gradients, a random state of our own; everything is as it was afterwards."""
+    """Evaluation mode, no gradients, seeded random numbers; modes and random state are restored on exit."""
     modes = [(module, module.training) for module in model.modules()]
     devices = [device] if device.type == "cuda" else []
     try:

@@ -1,4 +1,4 @@
-"""Where in latent space to look: planes, lines, arcs and projections. Pure functions, z is (..., D)."""
+"""Paths and planes of latents to decode, and projections to two dimensions. Pure functions, z is (..., D)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-PARALLEL = 1e-3  # sine of the angle below which an arc has no direction
+PARALLEL = 1e-3  # sine of the angle below which the direction of an arc is undefined
 
 
 def plane(values: Tensor, dims: Sequence[int], latent_dim: int) -> Tensor:
@@ -22,7 +22,7 @@ def plane(values: Tensor, dims: Sequence[int], latent_dim: int) -> Tensor:
 
 
 def axes_through(centre: Tensor, values: Tensor, dims: Sequence[int]) -> Tensor:
-    """(K, n, D): row k is `point_estimate` (D,) with z_dims[k] moved through `values` (n,), or values[k] of (K, n)."""
+    """(K, n, D): row k is `centre` (D,) with z_dims[k] set to `values` (n,), or to values[k] of (K, n)."""
     z = centre.repeat(len(dims), values.shape[-1], 1)
     for row, (dim, along) in enumerate(zip(dims, values.expand(len(dims), -1), strict=True)):
         z[row, :, dim] = along
@@ -30,13 +30,13 @@ def axes_through(centre: Tensor, values: Tensor, dims: Sequence[int]) -> Tensor:
 
 
 def straight_line(start: Tensor, end: Tensor, steps: int) -> Tensor:
-    """(P, steps, D) between start and end, (P, D) each, at even shares of the way."""
+    """(P, steps, D) evenly spaced between start and end, (P, D) each."""
     share = torch.linspace(0, 1, steps)[:, None]
     return torch.lerp(start[:, None], end[:, None], share)
 
 
 def arc(start: Tensor, end: Tensor, steps: int) -> Tensor:
-    """(P, steps, D) along great circles, straight where they would be undefined. White, arXiv:1609.04468."""
+    """(P, steps, D) along great circles; straight lines where these are undefined. White, arXiv:1609.04468."""
     cosine = torch.nn.functional.cosine_similarity(start, end, dim=-1).clamp(-1, 1)
     angle = cosine.acos()[:, None, None]
     share = torch.linspace(0, 1, steps)[:, None]
@@ -46,15 +46,15 @@ def arc(start: Tensor, end: Tensor, steps: int) -> Tensor:
 
 
 def arc_on_sphere(start: Tensor, end: Tensor, steps: int, shape: tuple[int, ...]) -> Tensor:
-    """(P, steps, D) between (P, D), flat latents of a shape (F, *map) that are of length 1 at each place."""
-    places = math.prod(shape[1:])
-    starts, ends = (z.reshape(-1, shape[0], places).mT.reshape(-1, shape[0]) for z in (start, end))
+    """(P, steps, D) between (P, D): flat latents of shape (F, *map) with unit length at each position."""
+    positions = math.prod(shape[1:])
+    starts, ends = (z.reshape(-1, shape[0], positions).mT.reshape(-1, shape[0]) for z in (start, end))
     way = torch.nn.functional.normalize(arc(starts, ends, steps), dim=-1)
-    return way.reshape(len(start), places, steps, shape[0]).permute(0, 2, 3, 1).flatten(2)
+    return way.reshape(len(start), positions, steps, shape[0]).permute(0, 2, 3, 1).flatten(2)
 
 
 class Projection(NamedTuple):
-    """Points in two dimensions, and what the two axes are."""
+    """Points in two dimensions and the labels of both axes."""
 
     points: Tensor  # (N, 2)
     xlabel: str
@@ -62,7 +62,7 @@ class Projection(NamedTuple):
 
 
 def project_to_plane(means: Tensor, scale: Tensor | None = None) -> Projection:
-    """Posterior means (N, D): as they are if D = 2, beside their scale (N, 1) if D = 1, else by components."""
+    """Posterior means (N, D): unchanged if D = 2, against their scale (N, 1) if D = 1, else by principal components."""
     if scale is not None:
         return Projection(torch.cat([means, scale], 1), "$z_{0}$", "standard deviation of $z_{0}$")
     if means.shape[1] == 2:
@@ -73,11 +73,11 @@ def project_to_plane(means: Tensor, scale: Tensor | None = None) -> Projection:
 
 
 def principal_components(points: Tensor, count: int = 2) -> tuple[Tensor, list[float]]:
-    """(N, count) and the share of the variance that each explains; the largest loading is made positive."""
+    """Projections (N, count) and the share of variance explained by each component; its largest loading is positive."""
     centred = points - points.mean(0)
     _, _, directions = torch.linalg.svd(centred.double(), full_matrices=False)
     directions = directions[:count]
-    # a component's sign is arbitrary: fixed, so that the scatter does not flip between epochs
+    # the sign of a component is arbitrary: fix it, so that the scatter does not flip between epochs
     largest = directions.abs().argmax(1, keepdim=True)
     projected = centred.double() @ (directions * directions.gather(1, largest).sign()).T
     if len(directions) < count:  # fewer points than components

@@ -1,7 +1,7 @@
-"""The latents of a model with one layer of them: where the images are, where the prior is, what decodes to what.
+"""Latents of a model with a single layer of them: posteriors of the images, prior samples, decoding.
 
-Latents are flat here, (..., D) on the CPU, whether the model's are vectors or maps. What draws random numbers seeds
-them first, so that a picture is the same whichever others are drawn, and by whom.
+Latents are flat here, (..., D) on the CPU, whether the model's are vectors or maps. Random numbers are seeded where
+they are used, so that a picture depends neither on other pictures nor on the caller.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from vae_lab.models.base import point_estimate
 from vae_lab.objectives.bounds import kl_per_dimension
 
 CHUNK = 256  # images encoded or decoded at once: activations of 128x128 maps are large
-NUM_STD_SAMPLES = 64  # samples that tell a standard deviation
-NUM_PRIOR_SAMPLES = 4096  # samples that tell a density
+NUM_STD_SAMPLES = 64  # samples to estimate a standard deviation
+NUM_PRIOR_SAMPLES = 4096  # samples to estimate a density
 
 
 class PosteriorSummary(NamedTuple):
-    """What q(z|x) is of every image."""
+    """Statistics of q(z|x) for every image."""
 
-    centre: Tensor  # (N, D): its mode; the mean of some samples where none is known
+    centre: Tensor  # (N, D): the mode; the mean of some samples where no mode is known
     sample: Tensor  # (N, D)
-    kl: Tensor | None  # (D,), mean over the images; None where it is no sum over dimensions
+    kl: Tensor | None  # (D,), mean over the images; None if it is not a sum over dimensions
 
 
 class MeanAndScale(NamedTuple):
-    """Where latents are found, (D,) each."""
+    """Mean and standard deviation of latents, (D,) each."""
 
     mean: Tensor
     scale: Tensor
@@ -44,28 +44,27 @@ class MeanAndScale(NamedTuple):
 
 @dataclass(frozen=True)
 class LatentSpace:
-    """A model's latents, and the images x (N, C, H, W) in them; y: their labels, of a conditional model."""
+    """Latents of a model for images x (N, C, H, W). y: their labels, for a conditional model."""
 
     model: SingleLayerModel
     device: torch.device
     x: Tensor
     y: Tensor | None = None
     seed: int = 0
-    known_kl: Tensor | None = None  # (D,), of the last validation
+    validation_kl: Tensor | None = None  # (D,), from the last validation
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one latent: (D,), or (F, h, w) with D = F h w."""
+        """Shape of one latent: (D,), or (F, h, w) with D = F h w."""
         return self.model.latent_shape
 
     @property
     def size(self) -> int:
-        """D."""
+        """Number of latent dimensions, D."""
         return math.prod(self.shape)
 
     @cached_property
     def latents(self) -> PosteriorSummary:
-        """Where the images are."""
         torch.manual_seed(self.seed)
         points, kls = [torch.zeros(2, 0, self.size)], []
         for q, prior in self._posteriors():
@@ -77,7 +76,7 @@ class LatentSpace:
         return PosteriorSummary(centres, samples, torch.cat(kls).mean(0).nan_to_num() if kls else None)
 
     def _posteriors(self) -> Iterator[tuple[Distribution, Distribution]]:
-        """q(z|x) and p(z) of the images, some at a time."""
+        """q(z|x) and p(z) of the images, in chunks."""
         for first in range(0, len(self.x), CHUNK):
             x = self.x[first : first + CHUNK].to(self.device)
             y = None if self.y is None else self.y[first : first + CHUNK].to(self.device)
@@ -85,28 +84,30 @@ class LatentSpace:
 
     @cached_property
     def scale(self) -> Tensor:
-        """The standard deviation of q(z|x) of every image, (N, D)."""
+        """Standard deviation of q(z|x) for every image, (N, D)."""
         torch.manual_seed(self.seed)
         scales = [standard_deviation(q).flatten(1).float().cpu() for q, _ in self._posteriors()]
         return torch.cat([torch.zeros(0, self.size), *scales]).nan_to_num()
 
     @property
     def kl(self) -> Tensor | None:
-        """KL in nats of each feature, over all its places, (F,): of the last validation, else of the images.
+        """KL in nats of each feature, summed over positions, (F,): from the last validation, else from the images.
 
-        None where it is no sum over dimensions, or nothing was seen.
+        None if it is not a sum over dimensions, or if there are neither.
         """
-        known = self.latents.kl if self.known_kl is None else self.known_kl.detach().float().cpu().nan_to_num()
+        known = (
+            self.latents.kl if self.validation_kl is None else self.validation_kl.detach().float().cpu().nan_to_num()
+        )
         return None if known is None else known.reshape(self.shape[0], -1).sum(1)
 
     @property
     def activity(self) -> str:
-        """What the dimensions are sorted by, as a word for them."""
+        """Adjective for the first dimensions of `by_activity`."""
         return "varied" if self.kl is None else "active"
 
     @property
-    def by_activity(self) -> list[int]:
-        """The dimensions of a vector, first those that say most of an image: by their KL, else by how they vary."""
+    def dims_by_activity(self) -> list[int]:
+        """Dimensions of a vector latent, most active first: by KL, or without one by the variance of the centres."""
         activity = self.kl
         if activity is None:
             activity = (self.latents.centre - self.latents.centre.mean(0)).square().sum(0)
@@ -114,7 +115,7 @@ class LatentSpace:
 
     @cached_property
     def prior_is_standard_normal(self) -> bool:
-        """Whether p(z) is N(0, I), whatever the images' labels."""
+        """Whether p(z) is N(0, I) for all labels of the images."""
         y = self.y
         if y is not None:
             y = (y if len(y) else torch.zeros(1, dtype=torch.int64)).to(self.device)
@@ -123,14 +124,14 @@ class LatentSpace:
 
     @cached_property
     def location(self) -> MeanAndScale:
-        """Where to look: over N(0, I) if that is the prior; else over q(z), the posterior averaged over the images."""
+        """Range of latents to decode: N(0, I) if that is the prior, else q(z), the posterior averaged over images."""
         if self.prior_is_standard_normal:
             return MeanAndScale(torch.zeros(self.size), torch.ones(self.size))
         sample = self.latents.sample
         return MeanAndScale(sample.mean(0), sample.std(0, correction=0))
 
     def prior_sample(self) -> Tensor:
-        """Latents from the prior, (about 4,000, D); where it depends on labels, of the images' own."""
+        """Latents from the prior, (about 4,000, D); for a conditional model, given the labels of the images."""
         torch.manual_seed(self.seed)
         y = None if self.y is None else self.y.repeat(math.ceil(NUM_PRIOR_SAMPLES / len(self.y)))
         count = NUM_PRIOR_SAMPLES if y is None else len(y)
@@ -143,7 +144,7 @@ class LatentSpace:
         )
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        """The mean of p(x|z), float (..., C, H, W) on the CPU. z: (..., D); y: labels, (...) or what expands to it."""
+        """Mean of p(x|z), float (..., C, H, W) on the CPU. z: (..., D); y: labels that expand to (...)."""
         batch = z.shape[:-1]
         zs = torch.split(z.reshape(-1, *self.shape), CHUNK)
         ys = [None] * len(zs) if y is None else torch.split(y.expand(batch).reshape(-1), CHUNK)
@@ -157,7 +158,7 @@ class LatentSpace:
 
 
 def standard_deviation(q: Distribution) -> Tensor:
-    """Of each dimension, (B, *event); of some samples where a family does not know it."""
+    """Standard deviation of each dimension, (B, *event); estimated from samples if the family has none."""
     try:
         return q.stddev
     except NotImplementedError:

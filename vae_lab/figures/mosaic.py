@@ -1,4 +1,4 @@
-"""Images side by side, each pixel drawn as an exact square of whole pixels.
+"""Image grids in which each image pixel is an exact square of whole pixels.
 
 Images are float in [0, 1], `(N, C, H, W)` with C 1 (grey) or 3 (colour), on the CPU.
 """
@@ -21,34 +21,34 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.backend_bases import RendererBase
 
-FRAME = 1  # grey pixels around each tile: white pictures need an edge
+FRAME = 1  # grey pixels around each tile: white images need a visible edge
 FRAME_GREY = 205
 GAP = 12  # extra pixels between groups of rows or columns
-MOSAIC_SIZE = 1000  # pixels along the longer side that a magnification aims at
-SMALLEST_TILE, LARGEST_TILE = 48, 128  # a tick label fits below the smallest; above the largest is blocky
+MOSAIC_SIZE = 1000  # target length of the longer side, in pixels
+SMALLEST_TILE, LARGEST_TILE = 48, 128  # a tick label fits below the smallest; above the largest, pixels look blocky
 
 
 class Mosaic(NamedTuple):
-    """Tiles in one picture, and where they are."""
+    """A picture of tiles, and their positions."""
 
     pixels: Pixels  # (height, width, 3)
-    columns: NDArray[np.int_]  # the left edge of each column of tiles, frame excluded
-    rows: NDArray[np.int_]  # the top edge of each row
+    columns: NDArray[np.int_]  # left edge of each column of tiles, frame excluded
+    rows: NDArray[np.int_]  # top edge of each row
     tile: tuple[int, int]  # height and width of one magnified image
 
     @property
     def column_centres(self) -> list[float]:
-        """Where a label of each column goes."""
+        """x coordinate of each column's label."""
         return [float(left + self.tile[1] / 2) for left in self.columns]
 
     @property
     def row_centres(self) -> list[float]:
-        """Where a label of each row goes."""
+        """y coordinate of each row's label."""
         return [float(top + self.tile[0] / 2) for top in self.rows]
 
 
 def magnification(rows: int, columns: int, height: int, width: int) -> int:
-    """The whole number by which images are enlarged: enough to read, not so much that the grid is huge."""
+    """Integer factor that makes images legible and keeps the grid near MOSAIC_SIZE."""
     wanted = round(MOSAIC_SIZE / max(rows * height, columns * width))
     smallest = math.ceil(SMALLEST_TILE / max(height, width))
     largest = max(smallest, LARGEST_TILE // max(height, width))
@@ -56,7 +56,7 @@ def magnification(rows: int, columns: int, height: int, width: int) -> int:
 
 
 def to_pixels(images: Tensor) -> Pixels:
-    """(N, C, H, W) in [0, 1] as uint8 (N, H, W, 3); what is not a number is black."""
+    """(N, C, H, W) in [0, 1] to uint8 (N, H, W, 3); NaN becomes black."""
     pixels = images.detach().nan_to_num(0.0).clamp(0, 1).mul(255).round().to(torch.uint8)
     return pixels.movedim(1, -1).expand(-1, -1, -1, 3).numpy()
 
@@ -70,7 +70,7 @@ def arrange(
     gaps_right: Sequence[int] = (),
     gap: int = GAP,
 ) -> Mosaic:
-    """(N, C, H, W) in a grid: row by row, or in the `cells` named; gaps follow the rows and columns named."""
+    """Arrange (N, C, H, W) in a grid, row by row or in the given `cells`, with gaps after some rows and columns."""
     cells = range(len(images)) if cells is None else cells
     rows = 1 + max(cells) // columns
     scale = magnification(rows, columns, *images.shape[-2:])
@@ -86,7 +86,7 @@ def arrange(
 
 
 def _edges(count: int, size: int, gaps_after: Sequence[int], gap: int) -> NDArray[np.int_]:
-    """The first pixel of each of `count` tiles along one axis."""
+    """First pixel of each of `count` tiles along one axis."""
     shift = np.zeros(count, int)
     for index in gaps_after:
         shift[index + 1 :] += gap
@@ -102,7 +102,7 @@ def draw(
     column_labels: Sequence[str] = (),
     row_labels: Sequence[str] = (),
 ) -> Axes:
-    """The tiles on a figure of their own, not yet fitted; axes units are pixels from the top left."""
+    """Draw the tiles on a new figure, not yet fitted; axis units are pixels from the top left."""
     height, width = tiles.pixels.shape[:2]
     axes = add_axes(blank_figure(), 0, 0, width, height)
     axes.add_artist(_bitmap(tiles.pixels))
@@ -116,7 +116,7 @@ def draw(
 
 
 def _bitmap(pixels: Pixels) -> Artist:
-    """An artist that copies pixels one to one onto the axes: imshow and figimage pass through a resampler."""
+    """Artist that copies pixels one to one onto the axes: imshow and figimage would resample them."""
     from matplotlib.artist import Artist
 
     class Bitmap(Artist):

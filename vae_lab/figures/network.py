@@ -1,4 +1,4 @@
-"""A drawing of a network: its layers as blocks, from the image through z and back to an image."""
+"""Diagram of a network: layers as blocks, from the image through z and back to an image."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ if TYPE_CHECKING:
 
 COLOURS = {"input": MUTED, "encoder": BLUE, "z": ORANGE, "decoder": GREEN}
 LONG_NAME = 11
-UNIT = 26  # pixels of height for each doubling of a map
-SPACE = 92  # pixels from one block's left edge to the next, or as much as a wide block needs
+UNIT = 26  # pixels of block height per doubling of the map
+SPACE = 92  # pixels between the left edges of adjacent blocks; more for wide blocks
 
 
 class TracedLayer(NamedTuple):
     """One layer of a traced network."""
 
     name: str
-    shape: tuple[int, ...]  # of its output, without the batch
+    shape: tuple[int, ...]  # of its output, without the batch dimension
     part: str  # "input", "encoder", "z", "decoder"
 
 
 class ShapeAdapter(nn.Module):
-    """What an encoder leaves, cut or filled up to the shape that a decoder takes: z without a Distribution."""
+    """Encoder output truncated or padded with zeros to the decoder's input shape: z without a Distribution."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.shape = shape  # with a batch of 1
 
     def forward(self, parameters: Tensor) -> Tensor:
-        """(1, num_params, *map) to the shape; only shapes matter here."""
+        """(1, num_params, *map) to `shape`; the values have no meaning."""
         flat = parameters.flatten()
         missing = max(0, math.prod(self.shape) - flat.numel())
         return nn.functional.pad(flat, (0, missing))[: math.prod(self.shape)].reshape(self.shape)
 
 
 def autoencoder(model: SingleLayerModel, example: Tensor, y: Tensor | None = None) -> tuple[nn.Module, Tensor]:
-    """Encoder, z and decoder as one module from tensor to tensor, which a tracer can follow, and its input.
+    """Encoder, z and decoder as one traceable module from tensor to tensor, and its input.
 
-    A family's own computations are left out, and labels are constants. example: (1, C, H, W); y: its class (1,).
+    Without the computations of the posterior family; labels are constants. example: (1, C, H, W); y: its label (1,).
     """
     inputs: list[Tensor] = []
     networks = model.encoder, model.decoder
@@ -63,9 +63,9 @@ def autoencoder(model: SingleLayerModel, example: Tensor, y: Tensor | None = Non
 
 
 def trace_layers(model: SingleLayerModel, example: Tensor, y: Tensor | None = None) -> list[TracedLayer]:
-    """The layers of encoder, z and decoder in the order in which `example` (1, C, H, W), of class y (1,), passes them.
+    """Layers of encoder, z and decoder, in execution order for `example` (1, C, H, W) with label y (1,).
 
-    A layer that keeps the shape of the one before it (an activation, a normalisation) is left out.
+    Layers that keep the shape of the previous one (activations, normalisations) are omitted.
     """
     layers = [TracedLayer("input", tuple(example.shape[1:]), "input")]
 
@@ -89,7 +89,7 @@ def trace_layers(model: SingleLayerModel, example: Tensor, y: Tensor | None = No
 def reconstruct_with_hooks(
     model: SingleLayerModel, example: Tensor, y: Tensor | None, hooks: Sequence[RemovableHandle]
 ) -> None:
-    """Reconstruct an image for the sake of the hooks, which are removed."""
+    """Reconstruct an image to run the hooks, then remove them."""
     try:
         with torch.no_grad():
             model.reconstruct(example, y)
@@ -108,13 +108,13 @@ class Block(NamedTuple):
 
     @property
     def right(self) -> float:
-        """Where the arrow to the next block starts."""
+        """Start of the arrow to the next block."""
         return self.left + self.width
 
 
 @styled
 def network_drawing(layers: Sequence[TracedLayer], *, title: str = "The network") -> Figure:
-    """Blocks from input to output; height follows the map's size, width the channels, both by doublings."""
+    """Blocks from input to output; height grows with the log2 of the map size, width with the log2 of the channels."""
     blocks = place_blocks(layers)
     end = blocks[-1].right + SPACE / 2
     half = max(block.height for block in blocks) / 2
@@ -132,7 +132,7 @@ def network_drawing(layers: Sequence[TracedLayer], *, title: str = "The network"
 
 
 def place_blocks(layers: Sequence[TracedLayer]) -> list[Block]:
-    """A block for each layer, from left to right, each in the middle of a slot wide enough for its name."""
+    """One block per layer, from left to right, each centred in a slot wide enough for its name."""
     blocks, start = [], 0.0
     for layer in layers:
         width, height = _block_size(layer.shape)
@@ -151,7 +151,7 @@ def _block_size(shape: tuple[int, ...]) -> tuple[float, float]:
 
 
 def _draw_block(axes: Axes, block: Block, bottom: float) -> None:
-    """The rectangle, and its shape and name below the lowest of all blocks."""
+    """Draw the rectangle, and its shape and name below all blocks."""
     from matplotlib.patches import Rectangle
 
     layer, corner = block.layer, (block.left, -block.height / 2)
@@ -175,7 +175,7 @@ def _draw_arrow(axes: Axes, start: float, end: float) -> None:
 
 
 def _name_part(axes: Axes, part: str, blocks: Sequence[Block], top: float) -> None:
-    """The part's name above the middle of its blocks."""
+    """Write the part's name centred above its blocks."""
     if not blocks:
         return
     middle = (blocks[0].left + blocks[-1].right) / 2

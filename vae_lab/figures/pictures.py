@@ -1,7 +1,7 @@
-"""Every picture of a trained model: which latents to decode, and the figure that shows them.
+"""Pictures of a trained model: the latents to decode, and the figures that show them.
 
-Needs no Lightning: a report draws from a loaded model what the callback draws during training. `abilities.py` says what
-each picture needs of the scene.
+Independent of Lightning: a report draws from a loaded model what the callback draws during training. `requirements.py`
+lists what each picture needs of the context.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from vae_lab.figures.network import trace_layers
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-GRID_PIXELS = 1400  # a latent grid of large images has fewer of them
+GRID_PIXELS = 1400  # longest side of the latent grid: large images reduce the number of its cells
 QUANTILES = 0.05, 0.95
-REACH = 3.0  # standard deviations to both sides that traversals go
-ROW = 8  # samples in a row that is one of several
-MOST_CLASSES = 20  # rows of samples
+REACH = 3.0  # half-width of traversals, in standard deviations
+ROW = 8  # samples per row in pictures with a row per class or temperature
+MAX_CLASSES = 20  # rows of samples at most
 TEMPERATURES = 0.6, 0.7, 0.8, 0.9, 1.0
 TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def reconstructions(context: FigureContext) -> Figure:
-    """Test images above what their posteriors' centres decode to, with log p(x|z)."""
+    """Images above their reconstructions from the posterior centres, with log p(x|z)."""
     x = context.examples.x[: context.sizes.num_images]
     likelihood = context.reconstructed(len(x))
     log_px = likelihood.log_prob(x.to(context.device)).float().cpu()
-    names = [context.examples.class_of(label) for label in labels_of(context, len(x))]
+    names = [context.examples.class_name(label) for label in label_list(context, len(x))]
     title = context.title(f"Images of the {context.examples.split} split and their reconstructions")
     return tiles.reconstructions(x, likelihood.mean.float().cpu(), log_px, names, title=title)
 
 
-def labels_of(context: FigureContext, count: int) -> list[int]:
-    """Of the first images, where the model is given them."""
+def label_list(context: FigureContext, count: int) -> list[int]:
+    """Labels of the first images; empty for an unconditional model."""
     labels = context.labels(count)
     return [] if labels is None else [int(label) for label in labels]
 
 
 def denoising(context: FigureContext) -> Figure:
-    """Test images, the same as the encoder sees them in training, and what is decoded of that."""
+    """Images, corrupted as in training, and their reconstructions."""
     x = context.examples.x[: context.sizes.num_images]
     corrupted = context.corrupt(x)
     restored = context.restored(corrupted).mean.float().cpu()
@@ -57,36 +57,36 @@ def denoising(context: FigureContext) -> Figure:
 
 
 def samples(context: FigureContext) -> Figure:
-    """The same draws from the prior every time: the seed fixes them, and a prior that learns moves them."""
+    """Samples from the prior, with the same random numbers every time; a learned prior still changes them."""
     count = context.sizes.num_samples
     classes = context.model.image.num_classes
     y = torch.arange(count) % classes if context.model.conditional else None
-    title = "Samples from the prior" + ("" if y is None else f", of the {classes} classes in turn")
+    title = "Samples from the prior" + ("" if y is None else f", cycling through the {classes} classes")
     return tiles.samples(context.sample(count, y), title=context.title(title), numbered=True)
 
 
 def samples_per_class(context: FigureContext) -> Figure:
-    """A row for each class; in a column the same z, unless the prior depends on the class too."""
-    names = context.class_names[:MOST_CLASSES]
+    """A row for each class; the same z in a column, unless the prior depends on the class too."""
+    names = context.class_names[:MAX_CLASSES]
     images = torch.stack([context.sample(ROW, torch.full((ROW,), label)) for label in range(len(names))])
-    of = f" of the first {len(names)} of {len(context.class_names)}" if len(names) < len(context.class_names) else ""
-    title = context.title(f"Samples of each class{of}, the same random numbers in a column")
+    of = f" (first {len(names)} of {len(context.class_names)})" if len(names) < len(context.class_names) else ""
+    title = context.title(f"Samples of each class{of}, same random numbers in each column")
     return tiles.sample_rows(images, names, ylabel="class", title=title)
 
 
 def samples_by_temperature(context: FigureContext) -> Figure:
-    """A row for each temperature of the priors of all layers: below 1, they are narrower."""
+    """A row for each temperature of the priors of all layers; below 1, the priors are narrower."""
     y = torch.arange(ROW) % context.model.image.num_classes if context.model.conditional else None
     images = torch.stack([context.sample(ROW, y, temperature) for temperature in TEMPERATURES])
-    title = context.title("Samples at lower temperatures, the same random numbers in a column")
+    title = context.title("Samples at lower temperatures, same random numbers in each column")
     names = [f"{temperature:.1f}" for temperature in TEMPERATURES]
     return tiles.sample_rows(images, names, ylabel="temperature", title=title)
 
 
 def latent_grid(context: FigureContext) -> Figure:
-    """The plane of the two most active dimensions at normal quantiles, the others in the middle."""
+    """Plane of the two most active dimensions at normal quantiles, the others at their means."""
     space = context.space
-    dims = sorted(space.by_activity[:2]) if space.size == 2 else space.by_activity[:2]
+    dims = sorted(space.dims_by_activity[:2]) if space.size == 2 else space.dims_by_activity[:2]
     side = max(context.model.image.shape[1:])
     size = min(context.sizes.grid_size, max(8, GRID_PIXELS // side))
     quantiles = torch.linspace(*QUANTILES, size)
@@ -94,39 +94,37 @@ def latent_grid(context: FigureContext) -> Figure:
     z = space.location.mean + space.location.scale * latents.plane(values, dims, space.size)
     images = space.decode(z, context.first_label)
     standard = space.prior_is_standard_normal
-    normal, middle = ("N(0, 1)", "0") if standard else ("a normal with q(z)'s mean and spread", "at their means")
-    what = (
-        "Latent space" if space.size <= 2 else f"The two most {space.activity} latent dimensions, the others {middle}"
-    )
+    normal, middle = ("N(0, 1)", "at 0") if standard else ("a normal with q(z)'s mean and scale", "at their means")
+    what = "Latent space" if space.size <= 2 else f"The two most {space.activity} latent dimensions, others {middle}"
     along = space.location.mean[dims, None] + space.location.scale[dims, None] * values
-    title = context.title(what + in_class(context))
+    title = context.title(what + class_suffix(context))
     return tiles.latent_grid(images, along, dims, quantiles=quantiles, of=normal, title=title)
 
 
 def traversals(context: FigureContext) -> Figure:
-    """The first image's latent with one dimension moved at a time, the most active above."""
+    """Latent of the first image with one dimension varied at a time, the most active first."""
     space, count = context.space, len(context.examples)
-    dims = space.by_activity[: context.sizes.num_traversed]
+    dims = space.dims_by_activity[: context.sizes.num_traversed]
     values = torch.linspace(-REACH, REACH, context.sizes.num_steps)
     along = space.location.mean[dims, None] + space.location.scale[dims, None] * values
     centre = space.latents.centre[0] if count else space.location.mean
     images = space.decode(latents.axes_through(centre, along, dims), context.first_label)
     where = f"image 0 of the {context.examples.split} split" if count else "the origin"
-    title = context.title(f"Traversals from {where}{in_class(context)}, one dimension at a time")
+    title = context.title(f"Traversals from {where}{class_suffix(context)}, one dimension at a time")
     units = "" if space.prior_is_standard_normal else ", in standard deviations of q(z) from its mean"
     kl = None if space.kl is None else space.kl[dims]
-    labels = {"xlabel": f"value of the dimension{units}", "ylabel": f"dimension, most {space.activity} above"}
+    labels = {"xlabel": f"value of the dimension{units}", "ylabel": f"dimension, most {space.activity} first"}
     return tiles.traversals(images, values, dims, kl, **labels, title=title)
 
 
-def in_class(context: FigureContext) -> str:
-    """Which class a conditional model was told, for a title."""
+def class_suffix(context: FigureContext) -> str:
+    """Title suffix: the class given to a conditional model."""
     label = context.first_label
-    return "" if label is None else f" (class {context.examples.class_of(int(label))})"
+    return "" if label is None else f" (class {context.examples.class_name(int(label))})"
 
 
 def interpolations(context: FigureContext) -> Figure:
-    """From the centre of one image's posterior to the next one's."""
+    """Interpolations between the posterior centres of pairs of images."""
     pairs = min(context.sizes.num_pairs, len(context.examples) // 2)
     x, centres = context.examples.x[: 2 * pairs], context.space.latents.centre[: 2 * pairs]
     kind, way = _interpolation(context)
@@ -134,13 +132,13 @@ def interpolations(context: FigureContext) -> Figure:
     y = context.labels(2 * pairs)
     images = context.space.decode(z, y if y is None else y[::2, None])
     originals = torch.stack([x[::2], x[1::2]], dim=1)
-    keeping = "" if y is None else ", all of the left one's class"
-    title = context.title(f"From one image to another, {kind} interpolation{keeping}")
+    keeping = "" if y is None else ", class of the left image"
+    title = context.title(f"Interpolations between images, {kind}{keeping}")
     return tiles.interpolations(images, originals, centre=f"posterior {_centre_name(context)}", title=title)
 
 
 def _interpolation(context: FigureContext) -> tuple[str, Callable[[Tensor, Tensor, int], Tensor]]:
-    """From one latent to another, and its name."""
+    """Name and function of the interpolation between two latents."""
     latent = context.model.latents[0]
     if latent.kind == "sphere":
         return "spherical", partial(latents.arc_on_sphere, shape=latent.shape)
@@ -149,14 +147,14 @@ def _interpolation(context: FigureContext) -> tuple[str, Callable[[Tensor, Tenso
 
 
 def _centre_name(context: FigureContext) -> str:
-    """What stands for a posterior."""
+    """Name of the point estimate of a posterior."""
     return "mean direction" if context.model.latents[0].kind == "sphere" else "mean"
 
 
 def latent_scatter(context: FigureContext) -> Figure:
-    """The centres of the examples' posteriors, coloured by label."""
+    """Posterior centres of the example images, coloured by label."""
     space, count = context.space, len(context.examples)
-    single = space.size == 1  # drawn beside its scale
+    single = space.size == 1  # plotted against its scale
     points, xlabel, ylabel = latents.project_to_plane(space.latents.centre, space.scale if single else None)
     title = context.title(f"Posterior {_centre_name(context)}s of {count} images of the {context.examples.split} split")
     labels, names = context.examples.labels, context.examples.class_names
@@ -165,27 +163,25 @@ def latent_scatter(context: FigureContext) -> Figure:
 
 
 def kl_per_dimension(context: FigureContext) -> Figure:
-    """As bars."""
     space = context.space
-    what = "dimension" if len(space.shape) == 1 else "feature, over all its places"
+    what = "dimension" if len(space.shape) == 1 else "feature, summed over positions"
     kl = torch.zeros(0) if space.kl is None else space.kl
     return charts.kl_per_dimension(kl, title=context.title(f"KL of each latent {what}"))
 
 
 def kl_per_layer(context: FigureContext) -> Figure:
-    """As bars."""
     shapes = [TIMES.join(map(str, latent.shape)) for latent in context.model.latents]
     return charts.kl_per_layer(context.layer_kl, shapes, title=context.title("KL of each layer"))
 
 
 def aggregate_posterior(context: FigureContext) -> Figure:
-    """Histograms of q(z), the posterior averaged over the examples."""
+    """Histograms of q(z), the posterior averaged over the example images."""
     space = context.space
     prior: charts.PriorReference
     if space.prior_is_standard_normal:
-        prior, beside = "N(0, 1)", " beside N(0, 1)"
+        prior, beside = "N(0, 1)", " and N(0, 1)"
     elif context.can_sample:
-        prior, beside = space.prior_sample(), " beside the prior"
+        prior, beside = space.prior_sample(), " and prior"
     else:
         prior, beside = None, ""
     title = context.title(f"Aggregate posterior{beside}")
@@ -195,15 +191,15 @@ def aggregate_posterior(context: FigureContext) -> Figure:
 
 
 def code_usage(context: FigureContext) -> Figure:
-    """How often the examples take each code, of each layer that consists of codes."""
+    """How often the example images take each code, for each layer of codes."""
     counts = context.code_counts()
     names = [f"layer {layer}" for layer in counts] if len(counts) > 1 else []
-    title = context.title(f"Codes of {len(context.examples)} images of the {context.examples.split} split")
+    title = context.title(f"Code usage of {len(context.examples)} images of the {context.examples.split} split")
     return charts.code_usage(list(counts.values()), names, title=title)
 
 
 def network_drawing(context: FigureContext) -> Figure:
-    """The layers from the image through z and back."""
+    """Diagram of the layers from the image through z and back."""
     x = context.examples.x[:1].to(context.device)
     layers = trace_layers(context.space.model, x, context.on_device(context.labels(1)))
     image, latent = (TIMES.join(map(str, shape)) for shape in (context.model.image.shape, context.space.shape))

@@ -1,4 +1,4 @@
-"""What each picture needs of a model and of the images at hand, and what a scene has."""
+"""What each picture needs of the model and the images, and what a context provides."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vae_lab.utils.errors import UsageError
 
 
 class Requirement(StrEnum):
-    """Something that a picture is drawn from, in words."""
+    """What a picture may need, in the words of an error message."""
 
     IMAGE = "an image"
     PAIR = "two images"
@@ -25,9 +25,9 @@ class Requirement(StrEnum):
     LAYERS = "several layers of latents"
     ONE_LAYER = "one layer of latents"
     CODES = "latents that are codes"
-    POINTS = "one layer of latents that are no codes"
+    POINTS = "one layer of latents that are not codes"
     VECTOR = "one vector of latents"
-    AXES = "one vector of latents each of which may be any number"
+    AXES = "one vector of latents with unbounded values"
     KL = "a KL that is a sum over latent dimensions"
 
 
@@ -49,9 +49,9 @@ REQUIREMENTS: Mapping[str, frozenset[Requirement]] = {
 
 
 def satisfied_requirements(context: FigureContext) -> frozenset[Requirement]:
-    """What the model and the images suffice for."""
+    """Requirements that the model and the images satisfy."""
     model, first, count = context.model, context.model.latents[0], len(context.examples)
-    one_layer, points = has_single_layer(model), context.has_points
+    one_layer, points = has_single_layer(model), context.has_continuous_latents
     several, vector = len(model.latents) > 1, points and len(first.shape) == 1
     has = {
         Requirement.IMAGE: count >= 1,
@@ -60,13 +60,13 @@ def satisfied_requirements(context: FigureContext) -> frozenset[Requirement]:
         Requirement.CLASSES: model.conditional,
         Requirement.SAMPLES: context.can_sample,
         Requirement.LAYERS: several,
-        Requirement.TEMPERATURE: several
-        and context.can_sample_at_temperature,  # which takes a look, and is asked of several alone
+        # `several` first: can_sample_at_temperature has to sample
+        Requirement.TEMPERATURE: several and context.can_sample_at_temperature,
         Requirement.ONE_LAYER: one_layer,
         Requirement.CODES: any(latent.num_codes for latent in model.latents),
         Requirement.POINTS: points,
         Requirement.VECTOR: vector,
-        # Beyond N(0, I) it is the images that say where latents are.
+        # for a prior other than N(0, I), the range of latents is estimated from images
         Requirement.AXES: vector and first.kind == "vector" and (count >= 1 or context.space.prior_is_standard_normal),
         Requirement.KL: points and context.space.kl is not None,
     }
@@ -74,13 +74,13 @@ def satisfied_requirements(context: FigureContext) -> frozenset[Requirement]:
 
 
 def available_pictures(context: FigureContext) -> list[str]:
-    """The pictures that the scene suffices for."""
+    """Pictures whose requirements the context satisfies."""
     has = satisfied_requirements(context)
     return [what for what, needs in REQUIREMENTS.items() if needs <= has]
 
 
 def require_available(context: FigureContext, pictures: Sequence[str]) -> None:
-    """UsageError for a picture that this model has not, whatever the images."""
+    """Raises UsageError for a picture that the model does not support, whatever the images."""
     image = context.model.image
     blank = ExampleImages(
         torch.zeros(2, *image.shape), torch.zeros(2, dtype=torch.int64) if image.num_classes else None
@@ -92,5 +92,5 @@ def require_available(context: FigureContext, pictures: Sequence[str]) -> None:
             lacking = " and ".join(need for need in Requirement if need in REQUIREMENTS[what] - has)
             raise UsageError(
                 f"callbacks.images.pictures has {what!r}, which needs {lacking}.\n"
-                f"Of this model there are {', '.join(sorted(able))}"
+                f"Available for this model: {', '.join(sorted(able))}"
             )

@@ -1,4 +1,4 @@
-"""How much each picture shows, as `callbacks.images.*` says it."""
+"""Sizes of the pictures, the options `callbacks.images.*`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Interpolation = Literal["spherical", "linear"]
 
 
 class SizeOptions(TypedDict, total=False):
-    """Those of `FigureSizes`, by which a config names them."""
+    """Keyword arguments of `FigureSizes`, named as in the config."""
 
     num_images: int
     num_samples: int
@@ -24,21 +24,21 @@ class SizeOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class FigureSizes:
-    """How much each picture shows. ValueError: an unknown interpolation, or a number below 1."""
+    """Sizes of the pictures. ValueError: an unknown interpolation, or a size below 1."""
 
     num_images: int = 16  # originals, each with its reconstruction
     num_samples: int = 64  # from the prior, the same latents every time
     grid_size: int = 20  # images along each side of the latent grid; fewer where they would exceed 1,400 pixels
-    num_traversed: int = 32  # dimensions traversed, the most active first
+    num_traversed: int = 32  # dimensions traversed, most active first
     num_steps: int = 11  # images along a traversal or an interpolation
     num_pairs: int = 8  # interpolations
     num_scatter: int = 2000  # images in the latent scatter, the aggregate posterior, the code usage and the projector
     interpolation: Interpolation = "spherical"
-    seed: int = 0  # of the latents of the samples
+    seed: int = 0  # of the prior samples
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if isinstance(value, int) and name != "seed" and value < 1:
-                raise ValueError(f"callbacks.images.{name} is {value}; pictures need at least 1")
+                raise ValueError(f"callbacks.images.{name} is {value}; expected at least 1")
         if self.interpolation not in ("spherical", "linear"):
-            raise ValueError(f"callbacks.images.interpolation is {self.interpolation!r}; it is 'spherical' or 'linear'")
+            raise ValueError(f"callbacks.images.interpolation is {self.interpolation!r}; use 'spherical' or 'linear'")

@@ -1,4 +1,4 @@
-"""Figures made of images: reconstructions, samples, the latent grid, traversals, interpolations, denoising.
+"""Figures of images: reconstructions, samples, the latent grid, traversals, interpolations, denoising.
 
 Images are float in [0, 1], `(..., C, H, W)` with C 1 (grey) or 3 (colour), on the CPU.
 """
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-CAPTION = 24  # pixels for a line of text below an image
-NEXT_LINE = 15  # for another
-LETTER = 8  # pixels that a letter of it takes, at most
+CAPTION = 24  # height in pixels of a line of text below an image
+NEXT_LINE = 15  # height in pixels of a second line
+LETTER = 8  # largest width in pixels of a letter of it
 
 
 @styled
@@ -34,16 +34,16 @@ def reconstructions(
     title: str = "Originals above their reconstructions",
     columns: int = 8,
 ) -> Figure:
-    """Two tensors (N, C, H, W) as pairs, each with its number and, where given, its log_px (N,) in nats and a name."""
+    """Two tensors (N, C, H, W) as pairs, each with its index and, if given, its log_px (N,) in nats and class name."""
     captions = _numbers(range(len(originals)))
-    xlabel = "number of the image"
+    xlabel = "image index"
     if log_px is not None:
         captions = [
             f"{caption}:  {_number(value, 1)}" for caption, value in zip(captions, log_px.tolist(), strict=True)
         ]
-        xlabel += ", and its log p(x|z) in nats"
+        xlabel += ", and log p(x|z) in nats"
     if names:
-        xlabel += "; below, the class that is told"
+        xlabel += "; below, the class given to the model"
     stacks = {"original": originals, "reconstruction": reconstructed}
     return fit_axes(_stacked(stacks, captions, names, title=title, xlabel=xlabel, columns=columns))
 
@@ -52,10 +52,10 @@ def reconstructions(
 def denoising(
     clean: Tensor, corrupted: Tensor, restored: Tensor, *, title: str = "Corrupted images restored", columns: int = 8
 ) -> Figure:
-    """Three tensors (N, C, H, W): images, what the encoder sees in their place, and what is decoded of that."""
+    """Three tensors (N, C, H, W): clean images, the corrupted ones that are encoded, and their reconstructions."""
     stacks = {"clean": clean, "corrupted": corrupted, "restored": restored}
     captions = _numbers(range(len(clean)))
-    return fit_axes(_stacked(stacks, captions, title=title, xlabel="number of the image", columns=columns))
+    return fit_axes(_stacked(stacks, captions, title=title, xlabel="image index", columns=columns))
 
 
 def _stacked(
@@ -67,7 +67,7 @@ def _stacked(
     xlabel: str,
     columns: int,
 ) -> Axes:
-    """Several (N, C, H, W): the k-th image of each below the one before it, a caption and perhaps a name below all."""
+    """Stacks of the k-th images of several (N, C, H, W), with a caption and optionally a name below each stack."""
     count, height = len(captions), len(stacks)
     columns = min(columns, count)
     top = [height * columns * (k // columns) + k % columns for k in range(count)]
@@ -87,7 +87,7 @@ def _stacked(
 
 
 def _shortened(name: str, pixels: int) -> str:
-    """A name no wider than so many pixels."""
+    """The name, truncated to a width in pixels."""
     most = max(2, pixels // LETTER)
     return name if len(name) <= most else f"{name[: most - 1]}\N{HORIZONTAL ELLIPSIS}"
 
@@ -100,13 +100,13 @@ def samples(
     columns: int | None = None,
     numbered: bool = False,
 ) -> Figure:
-    """(N, C, H, W) in a grid as square as N allows; `numbered` puts numbers along the edges."""
+    """(N, C, H, W) in a grid as square as N allows; `numbered` writes indices along the edges."""
     columns = columns or math.ceil(math.sqrt(len(images)))
     tiles = arrange(images, columns)
     firsts = range(0, len(images), columns)
     if not numbered:
         return fit_axes(draw(tiles, title, xlabel=f"{len(images)} images"))
-    xlabel = "number of the sample = row + column"
+    xlabel = "sample index = row + column"
     across, down = _numbers(range(columns)), _numbers(firsts)
     return fit_axes(draw(tiles, title, xlabel=xlabel, column_labels=across, row_labels=down))
 
@@ -117,12 +117,12 @@ def sample_rows(
     rows: Sequence[str],
     *,
     ylabel: str,
-    title: str = "Samples from the prior, of the same random numbers",
+    title: str = "Samples from the prior, same random numbers in each column",
 ) -> Figure:
-    """(R, n, C, H, W): each row, named in `rows`, shows what the same n draws become."""
+    """(R, n, C, H, W): rows of samples named in `rows`, all made from the same n random numbers."""
     tiles = arrange(images.flatten(0, 1), images.shape[1])
     labels = {"column_labels": _numbers(range(images.shape[1])), "row_labels": rows}
-    return fit_axes(draw(tiles, title, xlabel="number of the draw", ylabel=ylabel, **labels))
+    return fit_axes(draw(tiles, title, xlabel="sample index", ylabel=ylabel, **labels))
 
 
 @styled
@@ -137,8 +137,8 @@ def latent_grid(
 ) -> Figure:
     """(n, n, C, H, W): row j from the bottom decodes z_dims[1] = values[j], column i z_dims[0] = values[i].
 
-    With one dimension, (1, n, C, H, W). `values` (n,), or (2, n) where the axes differ, are named on both axes, with
-    the share of a distribution `of` that lies below each of them where `quantiles` (n,) gives it.
+    With one dimension, (1, n, C, H, W). Both axes show `values`, (n,) or, if the axes differ, (2, n). `quantiles` (n,):
+    share of the distribution `of` below each value, shown if given.
     """
     rows, columns = images.shape[:2]
     tiles = arrange(images.flip(0).flatten(0, 1), columns)
@@ -162,9 +162,9 @@ def traversals(
     *,
     xlabel: str = "value of the dimension",
     ylabel: str = "dimension",
-    title: str = "Traversals: one latent dimension moved at a time",
+    title: str = "Traversals: one latent dimension varied at a time",
 ) -> Figure:
-    """(D, n, C, H, W): row d decodes z_dims[d] = values (n,), the rest held; kl (D,) in nats, as sorted."""
+    """(D, n, C, H, W): row d decodes z_dims[d] = values (n,), the other dimensions fixed; kl (D,) in nats."""
     tiles = arrange(images.flatten(0, 1), images.shape[1])
     rows = [_latent(dim) for dim in dims]
     if kl is not None:
@@ -180,11 +180,11 @@ def interpolations(
     originals: Tensor | None = None,
     *,
     centre: str = "posterior mean",
-    title: str = "From one image to another",
+    title: str = "Interpolations between images",
 ) -> Figure:
-    """(P, n, C, H, W): each row decodes the way between two latents; originals (P, 2, C, H, W) flank it.
+    """(P, n, C, H, W): each row decodes a path between two latents, between its originals (P, 2, C, H, W).
 
-    `point_estimate`: what the latents are of their images.
+    centre: name of the point estimate that gives the latent of an image.
     """
     pairs, steps = images.shape[:2]
     columns = [_number(step / max(steps - 1, 1), 1) for step in range(steps)]
@@ -194,8 +194,8 @@ def interpolations(
         columns = ["original", *columns, "original"]
         gaps = (0, steps)
     tiles = arrange(images.flatten(0, 1), len(columns), gaps_right=gaps)
-    xlabel = f"share of the way from the left image's {centre} to the right one's"
-    ylabel, rows = "number of the pair", _numbers(range(pairs))
+    xlabel = f"fraction of the path from the left image's {centre} to the right image's"
+    ylabel, rows = "pair index", _numbers(range(pairs))
     return fit_axes(draw(tiles, title, xlabel=xlabel, ylabel=ylabel, column_labels=columns, row_labels=rows))
 
 
@@ -208,5 +208,5 @@ def _numbers(values: Sequence[int]) -> list[str]:
 
 
 def _number(value: float, digits: int) -> str:
-    """With a true minus sign, and no "-0"."""
+    """Format with a typographic minus sign, and without "-0"."""
     return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "\N{MINUS SIGN}")

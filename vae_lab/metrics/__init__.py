@@ -1,1 +1,1 @@
-"""Numbers about a trained model, summed over a whole split and reduced over devices."""
+"""Metrics of a trained model, over a whole split and all devices."""

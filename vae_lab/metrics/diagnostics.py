@@ -1,4 +1,4 @@
-"""What a split tells of a model besides its bound: how much of its codes and of its labels it uses."""
+"""Metrics besides the bound: use of the codebooks and of the labels."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from vae_lab.models.base import Model
 
 
 class Diagnostics(nn.Module):
-    """`codes_used` and `code_perplexity` of codes (of several layers, the one that uses the fewest), `label_gain`.
+    """`codes_used` and `code_perplexity` of codes (the minimum over layers), and `label_gain`.
 
-    The last of a conditional model with one stochastic layer. Nothing of other models.
+    `label_gain` is for conditional models with one stochastic layer. Empty for models with neither.
     """
 
     def __init__(self, model: Model) -> None:
@@ -27,14 +27,13 @@ class Diagnostics(nn.Module):
         self.labels = LabelGain() if model.conditional and len(model.latents) == 1 else None
 
     def reset(self) -> None:
-        """Nothing was seen yet."""
         for metric in self._usages:
             metric.reset()
         if self.labels is not None:
             self.labels.reset()
 
     def update(self, model: Model, trace: Trace, log_px: Tensor, x: Tensor, y: Tensor | None) -> None:
-        """One batch, as the model was evaluated on it. log_px: log p(x|z), (S, B)."""
+        """Add one batch and its trace. log_px: log p(x|z), (S, B)."""
         layers = [latent for latent, num_codes in zip(trace.latents, self.num_codes, strict=True) if num_codes]
         for usage, latent in zip(self._usages, layers, strict=True):
             usage.update(code_indices(latent, usage.counts.numel()))
@@ -43,7 +42,7 @@ class Diagnostics(nn.Module):
             self.labels.update(log_px, other.log_prob(x))
 
     def compute(self) -> dict[str, float]:
-        """By their names, over all processes."""
+        """Metrics by name, over all processes."""
         found: dict[str, float] = {}
         for usage in self._usages:
             for name, value in usage.compute().items():
@@ -56,7 +55,7 @@ class Diagnostics(nn.Module):
 
 
 def code_indices(latent: Latent, num_codes: int) -> Tensor:
-    """The code numbers that a latent's samples are made of, int64."""
+    """Code indices of a latent's samples, int64."""
     posterior = latent.posterior.flat if isinstance(latent.posterior, UnflattenedBatch) else latent.posterior
     if isinstance(posterior, QuantizedDelta):
         return posterior.codes
@@ -64,10 +63,10 @@ def code_indices(latent: Latent, num_codes: int) -> Tensor:
 
 
 class CodeUsage(Metric):
-    """Counts code numbers over images.
+    """Counts of code indices over images.
 
-    `compute` gives `codes_used`, the share of the codes that were used at least once, and `code_perplexity`, e to the
-    entropy of their frequencies: K where all are used alike, 1 where only one is.
+    `compute` returns `codes_used`, the fraction of the codes used at least once, and `code_perplexity`, e to the
+    entropy of their frequencies: K if all are used equally often, 1 if only one is used.
     """
 
     full_state_update = False
@@ -79,23 +78,23 @@ class CodeUsage(Metric):
         self.add_state("counts", torch.zeros(num_codes, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, indices: Tensor) -> None:
-        """One batch's code numbers, int64, any shape."""
+        """Add the code indices of one batch, int64, any shape."""
         flat = indices.flatten()
-        self.counts.index_add_(0, flat, torch.ones_like(flat))  # bincount would wait for the device
+        self.counts.index_add_(0, flat, torch.ones_like(flat))  # bincount would synchronise with the device
 
     def compute(self) -> dict[str, Tensor]:
-        """Of the numbers seen; at least one."""
-        shares = self.counts / self.counts.sum()
+        """Needs at least one index."""
+        frequencies = self.counts / self.counts.sum()
         return {
             "codes_used": (self.counts > 0).float().mean(),
-            "code_perplexity": torch.special.entr(shares).sum().exp(),
+            "code_perplexity": torch.special.entr(frequencies).sum().exp(),
         }
 
 
 class LabelGain(Metric):
-    """log p(x|z, y) less that with the label of another class and the same z, in nats per image: a mean over images.
+    """log p(x|z, y) minus log p(x|z, y') for another class y' and the same z, in nats per image: a mean over images.
 
-    About 0 where the decoder ignores its labels.
+    About 0 if the decoder ignores the labels.
     """
 
     full_state_update = False
@@ -109,10 +108,9 @@ class LabelGain(Metric):
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, own: Tensor, other: Tensor) -> None:
-        """log p(x|z, y) with the labels of the images and with others, (S, B) each."""
+        """own, other: log p(x|z, y) with the labels of the images and with other labels, (S, B) each."""
         self.total += (own - other).mean(0).sum()
         self.count += own.shape[1]
 
     def compute(self) -> Tensor:
-        """In nats per image, ()."""
         return self.total / self.count

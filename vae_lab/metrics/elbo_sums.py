@@ -1,4 +1,4 @@
-"""The ELBO of a whole split: sums and a count, whatever the batch sizes and the number of devices were."""
+"""ELBO of a whole split, as sums and a count: independent of the batch sizes and the number of devices."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, arXiv:1509.00519, section 5.2
 
 
 class ElboSums(Metric):
-    """Sums of the terms of the ELBO and the moments of the posterior means over images.
+    """Sums over images of the terms of the ELBO and of the moments of the posterior means.
 
-    `compute` gives `elbo`, `log_px`, `kl`, `loss` (means in nats per image, beta = 1 in the ELBO). Of each dimension of
-    one latent `kl_means()`, None where the posterior does not factorise, and `active()`; of several latents the KL of
-    each layer.
+    `compute` returns `elbo`, `log_px`, `kl`, `loss` (means in nats per image, beta = 1 in the ELBO). With one layer,
+    `kl_means()`, None where the posterior does not factorise, and `active()` per latent dimension; with several, the KL
+    of each layer.
     """
 
     full_state_update = False
@@ -44,11 +44,10 @@ class ElboSums(Metric):
 
     @classmethod
     def for_latents(cls, latents: Sequence[LatentSpec]) -> ElboSums:
-        """For a model with these latents."""
         return cls(math.prod(latents[0].shape), len(latents))
 
     def update(self, trace: Trace, terms: BoundTerms, loss: Tensor) -> None:
-        """One batch: its trace, its terms, and what the objective makes of them, (B,)."""
+        """Add one batch. loss: the objective's value, (B,)."""
         per_image = torch.stack((elbo(terms), terms.log_px.mean(0), total_kl(terms).mean(0), loss))
         self.totals += per_image.sum(1)
         self.count += per_image.shape[1]
@@ -63,18 +62,17 @@ class ElboSums(Metric):
         self.square_sums += means.square().sum(0)
 
     def compute(self) -> dict[str, Tensor]:
-        """Means over the images seen, in nats per image."""
         means = self.totals / self.count
         return dict(zip(("elbo", "log_px", "kl", "loss"), means.unbind(), strict=True))
 
     def kl_means(self) -> Tensor | None:
-        """KL of each latent dimension, (D,), mean over images, on the CPU. Call after `compute`, inside its sync."""
+        """KL of each latent dimension, (D,), mean over images, on the CPU. Call after `compute`, in `sync_context`."""
         return (self.kl_sums / self.count).cpu() if self.factorises else None
 
     def latent_metrics(self) -> dict[str, float]:
-        """`active_units`, and `kl/dim_<d>` of the most active dimensions, or `kl/layer_<l>` from the top down.
+        """`active_units`, and `kl/dim_<d>` of the dimensions of largest KL, or `kl/layer_<l>` from the top down.
 
-        Call as `kl_means`.
+        Call after `compute`, in `sync_context`.
         """
         if self.num_layers > 1:
             means = (self.layer_sums / self.count).tolist()
@@ -86,11 +84,11 @@ class ElboSums(Metric):
         return {"active_units": float(self.active().sum()), **{f"kl/dim_{d}": float(kl[d]) for d in top.tolist()}}
 
     def active(self) -> Tensor:
-        """Which dimensions vary with the image: variance of the posterior mean above 0.01, (D,) bool."""
+        """Active dimensions, (D,) bool: variance of the posterior mean over images above 0.01."""
         mean = self.mean_sums / self.count
         return self.square_sums / self.count - mean.square() > ACTIVE_VARIANCE
 
 
 def bits_per_dim(nats: float, num_dims: int) -> float:
-    """Nats of an image to bits of a dimension; only for the log of a probability mass."""
+    """Convert nats per image to bits per dimension; only for the log of a probability mass."""
     return nats / (num_dims * math.log(2))

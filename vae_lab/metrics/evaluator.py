@@ -1,4 +1,4 @@
-"""A whole split scored under the ELBO: the same whatever was minimised, with noise of its own; no Lightning."""
+"""Evaluation of a whole split under the ELBO, whatever the training objective, with its own noise; no Lightning."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vae_lab.utils.rng import EVALUATE, FIT, seed_noise
 
 
 class SplitEvaluator:
-    """What a validation and a test do: `start`, `add` of each batch, then `means`.
+    """One validation or test pass: `start`, `add` for each batch, then `means`.
 
     sums, diagnostics: on the device of the images. kl_per_dim: KL of each latent dimension at the last
     `latent_metrics`, (D,).
@@ -29,20 +29,20 @@ class SplitEvaluator:
         self.kl_per_dim: Tensor | None = None
 
     def start(self, model: Model, training_batches: LabelledBatches) -> None:
-        """Nothing is summed yet, and the likelihood is ready."""
+        """Reset the sums and fit the likelihood."""
         self.sums.reset()
         self.diagnostics.reset()
         self.fit_likelihood(model, training_batches)
 
     def fit_likelihood(self, model: Model, training_batches: LabelledBatches) -> None:
-        """Every process on the same images x (B, C, H, W) and noise, so that all of them find the same."""
+        """Fit the likelihood: same images x (B, C, H, W) and noise, hence the same result, in all processes."""
         seed_noise(self.sums.device, self.seed, FIT)
         training = model.training
         fit_likelihood(model.eval(), training_batches)
         model.train(training)
 
     def add(self, model: Model, batch: Batch, weights: Weights, rank: int, number: int) -> None:
-        """Batch `number` of process `rank`, of uint8 images (B, C, H, W). weights: in the loss alone."""
+        """Add batch `number` of process `rank`, uint8 images (B, C, H, W). weights: only used in the loss."""
         seed_noise(self.sums.device, self.seed, EVALUATE, rank, number)
         x, y = self.preprocess.evaluate(batch.images), batch.labels if model.conditional else None
         trace = model(x, self.objective.num_samples, y)
@@ -52,7 +52,7 @@ class SplitEvaluator:
         self.diagnostics.update(model, trace, terms.log_px, x, y)
 
     def means(self, model: Model, split: Split) -> dict[str, float]:
-        """`<split>/elbo` and so on, in nats per image, over all processes."""
+        """`<split>/elbo` and the other means in nats per image, and `<split>/bits_per_dim`, over all processes."""
         means = {f"{split}/{name}": float(value) for name, value in self.sums.compute().items()}
         if model.is_mass_function:
             means[f"{split}/bits_per_dim"] = bits_per_dim(-means[f"{split}/elbo"], model.image.num_dims)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vae_lab.models.base import Model
 
-VALUES_AT_ONCE = 2**22  # parameters of p(x|z) held at a time: 16 MiB, which caches still help with
+MAX_VALUES_PER_CHUNK = 2**22  # parameters of p(x|z) in memory at a time: 16 MiB, for which caches are still effective
 
 
 @torch.inference_mode()
@@ -19,14 +19,14 @@ def importance_bound(
     """log (1/K) sum_k p(x, z_k) / q(z_k|x), (B,) in nats: a lower bound that rises with K to log p(x).
 
     x: (B, C, H, W), binarised as the likelihood expects. num_samples: K. chunk: samples of each image decoded at once
-    (default: as many as 16 MiB hold); the result does not depend on it but for the noise. y: labels (B,) of a
-    conditional model, whose bound is on log p(x|y). ValueError: K < 1.
+    (default: as many as fit into 16 MiB); it only changes the noise. y: labels (B,) of a conditional model, whose bound
+    is on log p(x|y). ValueError: K < 1.
     Burda et al. 2016, arXiv:1509.00519.
     """
     if not isinstance(num_samples, int) or num_samples < 1:
         raise ValueError(f"an importance-weighted bound averages over at least 1 sample; found {num_samples!r}")
     values = model.likelihood.num_channels * model.image.height * model.image.width
-    at_once = max(1, VALUES_AT_ONCE // values)
+    at_once = max(1, MAX_VALUES_PER_CHUNK // values)
     labels = [None] * -(-len(x) // at_once) if y is None else y.split(at_once)
     return torch.cat(
         [
@@ -37,11 +37,11 @@ def importance_bound(
 
 
 def _bound(model: Model, x: Tensor, y: Tensor | None, num_samples: int, chunk: int) -> Tensor:
-    draw = model.trace_sampler(x, y)
+    sample_trace = model.trace_sampler(x, y)
     sizes = [min(chunk, num_samples - start) for start in range(0, num_samples, chunk)]
     parts = []
     for size in sizes:
-        trace = draw(size)
+        trace = sample_trace(size)
         log_ratio = sum(latent.log_ratio for latent in trace.latents)
         parts.append(trace.likelihood.log_prob(x) - log_ratio)
     return torch.cat(parts).logsumexp(0) - math.log(num_samples)

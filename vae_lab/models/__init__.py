@@ -1,4 +1,4 @@
-"""Models: networks, families and priors put together; images in, a Trace out."""
+"""Models: networks, posteriors, priors and likelihoods combined; images in, a Trace out."""
 
 from vae_lab.models.base import Model
 from vae_lab.models.ladder import LadderVAE

@@ -1,7 +1,7 @@
-"""A ladder: many stochastic layers, from a coarse map at the top down to fine ones.
+"""A ladder VAE: many stochastic layers, from a coarse feature map at the top to fine ones at the bottom.
 
-Features of the image go up once. The way down is shared by the prior and the posterior of each layer: q(z_l | x, z_<l)
-sees what p(z_l | z_<l) sees, and the image's features at its resolution. Sonderby et al. 2016, arXiv:1602.02282;
+One bottom-up pass extracts image features. The prior and the posterior share the top-down pass: q(z_l | x, z_<l) gets
+the inputs of p(z_l | z_<l), and the image features at its resolution. Sonderby et al. 2016, arXiv:1602.02282;
 Vahdat & Kautz 2020, arXiv:2007.03898; Child 2021, arXiv:2011.10650.
 """
 
@@ -15,9 +15,9 @@ from torch.distributions import Distribution
 
 from vae_lab.core import ImageSpec, Latent, LatentSpec, Likelihood, Posterior, Prior, Trace
 from vae_lab.distributions.unflatten import unflatten_batch
-from vae_lab.models.base import Model, latent_spec, point_estimate, require_same_space
+from vae_lab.models.base import Model, latent_spec, point_estimate, require_same_latent_kind
 from vae_lab.models.stochastic_layer import StochasticLayer
-from vae_lab.networks.conditioning import LabelPlane, require_labels
+from vae_lab.networks.conditioning import LabelChannel, require_labelled_images
 from vae_lab.networks.ladder import (
     BottomUp,
     LadderHead,
@@ -28,23 +28,22 @@ from vae_lab.networks.ladder import (
     path_to_next_block,
 )
 from vae_lab.networks.ladder_sizes import resolutions
-from vae_lab.priors.temperature import at_temperature
+from vae_lab.priors.temperature import with_temperature
 
-# A rung and its families, what is above (N, C, h, w) and the prior there, to z (M, F, h, w).
+# From a block, its layer, the features from above (N, C, h, w) and the layer's prior to z (M, F, h, w).
 LatentChoice = Callable[[TopDownBlock, StochasticLayer, Tensor, Distribution], Tensor]
 
 
 class LadderVAE(Model):
     """A top-down hierarchical variational autoencoder of residual blocks.
 
-    image: the images' spec. latent_dim: features of each place of each layer's z. posterior(latent_dim) and
-    prior(latent spec), called for each layer, and likelihood(image) are factories. layers: stochastic layers of each
-    resolution, from fine to coarse, or one number for all. channels, strides, width, max_width: see `resolutions`.
-    blocks: residual blocks behind each stochastic layer, and on the way up as many. squeeze: channels of a map over
-    those of its 3x3 convolutions. weight_norm: of all convolutions. conditional: whether the ways up and down begin
-    with the labels y.
+    image: the images' spec. latent_dim: features of z per position and layer. posterior(latent_dim) and prior(latent
+    spec), called for each layer, and likelihood(image) are factories. layers: stochastic layers of each resolution,
+    from fine to coarse, or one number for all. channels, strides, width, max_width: see `resolutions`. blocks: residual
+    blocks after each stochastic layer, and as many bottom-up. squeeze: ratio of a block's channels to those of its 3x3
+    convolutions. weight_norm: on all convolutions. conditional: whether both passes start with the labels y.
 
-    ValueError: sides that cannot be divided so, families that do not go together, conditional without labels.
+    ValueError: image sides that the strides do not divide, incompatible families, conditional without labels.
     """
 
     def __init__(
@@ -67,12 +66,12 @@ class LadderVAE(Model):
         super().__init__()
         _require_positive(latent_dim=latent_dim, blocks=blocks, squeeze=squeeze, width=width, max_width=max_width)
         if conditional:
-            require_labels(image)
+            require_labelled_images(image)
         self.image, self.conditional = image, conditional
         sides = (image.height, image.width)
         sizes = LadderSizes(resolutions(sides, layers, channels, strides, width, max_width), blocks, squeeze)
         self.likelihood = likelihood(image)
-        self.label_plane = LabelPlane(image) if conditional else None
+        self.label_plane = LabelChannel(image) if conditional else None
         self.bottom_up = BottomUp(image.channels + (self.label_plane.num_channels if self.label_plane else 0), sizes)
         self.start = TopDownStart(sizes.resolutions[-1], image.num_classes if conditional else 0)
         self.layers, self.top_down_blocks = nn.ModuleList(), nn.ModuleList()
@@ -86,10 +85,10 @@ class LadderVAE(Model):
     def _add(
         self, sizes: LadderSizes, level: int, is_last: bool, posterior: Posterior, prior: Callable[[LatentSpec], Prior]
     ) -> None:
-        """One more stochastic layer below those there are. is_last: of its resolution."""
+        """Append a stochastic layer below the others. is_last: whether it is the last of its resolution."""
         spec = latent_spec(posterior, sizes.resolutions[level].sides, self.image)
         layer = StochasticLayer(posterior, prior(spec), is_top=not self.specs)
-        require_same_space(posterior, layer.prior)
+        require_same_latent_kind(posterior, layer.prior)
         layer.require_compatible(spec.shape, self.conditional)
         asked = (posterior.num_params, layer.num_prior_params, posterior.num_features, layer.is_relative)
         self.layers.append(layer)
@@ -98,16 +97,14 @@ class LadderVAE(Model):
 
     @property
     def latents(self) -> tuple[LatentSpec, ...]:
-        """Of each stochastic layer, from the top down."""
         return self.specs
 
     def trace_sampler(self, x: Tensor, y: Tensor | None = None) -> Callable[[int], Trace]:
-        """Encode once; a function from S to a trace of S posterior samples. x: (B, C, H, W); y: labels (B,)."""
         features = self._features(x, y)
         return lambda num_samples: self._trace(features, num_samples, y)
 
     def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Distribution:
-        """p(x|z), batch (B,), with each layer's z at the centre of its posterior given those above."""
+        """p(x|z), batch (B,), with each layer's z at the point estimate of its posterior given the layers above."""
         features = self._features(x, y)
 
         def choose_latent(block: TopDownBlock, layer: StochasticLayer, h: Tensor, prior: Distribution) -> Tensor:
@@ -118,15 +115,15 @@ class LadderVAE(Model):
     def sample(
         self, num_images: int, y: Tensor | None = None, temperature: float | Sequence[float] = 1.0
     ) -> Distribution:
-        """p(x|z) at latents from the priors, batch (num_images,).
+        """p(x|z) at prior samples, batch (num_images,).
 
         temperature: multiplies the priors' scales; a number, or one for each stochastic layer from the top down.
-        ValueError: as many as there are layers are needed. NotImplementedError: a prior that has no samples.
+        ValueError: not one temperature per layer. NotImplementedError: a prior without samples.
         """
         temperatures = iter(self._temperatures(temperature))
 
         def choose_latent(block: TopDownBlock, layer: StochasticLayer, h: Tensor, prior: Distribution) -> Tensor:
-            prior = at_temperature(prior, next(temperatures))
+            prior = with_temperature(prior, next(temperatures))
             return prior.sample(() if prior.batch_shape else (num_images,))
 
         return self.likelihood(self.top_down_pass(choose_latent, y))
@@ -139,7 +136,7 @@ class LadderVAE(Model):
         latents: list[Latent] = []
 
         def choose_latent(block: TopDownBlock, layer: StochasticLayer, h: Tensor, prior: Distribution) -> Tensor:
-            """S samples at the top; below, one for each of those."""
+            """S samples at the top; below, one for each sample of the layers above."""
             copies = num_samples if latents else 1
             posterior = unflatten_batch(_posterior_distribution(block, layer, h, prior, features), copies)
             z = posterior.rsample((num_samples,) if len(posterior.batch_shape) == 1 else ())
@@ -150,7 +147,7 @@ class LadderVAE(Model):
         return Trace(self.likelihood(params.unflatten(0, (num_samples, -1))), tuple(latents))
 
     def top_down_pass(self, choose_latent: LatentChoice, y: Tensor | None) -> Tensor:
-        """The parameters of p(x|z), (N, num_channels, H, W), at the latents that `pick` gives from the top down."""
+        """Parameters of p(x|z), (N, num_channels, H, W), at the latents chosen by `choose_latent` from the top down."""
         h: Tensor = self.start(y)
         for block, layer in self._steps():
             params, h = block.prior_params(h)
@@ -180,7 +177,7 @@ class LadderVAE(Model):
 def _posterior_distribution(
     block: TopDownBlock, layer: StochasticLayer, h: Tensor, prior: Distribution, features: list[Tensor]
 ) -> Distribution:
-    """q(z | x, above), batch (N,) of h, or (B,) at the top."""
+    """q(z | x, layers above), with the batch (N,) of h, or (B,) at the top."""
     image_features = features[block.level]
     count = max(len(h), len(image_features))
     return layer.posterior_distribution(
@@ -189,7 +186,7 @@ def _posterior_distribution(
 
 
 def repeat_samples(values: Tensor, count: int) -> Tensor:
-    """(N, ...) to (count, ...), over and over: S samples of B images are all images S times."""
+    """Repeat (N, ...) to (count, ...): S samples of B images are ordered as all images S times."""
     copies = count // len(values)
     return values if copies == 1 else values.repeat(copies, *(1 for _ in values.shape[1:]))
 

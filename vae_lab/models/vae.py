@@ -1,4 +1,4 @@
-"""A variational autoencoder with one stochastic layer."""
+"""The variational autoencoder: encoder, posterior, prior, decoder and likelihood, one stochastic layer."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from vae_lab.models.base import (
     latent_spec,
     point_estimate,
     require_label_support,
-    require_same_space,
+    require_same_latent_kind,
 )
-from vae_lab.networks.conditioning import LabelFeatures, LabelPlane, require_labels
+from vae_lab.networks.conditioning import LabelChannel, OneHotLabels, require_labelled_images
 from vae_lab.networks.spatial import require_same_spatial_shape
-from vae_lab.priors.temperature import at_temperature
+from vae_lab.priors.temperature import with_temperature
 
 
 class VAE(Model):
     """A variational autoencoder with one stochastic layer.
 
-    image: the images' spec. latent_dim: D, features of z (of each place, where the encoder leaves a map).
-    conditional: whether encoder, decoder and prior see the labels y. The other arguments are factories, completed here:
+    image: the images' spec. latent_dim: D, features of z (per position, if the encoder's output is spatial).
+    conditional: whether encoder, decoder and prior get the labels y. The other arguments are factories:
     encoder(in_shape, num_params), decoder(num_features, out_shape), posterior(latent_dim), prior(latent spec),
     likelihood(image).
 
-    ValueError: a prior and a posterior of different spaces; conditional without labels.
+    ValueError: a prior and a posterior over different kinds of latents; conditional without labels.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class VAE(Model):
             raise ValueError(f"model.latent_dim: at least 1 latent dimension; found {latent_dim}")
         self.image, self.conditional = image, conditional
         if conditional:
-            require_labels(image)
+            require_labelled_images(image)
         self.posterior = posterior(latent_dim)
         self.likelihood = likelihood(image)
-        self.label_plane = LabelPlane(image) if conditional else None
-        self.label_features = LabelFeatures(image) if conditional else None
+        self.label_plane = LabelChannel(image) if conditional else None
+        self.label_features = OneHotLabels(image) if conditional else None
         channels = image.channels + (self.label_plane.num_channels if self.label_plane else 0)
         self.encoder = encoder((channels, image.height, image.width), self.posterior.num_params)
         self.latent = latent_spec(self.posterior, getattr(self.encoder, "spatial_shape", ()), image)
@@ -61,25 +61,24 @@ class VAE(Model):
         self.decoder = decoder(features, (self.likelihood.num_channels, image.height, image.width))
         require_same_spatial_shape(self.encoder, self.decoder)
         self.prior = prior(self.latent)
-        require_same_space(self.posterior, self.prior)
+        require_same_latent_kind(self.posterior, self.prior)
         require_label_support(self.prior, conditional)
 
     @property
     def latents(self) -> tuple[LatentSpec, ...]:
-        """Of the one layer."""
         return (self.latent,)
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """Of one z: (D,), or (D, h, w)."""
+        """Shape of one z: (D,), or (D, h, w)."""
         return self.latent.shape
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> Distribution:
-        """q(z|x): batch (B,), event the latent's shape. x: (B, C, H, W); y: labels (B,) of a conditional model."""
+        """q(z|x): batch (B,), event latent_shape. x: (B, C, H, W); y: labels (B,), for a conditional model."""
         return self.posterior(self.encoder(x if self.label_plane is None else self.label_plane(x, y)))
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> Distribution:
-        """p(x|z): batch of z's leading dimensions, event (C, H, W). z: (*batch, *shape); y: labels (B,)."""
+        """p(x|z): batch (*batch), event (C, H, W). z: (*batch, *latent_shape); y: labels (B,)."""
         batch = z.shape[: z.dim() - len(self.latent_shape)]
         features = z.reshape(-1, *self.latent_shape)
         if self.label_features is not None:
@@ -88,28 +87,25 @@ class VAE(Model):
         return self.likelihood(params.reshape(*batch, *params.shape[1:]))
 
     def prior_distribution(self, y: Tensor | None = None) -> Distribution:
-        """p(z), batch (); or (B,) where the prior depends on the labels y (B,)."""
+        """p(z), batch (); or (B,) if the prior depends on the labels y (B,)."""
         return self.prior(PriorInputs(y, self.encode, getattr(self.posterior, "codes", None)))
 
     def trace_sampler(self, x: Tensor, y: Tensor | None = None) -> Callable[[int], Trace]:
-        """Encode once; a function from S to a trace of S posterior samples. x: (B, C, H, W); y: labels (B,)."""
         posterior = self.encode(x, y)
         return lambda num_samples: self.trace(posterior, num_samples, y)
 
     def trace(self, posterior: Distribution, num_samples: int, y: Tensor | None = None) -> Trace:
-        """The same from q(z|x) on, so that an encoded image may be sampled again."""
+        """Trace of num_samples of a given q(z|x), so that images need not be encoded again."""
         z = posterior.rsample((num_samples,))
         return Trace(self.decode(z, y), (Latent(z, posterior, self.prior_distribution(y)),))
 
     def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Distribution:
-        """p(x|z) at the centre of q(z|x), batch (B,)."""
         return self.decode(point_estimate(self.encode(x, y)), y)
 
     def sample(self, num_images: int, y: Tensor | None = None, temperature: float = 1.0) -> Distribution:
-        """p(x|z) at latents from the prior, batch (num_images,). NotImplementedError: a prior that has no samples."""
         return self.decode(self.sample_latents(num_images, y, temperature), y)
 
     def sample_latents(self, num_images: int, y: Tensor | None = None, temperature: float = 1.0) -> Tensor:
-        """Latents from the prior, (num_images, *shape)."""
-        prior = at_temperature(self.prior_distribution(y), temperature)
+        """Prior samples, (num_images, *latent_shape)."""
+        prior = with_temperature(self.prior_distribution(y), temperature)
         return prior.sample(() if prior.batch_shape else (num_images,))

@@ -1,7 +1,7 @@
-"""Networks: tensors in, tensors out, sizes derived from shapes, no probability.
+"""Encoder and decoder networks: tensors to tensors, layer sizes derived from shapes, no probability.
 
 An encoder maps images (B, C, H, W) to (B, out_features); a decoder maps latents (B, in_features) to
-(B, C, H, W). A config builds one half (`_partial_`), its parent completes it with the two shapes.
+(B, C, H, W). A config builds a partial (`_partial_`), which the model completes with the two shapes.
 """
 
 from vae_lab.networks.conv import ConvDecoder, ConvEncoder, group_norm

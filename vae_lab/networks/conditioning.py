@@ -1,6 +1,6 @@
-"""Labels as what networks take: a plane beside an image's channels, features beside a latent's.
+"""Labels as network inputs: a channel appended to an image, features appended to a latent.
 
-A conditional VAE: Sohn et al. 2015, "Learning Structured Output Representation using Deep Conditional Generative
+Conditional VAEs: Sohn et al. 2015, "Learning Structured Output Representation using Deep Conditional Generative
 Models"; Kingma et al. 2014, arXiv:1406.5298.
 """
 
@@ -13,25 +13,25 @@ from torch.nn.functional import one_hot
 from vae_lab.core import ImageSpec
 
 
-def require_labels(image: ImageSpec) -> None:
-    """ValueError for images that have none."""
+def require_labelled_images(image: ImageSpec) -> None:
+    """ValueError if the images have no labels."""
     if image.num_classes < 1:
         raise ValueError(
             "model.conditional=true: these images have no labels.\n"
             "Choose data=mnist, digits or fashion_mnist, sort the pictures of data.folder into a subfolder per class, "
-            "or leave model.conditional=false"
+            "or set model.conditional=false"
         )
 
 
-def require_y(y: Tensor | None) -> Tensor:
-    """The labels. ValueError: a conditional model was called without."""
+def require_labels(y: Tensor | None) -> Tensor:
+    """Labels of a conditional model, int64 (B,). ValueError: y is None."""
     if y is None:
         raise ValueError("this model is conditional: give it the labels y, int64 (B,), with the images or latents")
     return y
 
 
-class LabelPlane(nn.Module):
-    """One more channel of an image, learned for each class."""
+class LabelChannel(nn.Module):
+    """Append an image channel learned for each class."""
 
     num_channels = 1
 
@@ -42,19 +42,19 @@ class LabelPlane(nn.Module):
         nn.init.normal_(self.planes.weight, std=0.1)
 
     def forward(self, x: Tensor, y: Tensor | None) -> Tensor:
-        """x: (B, C, H, W), y: (B,); (B, C + 1, H, W)."""
-        return torch.cat((x, self.planes(require_y(y)).view(-1, *self.size).to(x.dtype)), 1)
+        """x (B, C, H, W) and y (B,) to (B, C + 1, H, W)."""
+        return torch.cat((x, self.planes(require_labels(y)).view(-1, *self.size).to(x.dtype)), 1)
 
 
-class LabelFeatures(nn.Module):
-    """One more feature of a latent for each class: 1 for its own, 0 for the others."""
+class OneHotLabels(nn.Module):
+    """Append the one-hot label to the features of a latent."""
 
     def __init__(self, image: ImageSpec) -> None:
         super().__init__()
         self.num_features = image.num_classes
 
     def forward(self, z: Tensor, y: Tensor | None) -> Tensor:
-        """z: (N, F, *map), y: (N,); (N, F + classes, *map)."""
-        classes = one_hot(require_y(y), self.num_features).to(z.dtype)
-        places = classes.view(*classes.shape, *(1 for _ in z.shape[2:])).expand(-1, -1, *z.shape[2:])
-        return torch.cat((z, places), 1)
+        """z (N, F, *map) and y (N,) to (N, F + num_classes, *map)."""
+        classes = one_hot(require_labels(y), self.num_features).to(z.dtype)
+        expanded = classes.view(*classes.shape, *(1 for _ in z.shape[2:])).expand(-1, -1, *z.shape[2:])
+        return torch.cat((z, expanded), 1)

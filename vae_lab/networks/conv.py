@@ -1,4 +1,4 @@
-"""Convolutional networks: sizes derived from the shape of the image."""
+"""Convolutional encoder and decoder; sizes derived from the image shape."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vae_lab.networks.mlp import Activation, Initializer, Normalization, dense, 
 def group_norm(channels: int) -> nn.Module:
     """Group normalisation with groups of at least 4 channels where the width allows. Wu & He 2018, arXiv:1803.08494.
 
-    It neither mixes the images of a batch nor differs between training and evaluation.
+    Independent of the other images of a batch, and the same in training and evaluation mode.
     """
     groups = next(g for g in (8, 4, 2, 1) if channels % g == 0 and (g == 1 or channels // g >= 4))
     return nn.GroupNorm(groups, channels)
@@ -25,12 +25,12 @@ def group_norm(channels: int) -> nn.Module:
 def conv_block(
     layer: nn.Module, channels: int, normalization: Normalization | None, activation: Activation
 ) -> list[nn.Module]:
-    """A convolution, normalised if asked, and its activation."""
+    """A convolution, normalisation if given, and an activation."""
     return [layer, *([normalization(channels)] if normalization else []), activation()]
 
 
 def num_halvings(height: int, width: int, smallest: int = 4) -> int:
-    """How often both sides can be halved before one is odd or at most `smallest`."""
+    """Number of times both sides can be halved before one is odd or at most `smallest`."""
     count = 0
     while min(height, width) > smallest and height % 2 == 0 and width % 2 == 0:
         height, width, count = height // 2, width // 2, count + 1
@@ -50,23 +50,23 @@ def require_halvings(height: int, width: int, halvings: int) -> None:
 
 
 def default_channels(height: int, width: int, first: int, most: int) -> list[int]:
-    """first, 2 first, 4 first, ... (at most `most`), one for each possible halving (at least one)."""
+    """Channels `first`, 2 `first`, 4 `first`, ... (at most `most`), one per possible halving (at least one)."""
     return [min(first * 2**i, most) for i in range(max(1, num_halvings(height, width)))]
 
 
-def conv_output_size(size: int, kernel_size: int, stride: int, padding: int) -> int:
-    """One side of the map that a convolution leaves."""
+def conv_output_side(size: int, kernel_size: int, stride: int, padding: int) -> int:
+    """Output side of a convolution."""
     return (size + 2 * padding - kernel_size) // stride + 1
 
 
 class ConvEncoder(nn.Sequential):
     """Strided convolutions, dense layers, a linear head.
 
-    `channels=None` halves the map as often as the image allows, doubling `width` up to `max_width`; a list asks for
-    one convolution per entry. `padding` is `same` (each stride 2 halves an even side exactly) or `valid`.
-    `normalization` makes a layer of a number of channels.
+    `channels`: one convolution per entry; None halves the map as often as the image allows, doubling `width` up to
+    `max_width`. `padding`: `same` (stride 2 halves an even side exactly) or `valid`. `normalization`: makes a layer
+    for a number of channels.
 
-    ValueError: a side that cannot be halved as often as asked, or a map that a convolution leaves empty.
+    ValueError: `strides` and `channels` of different lengths, or a convolution that leaves an empty map.
     """
 
     def __init__(
@@ -88,7 +88,10 @@ class ConvEncoder(nn.Sequential):
         channels = channels or default_channels(height, breadth, width, max_width)
         strides = [strides] * len(channels) if isinstance(strides, int) else strides
         if len(strides) != len(channels):
-            raise ValueError(f"{len(channels)} channels ask for as many strides, found {list(strides)}")
+            raise ValueError(
+                f"model.encoder.strides: expected {len(channels)}, as many as model.encoder.channels; "
+                f"found {list(strides)}"
+            )
         pads = [same_padding(kernel_size, stride) if padding == "same" else 0 for stride in strides]
         sides = [self._side(side, kernel_size, strides, pads) for side in (height, breadth)]
         layers: list[nn.Module] = []
@@ -102,10 +105,10 @@ class ConvEncoder(nn.Sequential):
     def _side(side: int, kernel_size: int, strides: Sequence[int], pads: Sequence[int]) -> int:
         left = side
         for i, (stride, pad) in enumerate(zip(strides, pads, strict=True)):
-            left = conv_output_size(left, kernel_size, stride, pad)
+            left = conv_output_side(left, kernel_size, stride, pad)
             if left < 1:
                 raise ValueError(
-                    f"an image side of {side} is used up by convolution {i + 1} of {len(strides)}: "
+                    f"for an image side of {side}, convolution {i + 1} of {len(strides)} leaves an empty map: "
                     "choose a larger data.image_size or fewer model.encoder.channels"
                 )
         return left
@@ -117,10 +120,10 @@ def same_padding(kernel_size: int, stride: int) -> int:
 
 
 class ConvDecoder(nn.Sequential):
-    """Dense layers to a small map, transposed convolutions that double it, a last convolution to the image.
+    """Dense layers to a small map, transposed convolutions that each double it, a last convolution to the image.
 
-    `channels` are those of the small map and of each doubled one but the last; None mirrors `ConvEncoder`'s.
-    ValueError: the image cannot be halved `len(channels)` times.
+    `channels`: outputs of the transposed convolutions; None mirrors `ConvEncoder`. `map_channels`: those of the small
+    map; None for `channels[0]`. ValueError: the image cannot be halved `len(channels)` times.
     """
 
     def __init__(
@@ -152,7 +155,7 @@ class ConvDecoder(nn.Sequential):
 
 
 def upsampling_conv(in_channels: int, out_channels: int, kernel_size: int) -> nn.ConvTranspose2d:
-    """A transposed convolution of stride 2 whose output is exactly twice as high and wide."""
+    """Transposed convolution of stride 2 that doubles both sides exactly."""
     padding = (kernel_size - 1) // 2
     return nn.ConvTranspose2d(
         in_channels, out_channels, kernel_size, 2, padding, output_padding=2 + 2 * padding - kernel_size

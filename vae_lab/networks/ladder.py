@@ -1,6 +1,6 @@
-"""Networks of a ladder: features of an image from the bottom up, features of latents from the top down; no probability.
+"""Networks of a ladder VAE: bottom-up features of an image, top-down features of latents; no probability.
 
-Blocks are bottlenecks as in VDVAE (Child 2021, arXiv:2011.10650), each with one group normalisation.
+Bottleneck blocks as in VDVAE (Child 2021, arXiv:2011.10650), each with one group normalisation.
 """
 
 from __future__ import annotations
@@ -13,43 +13,42 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from vae_lab.networks.conditioning import require_y
+from vae_lab.networks.conditioning import require_labels
 from vae_lab.networks.conv import group_norm
 from vae_lab.networks.ladder_sizes import Resolution, Sides
 
 
 class LadderSizes(NamedTuple):
-    """The sizes that all networks of a ladder share."""
+    """Sizes shared by all networks of a ladder."""
 
     resolutions: tuple[Resolution, ...]  # from fine to coarse
-    blocks: int  # residual blocks behind each stochastic layer, and on the way up as many
-    squeeze: int  # channels of a map over those of a 3x3 convolution
+    blocks: int  # residual blocks after each stochastic layer, and as many bottom-up
+    squeeze: int  # ratio of a map's channels to those of a 3x3 convolution
 
     def layer_positions(self) -> Iterator[tuple[int, bool]]:
-        """The resolution of each stochastic layer from the top down, and whether it is the last one there."""
+        """Resolution index of each stochastic layer, top-down, and whether it is the last of its resolution."""
         for level, at in reversed([*enumerate(self.resolutions)]):
             for number in range(at.num_layers):
                 yield level, number == at.num_layers - 1
 
     def bottleneck(self, level: int, in_channels: int, out_channels: int, gain: float) -> Bottleneck:
-        """A block at a resolution."""
         at = self.resolutions[level]
         return Bottleneck(in_channels, out_channels, max(1, at.channels // self.squeeze), at.sides, gain)
 
     def residuals(self, level: int, num_layers: int) -> list[nn.Module]:
-        """The residual blocks of so many stochastic layers; at least one layer's."""
+        """Residual blocks of `num_layers` stochastic layers, at least those of one."""
         channels = self.resolutions[level].channels
         count = self.blocks * max(1, num_layers)
         return [Residual(self.bottleneck(level, channels, channels, self.gain)) for _ in range(count)]
 
     @property
     def gain(self) -> float:
-        """Of what is added to the features, so that its variance does not grow with the depth. arXiv:2011.10650."""
+        """Initial scale of all terms added to the features: variance does not grow with depth. arXiv:2011.10650."""
         return 1 / math.sqrt(self.blocks * sum(max(1, at.num_layers) for at in self.resolutions))
 
 
 class ScaledInitConv2d(nn.Conv2d):
-    """A 1x1 convolution; gain: what `initialize_convolutions` multiplies its first weights and biases by."""
+    """A 1x1 convolution whose initial weights and biases `initialize_convolutions` multiplies by `gain`."""
 
     def __init__(self, in_channels: int, out_channels: int, gain: float) -> None:
         super().__init__(in_channels, out_channels, 1)
@@ -57,10 +56,10 @@ class ScaledInitConv2d(nn.Conv2d):
 
 
 class Bottleneck(nn.Sequential):
-    """A 1x1 convolution to fewer channels, a 3x3 one between those (1x1 on tiny maps), a 1x1 one to `out_channels`."""
+    """Convolutions: 1x1 to `hidden` channels, 3x3 (1x1 on tiny maps), 1x1 to `out_channels`."""
 
     def __init__(self, in_channels: int, out_channels: int, hidden: int, sides: Sides, gain: float) -> None:
-        kernel = 3 if min(sides) > 2 else 1  # most of a 3x3 one would lie beyond the edge
+        kernel = 3 if min(sides) > 2 else 1  # most of a 3x3 kernel would lie in the padding
         super().__init__(
             group_norm(in_channels),
             nn.SiLU(),
@@ -86,7 +85,7 @@ class Residual(nn.Module):
 
 
 class BottomUp(nn.Module):
-    """An image to its features at each resolution: a strided convolution and residual blocks for each."""
+    """Features of an image at each resolution, by a strided convolution and residual blocks."""
 
     def __init__(self, in_channels: int, sizes: LadderSizes) -> None:
         super().__init__()
@@ -97,7 +96,7 @@ class BottomUp(nn.Module):
             in_channels = at.channels
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(B, in_channels, H, W) to maps (B, C, h, w), from fine to coarse."""
+        """x (B, in_channels, H, W) to maps (B, C, h, w), from fine to coarse."""
         maps = []
         for stage in self.stages:
             x = stage(x)
@@ -106,7 +105,7 @@ class BottomUp(nn.Module):
 
 
 class TopDownStart(nn.Module):
-    """What the way down begins with: a learned map, to which each class adds one of its own."""
+    """Initial top-down features: a learned map, plus a learned map per class."""
 
     def __init__(self, coarsest: Resolution, num_classes: int) -> None:
         super().__init__()
@@ -115,16 +114,16 @@ class TopDownStart(nn.Module):
         self.own = nn.Embedding(num_classes, math.prod(self.shape)) if num_classes else None
 
     def forward(self, y: Tensor | None) -> Tensor:
-        """(1, C, h, w); or of labels y (B,), (B, C, h, w)."""
-        return self.shared if self.own is None else self.shared + self.own(require_y(y)).view(-1, *self.shape)
+        """(1, C, h, w) without labels, (B, C, h, w) with labels y (B,)."""
+        return self.shared if self.own is None else self.shared + self.own(require_labels(y)).view(-1, *self.shape)
 
 
 class TopDownBlock(nn.Module):
-    """The networks around one stochastic layer.
+    """The networks of one stochastic layer.
 
-    level: its resolution. num_params: asked by the posterior. num_prior_params: by the prior; 0 for one that depends on
-    nothing above. num_features: of z. starts_at_prior: whether parameters of 0 make the posterior the prior. after:
-    from there to the next rung, or to the finest map.
+    level: index of its resolution. num_params: of the posterior. num_prior_params: of the prior; 0 for a prior that is
+    independent of the layers above. num_features: of z. starts_at_prior: whether zero parameters make the posterior
+    equal to the prior. after: the path to the next block, or to the finest map.
     """
 
     def __init__(
@@ -140,32 +139,32 @@ class TopDownBlock(nn.Module):
         super().__init__()
         channels = sizes.resolutions[level].channels
         self.level, self.num_prior_params = level, num_prior_params
-        # Zero at first: priors start standard normal, relative posteriors at their prior.
+        # Gain 0: priors start as standard normals, relative posteriors at their prior.
         self.prior = sizes.bottleneck(level, channels, num_prior_params + channels, 0.0) if num_prior_params else None
         self.posterior = sizes.bottleneck(level, 2 * channels, num_params, 0.0 if starts_at_prior else 1.0)
         self.join = ScaledInitConv2d(num_features, channels, sizes.gain)
         self.after = after
 
     def prior_params(self, h: Tensor) -> tuple[Tensor | None, Tensor]:
-        """What is above, h (N, C, h, w), to the prior's parameters (N, num_prior_params, h, w) or None, and a new h."""
+        """Top-down h (N, C, h, w) to prior parameters (N, num_prior_params, h, w), or None, and an updated h."""
         if self.prior is None:
             return None, h
         params, change = self.prior(h).tensor_split((self.num_prior_params,), 1)
         return params, h + change
 
     def posterior_params(self, h: Tensor, features: Tensor) -> Tensor:
-        """What is above and the image's features, (N, C, h, w) each, to the posterior's parameters."""
+        """Top-down h and bottom-up features, (N, C, h, w) each, to the posterior's parameters."""
         params: Tensor = self.posterior(torch.cat((h, features), 1))
         return params
 
     def forward(self, h: Tensor, z: Tensor) -> Tensor:
-        """What is above, and z (N, num_features, h, w), to what is above the next rung, or the finest map."""
+        """h and z (N, num_features, h, w) to the h of the next block, or to the finest map."""
         below: Tensor = self.after(h + self.join(z))
         return below
 
 
 def path_to_next_block(sizes: LadderSizes, level: int, is_last: bool) -> nn.Sequential:
-    """What follows a rung: its residual blocks; of the last at a resolution also the way to the next that has rungs."""
+    """Residual blocks after a stochastic layer; after a resolution's last, also upsampling to the next with layers."""
     layers = sizes.residuals(level, 1)
     for at in range(level, 0, -1) if is_last else ():
         here, finer = sizes.resolutions[at], sizes.resolutions[at - 1]
@@ -177,10 +176,10 @@ def path_to_next_block(sizes: LadderSizes, level: int, is_last: bool) -> nn.Sequ
 
 
 class LadderHead(nn.Sequential):
-    """The finest map to the parameters of a likelihood, at the size of the image."""
+    """The finest map to likelihood parameters at the image size."""
 
     def __init__(self, finest: Resolution, num_channels: int) -> None:
-        half = max(1, finest.channels // 2)  # at the size of the image, channels cost most
+        half = max(1, finest.channels // 2)  # channels cost most at the image size
         super().__init__(
             group_norm(finest.channels),
             nn.SiLU(),
@@ -191,25 +190,25 @@ class LadderHead(nn.Sequential):
 
 
 def strided(stride: Sides) -> tuple[Sides, Sides, Sides]:
-    """Kernel, stride and padding of a convolution that divides the sides of a map, or transposed multiplies them."""
-    padding = 1 if max(stride) <= 2 else 0  # larger steps are taken patch by patch
+    """Kernel, stride and padding of a convolution that divides the sides of a map (transposed: multiplies them)."""
+    padding = 1 if max(stride) <= 2 else 0  # larger strides use patches without overlap
     return (stride[0] + 2 * padding, stride[1] + 2 * padding), stride, (padding, padding)
 
 
 def initialize_convolutions(network: nn.Module, weight_norm: bool) -> None:
-    """Give all convolutions their first weights, normalise these if asked, and make the quiet ones so.
+    """Initialise all convolutions, weight-normalise them if asked, and apply the gains of `ScaledInitConv2d`.
 
-    In this order: a weight of 0 has no direction that a normalisation (arXiv:1602.07868) could keep.
+    In this order: a zero weight has no direction that weight normalisation (arXiv:1602.07868) could keep.
     """
     convolutions = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)]
     with torch.no_grad():
         for layer in convolutions:
-            # What joins the way down, latents and coarser maps, keeps torch's own: smaller, hence less noise at first.
+            # Layers that feed the top-down path keep torch's default, which is smaller: less noise at first.
             if not isinstance(layer, ScaledInitConv2d | nn.ConvTranspose2d):
                 nn.init.kaiming_normal_(layer.weight)
                 nn.init.zeros_(cast("nn.Parameter", layer.bias))
             if weight_norm:
-                parametrizations.weight_norm(layer, dim=int(isinstance(layer, nn.ConvTranspose2d)))  # of each output
+                parametrizations.weight_norm(layer, dim=int(isinstance(layer, nn.ConvTranspose2d)))  # per output
             if isinstance(layer, ScaledInitConv2d):
                 size = layer.parametrizations.weight.original0 if weight_norm else layer.weight  # type: ignore[union-attr]
                 cast("nn.Parameter", size).mul_(layer.gain)

@@ -1,4 +1,4 @@
-"""The resolutions of a ladder, from fine to coarse: the sides of each map, its channels, its stochastic layers."""
+"""Resolutions of a ladder, from fine to coarse: sides, channels and number of stochastic layers of each map."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-Sides = tuple[int, int]  # height and width, or what they are divided by
+Sides = tuple[int, int]  # height and width, or their strides
 
-SMALL = 8  # a side that one stride takes to 1
-LAST_HALVED = 4  # smaller sides are not halved
-FACTORS = (2, 3, 5, 7)  # that a side larger than SMALL is divided by
+MAX_LAST_STRIDE = 8  # largest side that a single stride reduces to 1
+MIN_HALVED_SIDE = 4  # sides up to this one are not halved
+STRIDE_FACTORS = (2, 3, 5, 7)  # candidate strides, in order of preference
 
 
 class Resolution(NamedTuple):
-    """One map of features."""
+    """A feature map."""
 
-    stride: Sides  # what the sides of the finer map, or of the image, are divided by
+    stride: Sides  # divides the sides of the next finer map, or of the image
     sides: Sides
     channels: int
-    num_layers: int  # stochastic ones
+    num_layers: int  # stochastic layers
 
 
 def resolutions(
@@ -30,15 +30,15 @@ def resolutions(
     width: int,
     max_width: int,
 ) -> tuple[Resolution, ...]:
-    """What the options of a ladder mean for images of these sides.
+    """Resolutions that the options of a ladder give for images of these sides.
 
-    layers: stochastic layers of each resolution, or one number for all. channels: of each; None for width, 2 width, ...
-    up to max_width. strides: between them, the first from the image on; None for halvings and a last step to a map of
-    one place, or as many of these as `layers` or `channels` have entries. ValueError: sides that cannot be divided so,
-    lists of different lengths, a coarsest resolution without a stochastic layer.
+    layers: stochastic layers of each resolution, or one number for all. channels: of each resolution; None for width,
+    2 width, ... up to max_width. strides: between resolutions, the first from the image; None for halvings and a last
+    stride to a 1x1 map, or the first of these if `layers` or `channels` has fewer entries. ValueError: sides that the
+    strides do not divide, lists of different lengths, a coarsest resolution without a stochastic layer.
     """
     given = next((len(option) for option in (layers, channels) if isinstance(option, Sequence)), None)
-    steps = usual_strides(image)[: given or None] if strides is None else _checked_strides(image, strides)
+    steps = default_strides(image)[: given or None] if strides is None else _checked_strides(image, strides)
     sides = sides_after(image, steps)
     counts = _checked_layers(layers, sides)
     widths = _checked_channels(channels, sides) or [min(width * 2**i, max_width) for i in range(len(steps))]
@@ -46,24 +46,24 @@ def resolutions(
 
 
 def sides_after(image: Sides, strides: Sequence[Sides]) -> list[Sides]:
-    """The sides of each map."""
+    """Sides of the map after each stride."""
     sides = [image]
     for vertical, horizontal in strides:
         sides.append((sides[-1][0] // vertical, sides[-1][1] // horizontal))
     return sides[1:]
 
 
-def usual_strides(image: Sides) -> list[Sides]:
-    """Halvings (thirds, ...) down to sides of at most 8, then one step to a map of one place.
+def default_strides(image: Sides) -> list[Sides]:
+    """Strides of 2 (3, ...) down to sides of at most 8, then one stride to a 1x1 map.
 
-    28x28: 14x14, 7x7, 1x1. 32x32: 16x16, 8x8, 4x4, 1x1. ValueError: sides that have no such factors.
+    28x28: 14x14, 7x7, 1x1. 32x32: 16x16, 8x8, 4x4, 1x1. ValueError: sides without such factors.
     """
     strides = _strides_of(image)
     if not strides:
         size = nearest_size(max(image))
         raise ValueError(
-            f"model=ladder: the sides of {_text(image)} images cannot be divided by {_listed(FACTORS)} down to {SMALL} "
-            f"or less.\nChoose data.image_size={size}"
+            f"model=ladder: the sides of {_text(image)} images cannot be divided by {_listed(STRIDE_FACTORS)} down to "
+            f"{MAX_LAST_STRIDE} or less.\nChoose data.image_size={size}"
         )
     return strides
 
@@ -73,33 +73,33 @@ def _strides_of(image: Sides) -> list[Sides] | None:
     while (factor := _next_factor(height, width)) is not None:
         strides.append((factor, factor))
         height, width = height // factor, width // factor
-    if max(height, width) > SMALL:
+    if max(height, width) > MAX_LAST_STRIDE:
         return None
     return strides if height == width == 1 else [*strides, (height, width)]
 
 
 def _next_factor(height: int, width: int) -> int | None:
-    if max(height, width) <= SMALL and (height % 2 or width % 2 or min(height, width) <= LAST_HALVED):
+    if max(height, width) <= MAX_LAST_STRIDE and (height % 2 or width % 2 or min(height, width) <= MIN_HALVED_SIDE):
         return None
-    return next((factor for factor in FACTORS if height % factor == 0 and width % factor == 0), None)
+    return next((factor for factor in STRIDE_FACTORS if height % factor == 0 and width % factor == 0), None)
 
 
 def nearest_size(size: int) -> int:
-    """The side nearest to `size` of which a square image has the usual strides."""
+    """Side nearest to `size` for which a square image has usual strides."""
     return next(n for d in range(size) for n in (size + d, size - d) if n > 1 and _strides_of((n, n)) is not None)
 
 
 def _checked_strides(image: Sides, strides: Sequence[int]) -> list[Sides]:
     if not strides or min(strides) < 1:
-        raise ValueError(f"model.strides has a number of at least 1 for each resolution; found {list(strides)}")
+        raise ValueError(f"model.strides has one stride of at least 1 per resolution; found {list(strides)}")
     height, width = image
     for i, stride in enumerate(strides):
         if height % stride or width % stride:
             whole = math.prod(strides)
             size = whole * max(1, round(max(image) / whole))
             raise ValueError(
-                f"model.strides={list(strides)}: of {_text(image)} images, stride {stride} of resolution {i + 1} does "
-                f"not divide a map of {_text((height, width))}.\nChoose {_nearest_strides(image, strides[:i])} or "
+                f"model.strides={list(strides)}: for {_text(image)} images, stride {stride} of resolution {i + 1} does "
+                f"not divide a {_text((height, width))} map.\nChoose {_nearest_strides(image, strides[:i])} or "
                 f"data.image_size={size}"
             )
         height, width = height // stride, width // stride
@@ -107,7 +107,7 @@ def _checked_strides(image: Sides, strides: Sequence[int]) -> list[Sides]:
 
 
 def _nearest_strides(image: Sides, beginning: Sequence[int]) -> str:
-    """Strides that divide an image and begin as these, which do."""
+    """Option with strides that divide an image and begin with `beginning`, which divides it."""
     left = (image[0] // math.prod(beginning), image[1] // math.prod(beginning))
     rest = _strides_of(left)
     if rest is None or any(vertical != horizontal for vertical, horizontal in rest):
@@ -121,8 +121,8 @@ def _checked_layers(layers: int | Sequence[int], sides: Sequence[Sides]) -> list
     nearest[-1] = max(1, nearest[-1])
     if counts != nearest:
         raise ValueError(
-            "model.layers are the stochastic layers of each resolution, from fine to coarse, 0 or more, and at least "
-            f"1 of the coarsest ({_maps(sides)}); found {counts}.\nChoose model.layers={nearest}"
+            "model.layers: expected the stochastic layers of each resolution, from fine to coarse, 0 or more, and at "
+            f"least 1 at the coarsest ({_maps(sides)}); found {counts}.\nChoose model.layers={nearest}"
         )
     return counts
 
@@ -133,7 +133,7 @@ def _checked_channels(channels: Sequence[int] | None, sides: Sequence[Sides]) ->
     nearest = [max(1, count) for count in [*channels, *[channels[-1]] * len(sides)][: len(sides)]]
     if list(channels) != nearest:
         raise ValueError(
-            f"model.channels are those of each resolution, from fine to coarse ({_maps(sides)}); found "
+            f"model.channels: expected those of each resolution, from fine to coarse ({_maps(sides)}); found "
             f"{list(channels)}.\nChoose model.channels={nearest}, or null"
         )
     return nearest

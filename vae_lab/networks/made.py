@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn.functional import elu, linear
 from torch.nn.utils.parametrizations import weight_norm
 
-CONTEXT = -1  # the degree of what every unit may see
+CONTEXT = -1  # degree of the context, on which every unit may depend
 
 
 class MaskedLinear(nn.Linear):
-    """A linear layer some of whose weights are zero, weight-normalised. mask: (out, in), each row with a True.
+    """A weight-normalised linear layer with masked weights. mask: (out, in), at least one True per row.
 
-    Masked weights start at zero, and so get no gradient through the norm either: it is of the others alone.
+    Masked weights start at zero and get no gradient through the norm, which is thus that of the unmasked weights alone.
     Salimans & Kingma 2016, arXiv:1602.07868.
     """
 
@@ -34,19 +34,18 @@ class MaskedLinear(nn.Linear):
         return self.weight * self.mask
 
     def forward(self, input: Tensor) -> Tensor:
-        """(*, in) to (*, out)."""
         return linear(input, self.masked_weight(), self.bias)
 
 
 class MADE(nn.Module):
-    """Two numbers for each of D features, which depend on the features before it and on a context of C features.
+    """Two outputs for each of D features, which depend on the features before it and on a context of C features.
 
-    Each unit has a degree: a hidden one sees what has at most its own, an output what has a lower one than its feature.
-    hidden: widths of the layers, best at least D: then every degree is there. backwards: from the last feature to the
-    first. shift: what the second number starts around.
+    Each unit has a degree: hidden units depend on inputs of at most their own degree, outputs on those of a lower one.
+    hidden: widths of the layers, at least D for every degree to occur. backwards: order from the last feature to the
+    first. shift: added to the initial bias of the second output.
     """
 
-    degrees: Tensor  # of the features: 0 is the first in order, (D,)
+    degrees: Tensor  # of the features, (D,): 0 is the first in order
 
     def __init__(
         self, num_features: int, num_context: int, hidden: Sequence[int], backwards: bool = False, shift: float = 0.0
@@ -55,7 +54,7 @@ class MADE(nn.Module):
         order = torch.arange(num_features)
         self.register_buffer("degrees", order.flip(0) if backwards else order, persistent=False)
         inputs = torch.cat((torch.full((num_context,), CONTEXT), self.degrees))
-        # Evenly from the context's degree to D - 2: nothing sees the last feature.
+        # Evenly from the context's degree to D - 2: no output depends on the last feature.
         units = [torch.arange(width) * num_features // width + CONTEXT for width in hidden]
         self.first = MaskedLinear(units[0][:, None] >= inputs)
         self.rest = nn.ModuleList(MaskedLinear(b[:, None] >= a) for a, b in pairwise(units))
@@ -66,7 +65,7 @@ class MADE(nn.Module):
     def forward(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """z: (*, D), context: (*, C), broadcast against each other; (*, D) twice."""
         of_context, of_z = self.first.masked_weight().split((context.shape[-1], z.shape[-1]), 1)
-        # Once for the context, however many samples of z share it.
+        # Computed once per context, however many samples of z share it.
         features = elu(linear(z, of_z) + linear(context, of_context, self.first.bias))
         for layer in self.rest:
             features = elu(layer(features))

@@ -1,4 +1,4 @@
-"""Fully connected networks, and what all networks share."""
+"""Fully connected networks, and the option types and initialisation shared by all networks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Normalization = Callable[[int], nn.Module]
 
 
 def initialize(network: nn.Module, initializer: Initializer | None) -> None:
-    """Give every weight matrix and kernel `initializer` and a zero bias; None keeps torch's own."""
+    """Apply `initializer` to every weight matrix and kernel and zero the biases; None keeps torch's defaults."""
     if initializer is None:
         return
     for layer in network.modules():
@@ -28,7 +28,7 @@ def initialize(network: nn.Module, initializer: Initializer | None) -> None:
 
 
 def dense(sizes: Sequence[int], activation: Activation) -> list[nn.Module]:
-    """Linear layers between consecutive sizes, an activation after each."""
+    """Linear layers between consecutive sizes, each followed by an activation."""
     return [layer for a, b in pairwise(sizes) for layer in (Linear(a, b), activation())]
 
 
@@ -49,7 +49,7 @@ class MLPEncoder(nn.Sequential):
 
 
 class MLPDecoder(nn.Sequential):
-    """Hidden layers, a linear head, unflatten to the image."""
+    """Hidden layers, a linear head, unflatten to the image shape."""
 
     def __init__(
         self,

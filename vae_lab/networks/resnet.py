@@ -1,6 +1,6 @@
-"""Residual networks: the same contract as `networks.py`, deeper.
+"""Residual networks with the interface of `vae_lab.networks.conv`.
 
-He et al. 2016, arXiv:1603.05027 (pre-activation blocks).
+Pre-activation blocks: He et al. 2016, arXiv:1603.05027.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vae_lab.networks.linear import Linear
 
 
 class ResidualBlock(nn.Module):
-    """x + f(x), f two 3x3 convolutions; f starts at zero, so a new block is the identity."""
+    """x + f(x), f two 3x3 convolutions; f starts at zero, so that a new block is the identity."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResNetEncoder(nn.Sequential):
-    """Per resolution a strided convolution and `blocks` residual blocks, then a linear head.
+    """A strided convolution and `blocks` residual blocks per resolution, then a linear head.
 
     ValueError: an image that cannot be halved `len(channels)` times.
     """
@@ -66,7 +66,7 @@ class ResNetEncoder(nn.Sequential):
 
 
 class ResNetDecoder(nn.Sequential):
-    """A linear layer to the smallest map, then per resolution `blocks` residual blocks and a doubling.
+    """A linear layer to the smallest map, then `blocks` residual blocks and an upsampling per resolution.
 
     ValueError: an image that cannot be halved `len(channels)` times.
     """

@@ -1,7 +1,7 @@
-"""Fully convolutional networks: between images and a map of latents, where each place sees its surroundings alone.
+"""Fully convolutional networks between images and a latent map, each position of which has a local receptive field.
 
-An encoder leaves (B, out_features, h, w) and tells (h, w) as `spatial_shape`; a decoder takes (B, in_features, h, w) and
-tells the same. In the manner of VQ-VAE: van den Oord et al. 2017, arXiv:1711.00937, section 4.1.
+An encoder returns (B, out_features, h, w) and has (h, w) as `spatial_shape`; a decoder takes (B, in_features, h, w) and
+has the same attribute. As in VQ-VAE: van den Oord et al. 2017, arXiv:1711.00937, section 4.1.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from vae_lab.networks.resnet import ResidualBlock
 
 
 class SpatialEncoder(nn.Sequential):
-    """`halvings` strided convolutions, `blocks` residual blocks on the map they leave, a 1x1 head.
+    """`halvings` strided convolutions, `blocks` residual blocks on the resulting map, a 1x1 head.
 
-    ValueError: an image that cannot be halved that often; no halving at all.
+    ValueError: an image that cannot be halved that often, or `halvings` below 1.
     """
 
     def __init__(
@@ -34,9 +34,9 @@ class SpatialEncoder(nn.Sequential):
 
 
 class SpatialDecoder(nn.Sequential):
-    """A 3x3 convolution and `blocks` residual blocks on the map, then `halvings` doublings to the image.
+    """A 3x3 convolution and `blocks` residual blocks on the map, then `halvings` upsamplings to the image.
 
-    ValueError: an image that cannot be halved that often; no halving at all.
+    ValueError: an image that cannot be halved that often, or `halvings` below 1.
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class SpatialDecoder(nn.Sequential):
 
 
 def residual_stack(width: int, blocks: int) -> list[nn.Module]:
-    """Residual blocks, and the activation that each of them begins with."""
+    """Pre-activation residual blocks, and the normalisation and activation that follow them."""
     return [*(ResidualBlock(width) for _ in range(blocks)), group_norm(width), nn.SiLU()]
 
 
 def halved_sides(height: int, width: int, halvings: int, key: str) -> tuple[int, int]:
-    """The sides after `halvings` halvings. ValueError: they cannot be halved that often, or need not be."""
+    """Sides after `halvings` halvings. ValueError: sides that cannot be halved that often, or `halvings` below 1."""
     if halvings < 1:
         raise ValueError(f"{key} is at least 1; found {halvings}")
     require_halvings(height, width, halvings)
@@ -65,12 +65,12 @@ def halved_sides(height: int, width: int, halvings: int, key: str) -> tuple[int,
 
 
 def require_same_spatial_shape(encoder: nn.Module, decoder: nn.Module) -> None:
-    """ValueError unless the decoder takes the latents that the encoder leaves: a map of the same size, or vectors."""
+    """ValueError unless encoder and decoder have latents of the same kind: maps of the same size, or vectors."""
     left, taken = (getattr(network, "spatial_shape", ()) for network in (encoder, decoder))
     if left != taken:
         words = ["x".join(map(str, sides)) + " maps" if sides else "vectors" for sides in (left, taken)]
         raise ValueError(
-            f"model.decoder takes {words[1]}, and model.encoder leaves {words[0]}.\n"
-            "Choose model=spatial with the same model.encoder.halvings and model.decoder.halvings, or networks of vectors "
-            "on both sides (model=mlp, conv or resnet)"
+            f"model.decoder takes {words[1]}, but model.encoder returns {words[0]}.\n"
+            "Choose model=spatial with the same model.encoder.halvings and model.decoder.halvings, or vector "
+            "latents on both sides (model=mlp, conv or resnet)"
         )

@@ -1,4 +1,4 @@
-"""Objectives: bounds, schedules, constraints and regularizers, and what is minimised."""
+"""Bounds, schedules, constraints and regularizers, and the objective that combines them."""
 
 from vae_lab.objectives.bounds import doubly_reparameterized_bound, elbo, importance_weighted_bound
 from vae_lab.objectives.constraints import DistortionConstraint

@@ -17,20 +17,20 @@ from vae_lab.core import Latent, Trace
 from vae_lab.distributions.gaussians import as_diagonal_normal
 
 KLEstimate = Literal["closed_form", "monte_carlo"]
-Weight = float | Tensor  # a number; a tensor () where a step is compiled or replayed
+Weight = float | Tensor  # a float; a tensor () where a step is compiled or replayed as a CUDA graph
 
 
 class BoundTerms(NamedTuple):
-    """What a bound is made of."""
+    """The terms that a bound is computed from."""
 
     log_px: Tensor  # log p(x|z), (S, B)
-    log_ratio: Tensor | None  # log q(z|x) - log p(z), (S, B); None where the bound does not read it
+    log_ratio: Tensor | None  # log q(z|x) - log p(z), (S, B); None where the bound does not need it
     kl: Tensor  # KL(q || p) of each layer, (L, S, B)
-    latents: tuple[Tensor, ...] = ()  # the z of each layer; where the bound changes how gradients reach them
+    latents: tuple[Tensor, ...] = ()  # the z of each layer, for a bound that rescales their gradients
 
 
 class Bound(Protocol):
-    """Terms to a lower bound on log p(x)."""
+    """A lower bound on log p(x), computed from its terms."""
 
     def __call__(self, terms: BoundTerms, beta: Weight = 1.0) -> Tensor:
         """(B,), larger is better."""
@@ -40,11 +40,11 @@ class Bound(Protocol):
 def bound_terms(
     trace: Trace, x: Tensor, kl: KLEstimate = "closed_form", log_ratio: bool = True, path_gradient: bool = False
 ) -> BoundTerms:
-    """Score the images x (B, C, H, W) under the trace.
+    """Compute the terms of a bound for the images x (B, C, H, W) under the trace.
 
-    kl: `closed_form` where torch knows one (else the Monte-Carlo estimate), or `monte_carlo`:
-    log q(z|x) - log p(z) at the sampled z. log_ratio: whether the bound reads it. path_gradient: the encoder gets its
-    gradient through z alone, for the density of q is of detached parameters (Roeder et al. 2017, arXiv:1703.09194).
+    kl: `closed_form` where torch has one (else the Monte-Carlo estimate), or `monte_carlo`:
+    log q(z|x) - log p(z) at the sampled z. log_ratio: whether the bound needs it. path_gradient: evaluate q at detached
+    parameters, so that the encoder's gradient flows through z alone (Roeder et al. 2017, arXiv:1703.09194).
     """
     log_px = trace.likelihood.log_prob(x)
     if path_gradient:
@@ -59,7 +59,7 @@ def bound_terms(
 
 
 def detach_posterior(latent: Latent) -> Distribution:
-    """q(z|x) with its parameters held constant. ValueError: a family whose parameters are not known here."""
+    """q(z|x) with detached parameters. ValueError: neither a diagonal nor a full-covariance Gaussian."""
     posterior = latent.posterior
     if (base := as_diagonal_normal(posterior)) is not None:
         constant = Normal(base.loc.detach(), base.scale.detach(), validate_args=False)
@@ -68,19 +68,19 @@ def detach_posterior(latent: Latent) -> Distribution:
         loc, scale = posterior.loc.detach(), posterior._unbroadcasted_scale_tril.detach()
         return MultivariateNormal(loc, scale_tril=scale, validate_args=False)
     raise ValueError(
-        "objective/bound=dreg holds the parameters of a Gaussian posterior constant: choose "
+        "objective/bound=dreg needs a Gaussian posterior, whose parameters it detaches: choose "
         "model/posterior=diagonal_gaussian, or full_covariance where latents are vectors "
         f"(found {type(posterior).__name__}), or objective/bound=importance_weighted"
     )
 
 
 def monte_carlo_kl(latent: Latent) -> Tensor:
-    """The estimate of KL(q || p) at the sampled z, (S, B)."""
+    """Monte-Carlo estimate of KL(q || p) at the sampled z, (S, B)."""
     return latent.log_ratio
 
 
 def closed_form_kl(latent: Latent) -> Tensor:
-    """KL(q || p), (B,) or (S, B); the Monte-Carlo estimate where no closed form is known."""
+    """KL(q || p), (B,) or (S, B); the Monte-Carlo estimate where torch has no closed form."""
     per_dimension = kl_per_dimension(latent)
     if per_dimension is not None:
         return per_dimension.sum(tuple(range(-len(latent.posterior.event_shape), 0)))
@@ -102,7 +102,7 @@ def elbo(terms: BoundTerms, beta: Weight = 1.0) -> Tensor:
 
 
 def total_kl(terms: BoundTerms) -> Tensor:
-    """The KL of all layers, (S, B)."""
+    """KL summed over layers, (S, B)."""
     return terms.kl.squeeze(0) if len(terms.kl) == 1 else terms.kl.sum(0)
 
 
@@ -118,34 +118,35 @@ def importance_weighted_bound(terms: BoundTerms, beta: Weight = 1.0) -> Tensor:
 
 
 def doubly_reparameterized_bound(terms: BoundTerms, beta: Weight = 1.0) -> Tensor:
-    """The importance-weighted bound, (B,), with a gradient for the encoder whose noise does not grow with S.
+    """Importance-weighted bound, (B,), with an encoder gradient whose noise does not grow with S.
 
     With normalised weights w~, the model's gradient is sum_s w~_s grad log w_s, the encoder's (through z alone)
     sum_s ((1 - beta) w~_s + beta w~_s^2) grad log w_s; w~_s^2 at beta = 1, as in Tucker et al. 2019, arXiv:1810.04152,
-    eq. 8. Needs terms of `path_gradient=True`. ValueError: several layers of latents, whose gradients pass each other.
+    eq. 8. Needs terms with `path_gradient=True`. ValueError: several layers of latents, whose gradients flow through
+    one another.
     """
     if terms.log_ratio is None or not terms.latents:
         raise ValueError("doubly reparameterised gradients need bound_terms(..., log_ratio=True, path_gradient=True)")
     if len(terms.latents) > 1:
         raise ValueError(
-            f"objective/bound=dreg is for one layer of latents, and this model has {len(terms.latents)}: "
+            f"objective/bound=dreg supports one layer of latents, and this model has {len(terms.latents)}: "
             "choose objective/bound=importance_weighted"
         )
     log_weights = terms.log_px - beta * terms.log_ratio
-    shares = log_weights.detach().softmax(0)  # (S, B)
+    normalized = log_weights.detach().softmax(0)  # (S, B)
     [z] = terms.latents
     if z.requires_grad:
-        z.register_hook(functools.partial(_scale_gradient, 1 - beta + beta * shares))
-    weighted = (shares * log_weights).sum(0)
+        z.register_hook(functools.partial(_scale_gradient, 1 - beta + beta * normalized))
+    weighted = (normalized * log_weights).sum(0)
     return importance_weighted_bound(terms, beta).detach() + (weighted - weighted.detach())
 
 
-def _scale_gradient(shares: Tensor, gradient: Tensor) -> Tensor:
-    """gradient: of z, (S, B, *event)."""
-    return gradient * shares.reshape(*shares.shape, *(1 for _ in gradient.shape[2:]))
+def _scale_gradient(factors: Tensor, gradient: Tensor) -> Tensor:
+    """factors: (S, B). gradient: of z, (S, B, *event)."""
+    return gradient * factors.reshape(*factors.shape, *(1 for _ in gradient.shape[2:]))
 
 
 def capacity_bound(terms: BoundTerms, beta: Weight, capacity: Weight) -> Tensor:
-    """E_q[log p(x|z)] - beta |KL - capacity|, (B,), the KL averaged over the batch. arXiv:1804.03599, eq. 8."""
+    """E_q[log p(x|z)] - beta |KL - capacity|, (B,), with the batch mean of the KL. arXiv:1804.03599, eq. 8."""
     kl = total_kl(terms)
     return terms.log_px.mean(0) - beta * (kl.mean() - capacity).abs()

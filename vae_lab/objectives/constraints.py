@@ -1,4 +1,4 @@
-"""A constraint on the distortion in the place of a weight on the KL."""
+"""A constraint on the distortion instead of a weight on the KL."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from vae_lab.core import TrainingSpec
 from vae_lab.objectives.bounds import BoundTerms, Weight, total_kl
 from vae_lab.utils.distributed import all_reduce_mean
 
-MAX_LOG_MULTIPLIER = 10.0  # of the multiplier's logarithm, in both directions
+MAX_LOG_MULTIPLIER = 10.0  # the log multiplier is clamped to plus or minus this
 
 
 class Constraint(Protocol):
-    """Terms to what is maximised, while keeping something within its limit."""
+    """A constrained objective to maximise, computed from the terms of a bound."""
 
     def __call__(self, terms: BoundTerms, beta: Weight) -> Tensor:
         """(B,), larger is better."""
@@ -23,12 +23,12 @@ class Constraint(Protocol):
 
 
 class DistortionConstraint(nn.Module):
-    """The smallest KL whose distortion, per pixel and channel, is at most `tolerance`: GECO.
+    """The smallest KL at a distortion of at most `tolerance` per pixel and channel: GECO.
 
-    A multiplier of the distortion rises while the constraint is violated and falls while it holds.
-    Rezende & Viola 2018, arXiv:1810.00597, algorithm 1. tolerance: nats per pixel and channel, so that one value suits
-    any size of image (a density's may be negative). rate: of the multiplier. decay: of the moving average of the
-    constraint. Under accumulation the multiplier moves at each batch.
+    The multiplier of the distortion rises while the constraint is violated and falls while it holds.
+    Rezende & Viola 2018, arXiv:1810.00597, algorithm 1. tolerance: nats per pixel and channel, independent of the image
+    size (may be negative for a density). rate: step size of the log multiplier. decay: of the moving average of the
+    constraint. Under gradient accumulation the multiplier is updated at each batch.
     """
 
     log_multiplier: Tensor
@@ -47,7 +47,7 @@ class DistortionConstraint(nn.Module):
             self.register_buffer(name, torch.zeros(()))
 
     def forward(self, terms: BoundTerms, beta: Weight) -> Tensor:
-        """-(KL + multiplier (distortion - limit)), (B,). While training, the multiplier moves after it was used."""
+        """-(beta KL + multiplier (distortion - limit)), (B,). In training mode, the multiplier is updated after use."""
         excess = -terms.log_px.mean(0) - self.limit
         loss = beta * total_kl(terms).mean(0) + self.log_multiplier.exp() * excess
         if self.training:
@@ -56,7 +56,7 @@ class DistortionConstraint(nn.Module):
 
     @property
     def multiplier(self) -> float:
-        """How much the distortion weighs now."""
+        """The current weight of the distortion."""
         return float(self.log_multiplier.exp())
 
     @torch.no_grad()

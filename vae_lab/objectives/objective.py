@@ -1,4 +1,4 @@
-"""Objectives: what is minimised, and the only place where a bound is negated."""
+"""The objective to minimise, the only place where a bound is negated."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ IMPORTANCE_WEIGHTED = (importance_weighted_bound, doubly_reparameterized_bound)
 
 
 class Weights(NamedTuple):
-    """What the schedules give a step."""
+    """The scheduled weights of one step."""
 
     beta: Weight = 1.0
     capacity: Weight = 0.0  # nats
 
 
 class Objective(nn.Module):
-    """A bound whose KL is weighted by beta times a schedule, floored by free bits or held at a capacity; regularizers.
+    """A bound with its KL weighted by a beta schedule, clamped by free bits or held at a capacity; plus regularizers.
 
-    bound: elbo, importance_weighted_bound or doubly_reparameterized_bound. num_samples: S, posterior samples of each
-    image. beta: Higgins et al. 2017. free_bits: nats per latent dimension below which the KL, averaged over the batch,
-    is not pushed (Kingma et al. 2016, arXiv:1606.04934, eq. 15); under accumulation, over each batch alone. capacity:
-    nats that the KL of a batch is held at, times a schedule, with beta as the strength (Burgess et al. 2018,
-    arXiv:1804.03599). kl: closed_form or monte_carlo. constraint: weighs the distortion in beta's place. regularizers:
-    by name; factories, completed with the setting.
+    bound: elbo, importance_weighted_bound or doubly_reparameterized_bound. num_samples: S, posterior samples per image.
+    beta: Higgins et al. 2017. free_bits: nats per latent dimension below which the batch mean of the KL is not
+    minimised (Kingma et al. 2016, arXiv:1606.04934, eq. 15); under gradient accumulation, of each batch separately.
+    capacity: target of the batch mean of the KL in nats, times a schedule, with beta as the strength (Burgess et al.
+    2018, arXiv:1804.03599). kl: closed_form or monte_carlo. constraint: weights the distortion instead of the KL.
+    regularizers: factories by name, called with the training spec.
     """
 
     def __init__(
@@ -63,40 +63,44 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         _require(num_samples >= 1, f"objective.num_samples is at least 1; found {num_samples}")
-        _require(beta >= 0, f"objective.beta is a weight of at least 0; found {beta}")
-        _require(free_bits >= 0, f"objective.free_bits are nats per dimension, at least 0; found {free_bits}")
+        _require(beta >= 0, f"objective.beta is at least 0; found {beta}")
+        _require(free_bits >= 0, f"objective.free_bits is at least 0 (nats per dimension); found {free_bits}")
         _require(
             free_bits == 0 or kl == "closed_form",
-            "objective.free_bits floors the KL of each dimension in closed form: objective.kl=monte_carlo has none",
+            "objective.free_bits needs each dimension's KL in closed form; found objective.kl=monte_carlo: "
+            "set objective.kl=closed_form",
         )
-        _require(capacity is None or capacity >= 0, f"objective.capacity are nats, at least 0; found {capacity}")
+        _require(capacity is None or capacity >= 0, f"objective.capacity is at least 0 (nats); found {capacity}")
         bound = unwrap_partial(bound)
         _require_bound(bound, num_samples, free_bits, capacity, constraint is not None)
         self.bound: Bound = bound
         self.beta, self.beta_schedule = beta, beta_schedule
         self.capacity, self.capacity_schedule = capacity, capacity_schedule or Constant()
         self.free_bits, self.num_samples, self.kl = free_bits, num_samples, kl
-        _require(spec is not None or not (constraint or regularizers), "parts of an objective need its setting")
+        _require(
+            spec is not None or not (constraint or regularizers),
+            "objective: the constraint and regularizers need a TrainingSpec, and spec is None",
+        )
         self.constraint = constraint(spec) if constraint and spec else None
         built = {name: make(spec) for name, make in (regularizers or {}).items() if spec and make is not None}
-        self.regularizers = nn.ModuleDict(built)  # type: ignore[arg-type]  # each of them is a module
+        self.regularizers = nn.ModuleDict(built)  # type: ignore[arg-type]  # every regularizer is a module
         _require(
             bound is not doubly_reparameterized_bound or not built,
-            "objective/bound=dreg scales every gradient that reaches z, a regularizer's too: choose "
-            "objective/bound=importance_weighted, or leave the regularizers out",
+            "objective/bound=dreg scales every gradient that reaches z, including a regularizer's: choose "
+            "objective/bound=importance_weighted, or remove the regularizers",
         )
 
     def terms(self, trace: Trace, x: Tensor) -> BoundTerms:
-        """The terms of the bound, in nats per image, with this objective's estimate of the KL."""
+        """The terms of the bound with this objective's KL estimate, in nats per image."""
         path = self.bound is doubly_reparameterized_bound
         return bound_terms(trace, x, self.kl, log_ratio=self.bound is not elbo, path_gradient=path)
 
     def forward(
         self, inputs: RegularizerInputs, terms: BoundTerms, weights: Weights
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is minimised, (B,), with the weights of this step (`weights_at`); and the regularizers' values, () each.
+        """The loss, (B,), at the weights of this step (`weights_at`), and the value of each regularizer, ().
 
-        In nats per image where only a bound is minimised.
+        The loss is in nats per image if there are no regularizers.
         """
         loss = -self._bound(inputs.trace, terms, weights)
         values = {}
@@ -116,29 +120,29 @@ class Objective(nn.Module):
         return self.bound(terms, weights.beta)
 
     def discriminator_loss(self, inputs: RegularizerInputs) -> Tensor | None:
-        """What the discriminators minimise, (), of detached latents and images; None without discriminators."""
+        """Sum of the discriminator losses on detached latents and images, (); None without discriminators."""
         losses = [discriminator.discriminator_loss(inputs) for discriminator in self.discriminators]
         return torch.stack(losses).sum() if losses else None
 
     @property
     def discriminators(self) -> list[AdversarialRegularizer]:
-        """The regularizers that have networks of their own."""
+        """The regularizers that train a discriminator."""
         parts = cast("list[AdversarialRegularizer]", list(self.regularizers.values()))
         return [part for part in parts if hasattr(part, "discriminator_loss")]
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the regularizers."""
+        """The names of the regularizers."""
         return tuple(self.regularizers)
 
     def weights_at(self, step: int, total_steps: int | None) -> Weights:
-        """The weights at optimiser step `step`."""
+        """Weights at optimiser step `step`; total_steps: see `Schedule`."""
         beta = self.beta * self.beta_schedule(step, total_steps)
         return Weights(beta, (self.capacity or 0.0) * self.capacity_schedule(step, total_steps))
 
 
 def apply_free_bits(trace: Trace, terms: BoundTerms, free_bits: float) -> Tensor:
-    """KL with the batch mean of each dimension at least `free_bits`, (L, S, B); without dimensions, of each layer."""
+    """KL with batch means of at least `free_bits` per dimension (per layer if not factorised), (L, S, B)."""
     layers = []
     for latent, kl in zip(trace.latents, terms.kl, strict=True):
         per_dimension = kl_per_dimension(latent)
@@ -157,11 +161,11 @@ def _require_bound(bound: Bound, num_samples: int, free_bits: float, capacity: f
         )
         _require(
             free_bits == 0,
-            "objective.free_bits floors a KL, and the importance-weighted bound has none: choose objective/bound=elbo",
+            "objective.free_bits clamps a KL, and the importance-weighted bound has none: choose objective/bound=elbo",
         )
     _require(
         bound is elbo or (capacity is None and not constrained),
-        f"objective/bound={_name(bound)} has no KL of its own to hold at a capacity or to trade for a distortion: "
+        f"objective/bound={_name(bound)} has no separate KL term for objective.capacity or objective/constraint: "
         "choose objective/bound=elbo",
     )
     _require(capacity is None or not constrained, "objective.capacity and objective/constraint exclude each other")

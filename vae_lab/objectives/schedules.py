@@ -1,6 +1,6 @@
-"""Schedules: the number of an optimiser step to a weight, a pure function of the step.
+"""Schedules: a factor as a pure function of the optimiser step.
 
-Used for the weight of the KL and for the learning rate alike; a schedule multiplies the value it belongs to.
+Used for the weight of the KL and for the learning rate; the factor multiplies the scheduled value.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from vae_lab.utils.errors import UsageError
 
 
 class Schedule(Protocol):
-    """step (from 0) of total_steps to a factor."""
+    """A factor for each optimiser step."""
 
     def __call__(self, step: int, total_steps: int | None) -> float:
-        """The factor at `step`; `total_steps` is the length of the training, None if only time ends it."""
+        """The factor at `step` (from 0); total_steps: length of training, None if only a time limit ends it."""
         ...
 
 
 def require_positive(**steps: int) -> None:
-    """ValueError for a length that is not at least 1."""
+    """Raise ValueError unless every number of steps is at least 1."""
     for name, value in steps.items():
         if value < 1:
             raise ValueError(f"{name} is a number of optimiser steps, at least 1; found {value}")
@@ -32,7 +32,6 @@ class Constant:
     """1 at every step."""
 
     def __call__(self, step: int, total_steps: int | None) -> float:
-        """1."""
         return 1.0
 
 
@@ -53,16 +52,16 @@ class LinearWarmup:
 
 @dataclass(frozen=True)
 class Cosine:
-    """A linear warm-up, then half a cosine down to `final` at the end. Loshchilov & Hutter 2017, arXiv:1608.03983."""
+    """Linear warm-up, then half a cosine down to `final` at the end. Loshchilov & Hutter 2017, arXiv:1608.03983."""
 
     warmup_steps: int = 0
     final: float = 0.0
 
     def __call__(self, step: int, total_steps: int | None) -> float:
-        """Rises to 1 at warmup_steps, falls to `final` at total_steps. UsageError without an end."""
+        """Rises to 1 at warmup_steps, falls to `final` at total_steps. UsageError: total_steps is None."""
         if total_steps is None:
             raise UsageError(
-                "a cosine schedule ends with the training, which has no end here: "
+                "a cosine schedule needs the number of training steps, and training has no step limit: "
                 "set trainer.max_epochs or trainer.max_steps"
             )
         if step < self.warmup_steps:
@@ -73,7 +72,7 @@ class Cosine:
 
 @dataclass(frozen=True)
 class Cyclical:
-    """A ramp from 0 to 1 over the first `ramp` of each period. Fu et al. 2019, arXiv:1903.10145."""
+    """A ramp from 0 to 1 over the first fraction `ramp` of each period, then 1. Fu et al. 2019, arXiv:1903.10145."""
 
     period: int
     ramp: float = 0.5
@@ -81,8 +80,8 @@ class Cyclical:
     def __post_init__(self) -> None:
         require_positive(period=self.period)
         if not 0 < self.ramp <= 1:
-            raise ValueError(f"ramp is the rising part of a period, in (0, 1]; found {self.ramp}")
+            raise ValueError(f"ramp is the rising fraction of a period, in (0, 1]; found {self.ramp}")
 
     def __call__(self, step: int, total_steps: int | None) -> float:
-        """The place in the period over `ramp`, at most 1."""
+        """Elapsed fraction of the period over `ramp`, at most 1."""
         return min(1.0, (step % self.period) / self.period / self.ramp)

@@ -1,7 +1,7 @@
-"""Posterior families: an encoder's output to q(z|x), a torch Distribution over one latent.
+"""Posterior families: map an encoder's output to q(z|x), a torch Distribution over one latent.
 
-A family says how many parameters (`num_params`) it asks of an encoder and how many features (`num_features`) of z a
-decoder gets. An encoder that leaves a map gives parameters (B, num_params, h, w), and the latent is a map too.
+A family declares `num_params`, the encoder outputs it needs, and `num_features`, the features of z that the decoder
+gets. An encoder with spatial output gives parameters (B, num_params, h, w), and the latent is a feature map too.
 Densities are computed in float32 whatever the network's precision.
 """
 

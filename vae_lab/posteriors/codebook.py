@@ -1,4 +1,4 @@
-"""A codebook: vectors that are learned by averaging what they stand for."""
+"""A codebook of vector quantisation, learned by exponential moving averages."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from vae_lab.utils.distributed import all_reduce_sum, broadcast_from_first
 
 
 class Codebook(nn.Module):
-    """K vectors that follow, as moving averages, the outputs of an encoder that they stand for.
+    """K code vectors, moving averages of the encoder outputs assigned to them.
 
-    The features of each place are cut into `num_groups` of `code_dim`, each of which is one code; all groups and places
-    share the vectors. Averages: van den Oord et al. 2017, arXiv:1711.00937, appendix A.1. decay: theirs; the first
-    batch counts whole. restart_below: a code whose share of the outputs falls below this share of an even one starts
-    anew from a random output of the batch (Dhariwal et al. 2020, arXiv:2005.00341, section 3.1), as all codes do at the
-    first batch; 0 restarts only codes that were never used.
+    The features of each position are split into `num_groups` groups of `code_dim`, one code each; all groups and
+    positions share the vectors. Averages: van den Oord et al. 2017, arXiv:1711.00937, appendix A.1. decay: of the
+    averages; the first batch has full weight. restart_below: a code used less than this fraction of the mean usage is
+    reset to a random output of the batch (Dhariwal et al. 2020, arXiv:2005.00341, section 3.1), as all codes are at the
+    first batch; 0 resets only codes that were never used.
 
-    The vectors change while training, before they are used, and take no gradient. Several processes keep equal books.
+    In training mode the vectors are updated before they are used, without gradient, and equally in all processes.
     ValueError: fewer than two codes, rates outside [0, 1).
     """
 
@@ -39,15 +39,13 @@ class Codebook(nn.Module):
         self.num_groups, self.code_dim, self.num_codes = num_groups, code_dim, num_codes
         self.decay, self.restart_below = decay, restart_below
         self.register_buffer("vectors", torch.randn(num_codes, code_dim))
-        self.register_buffer("sums", torch.zeros(num_codes, code_dim))  # of a batch's outputs of each code, averaged
-        self.register_buffer("usage", torch.zeros(num_codes))  # how many they are, averaged
+        # Moving averages over batches: the sum of the outputs assigned to each code, and their count.
+        self.register_buffer("sums", torch.zeros(num_codes, code_dim))
+        self.register_buffer("usage", torch.zeros(num_codes))
 
     @torch.no_grad()
     def forward(self, inputs: Tensor) -> Tensor:
-        """The numbers of the codes nearest to an encoder's output, after the codes have followed it while training.
-
-        inputs: (N, F, *map) to (N, G, *map), int64.
-        """
+        """Indices of the nearest codes, int64: (N, F, *map) to (N, G, *map). Updates the codebook in training mode."""
         rows = self._rows(inputs)
         if self.training:
             self._restart_dead_codes(rows)
@@ -58,15 +56,15 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def indices(self, z: Tensor) -> Tensor:
-        """The numbers of the codes nearest to latents, int64: (N, F, *map) to (N, G, *map). Changes nothing."""
+        """Indices of the nearest codes, int64: (N, F, *map) to (N, G, *map). Never updates the codebook."""
         return self._as_indices(self._nearest(self._rows(z)), z)
 
     def embed(self, indices: Tensor) -> Tensor:
-        """The latents of code numbers, (N, G, *map) to (N, F, *map); no gradient."""
+        """Latents of code indices, (N, G, *map) to (N, F, *map); no gradient."""
         return merge_code_features(embedding(indices, self.vectors))
 
     def _rows(self, z: Tensor) -> Tensor:
-        """What is one code each, (N * G * places, code_dim)."""
+        """One row per code, (N * G * positions, code_dim)."""
         if z.dim() < 2 or z.shape[1] != self.num_groups * self.code_dim:
             raise ValueError(f"codes of {self.num_groups * self.code_dim} features (N, F, *map); found {(*z.shape,)}")
         groups = z.float().reshape(len(z), self.num_groups, self.code_dim, *z.shape[2:])
@@ -76,22 +74,22 @@ class Codebook(nn.Module):
         return indices.reshape(len(z), self.num_groups, *z.shape[2:])
 
     def _nearest(self, rows: Tensor) -> Tensor:
-        """|c|^2 / 2 - x c is smallest; around the codes' centre, for far from 0 it would be lost in rounding."""
+        """Indices that minimise |c|^2 / 2 - x c; centred on the mean code, since far from 0 it is lost in rounding."""
         centre = self.vectors.mean(0)
         vectors = self.vectors - centre
-        with torch.autocast(rows.device.type, enabled=False):  # it would round the products to 8 bits
+        with torch.autocast(rows.device.type, enabled=False):  # bf16 would round the products to 8 bits
             return torch.addmm(vectors.square().sum(1) / 2, rows - centre, vectors.T, alpha=-1).argmin(1)
 
     def _restart_dead_codes(self, rows: Tensor) -> None:
         fair = self.usage.mean()
-        dead = self.usage <= self.restart_below * fair  # at the first batch all, for none is used
-        drawn = broadcast_from_first(self._random_rows(rows))
+        dead = self.usage <= self.restart_below * fair  # all of them at the first batch: usage is 0
+        replacements = broadcast_from_first(self._random_rows(rows))
         self.usage.copy_(torch.where(dead, fair, self.usage))
-        self.sums.copy_(torch.where(dead[:, None], fair * drawn, self.sums))
-        self.vectors.copy_(torch.where(dead[:, None], drawn, self.vectors))
+        self.sums.copy_(torch.where(dead[:, None], fair * replacements, self.sums))
+        self.vectors.copy_(torch.where(dead[:, None], replacements, self.vectors))
 
     def _random_rows(self, rows: Tensor) -> Tensor:
-        """As many rows as there are codes, in random order; again from the first where there are fewer."""
+        """Sample num_codes rows in random order, repeating them if there are fewer."""
         order = torch.rand(len(rows), device=rows.device).topk(min(self.num_codes, len(rows))).indices
         return rows[order[torch.arange(self.num_codes, device=rows.device) % len(order)]]
 
@@ -101,5 +99,5 @@ class Codebook(nn.Module):
         batch = all_reduce_sum(batch.index_add_(0, indices, torch.cat((rows, counts), 1)))
         self.sums.lerp_(batch[:, :-1], 1 - self.decay)
         self.usage.lerp_(batch[:, -1], 1 - self.decay)
-        used = batch[:, -1:] > 0  # the others' averages shrink alike, and at the first batch are 0 / 0
+        used = batch[:, -1:] > 0  # an unused code's sum and usage decay alike, and are 0 / 0 at the first batch
         self.vectors.copy_(torch.where(used, self.sums / self.usage[:, None], self.vectors))

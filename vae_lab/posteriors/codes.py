@@ -1,4 +1,4 @@
-"""Posterior families over codes: an encoder's output to q(z|x) on finitely many latents, as `posteriors.py` says."""
+"""Posterior families over discrete latents: vector quantisation and categorical variables."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from vae_lab.posteriors.codebook import Codebook
 class NearestCode(nn.Module):
     """A point mass at the codes nearest to the encoder's output: VQ-VAE. van den Oord et al. 2017, arXiv:1711.00937.
 
-    latent_dim: features of each place. code_dim: features of one code; default all of them, so that each place is one
-    code, and a divisor of latent_dim makes several. num_codes, decay, restart_below: the `Codebook`'s.
+    latent_dim: features of each position. code_dim: features of one code, a divisor of latent_dim; default latent_dim,
+    one code per position. num_codes, decay, restart_below: see `Codebook`.
     Train it with the regularizer `commitment`, which keeps the encoder's output near its codes.
 
-    ValueError: a code_dim that does not divide latent_dim, and what the codebook refuses.
+    ValueError: a code_dim that does not divide latent_dim, or options that `Codebook` rejects.
     """
 
     kind: LatentKind = "codes"
@@ -34,28 +34,28 @@ class NearestCode(nn.Module):
         size = latent_dim if code_dim is None else code_dim
         if size < 1 or latent_dim % size:
             raise ValueError(
-                f"model.posterior.code_dim={size}: model.latent_dim={latent_dim} features cannot be cut into codes of "
-                f"that many; choose a divisor of {latent_dim}, or null for one code of all"
+                f"model.posterior.code_dim={size}: not a divisor of model.latent_dim={latent_dim}; "
+                f"choose a divisor of {latent_dim}, or null for one code per position"
             )
         self.num_params = self.num_features = latent_dim
         self.codes = Codebook(latent_dim // size, size, num_codes, decay, restart_below)
 
     def forward(self, params: Tensor) -> Distribution:
-        """params: (B, D, *map), what is quantised. While training, the codebook follows it."""
+        """params: (B, D, *map), the vectors to quantise. In training mode they update the codebook."""
         inputs = params.float()
         indices = self.codes(inputs)
         return QuantizedDelta(inputs, indices, self.codes.embed(indices))
 
 
 class RelaxedCategorical(nn.Module):
-    """latent_dim categorical variables (of each place) as one-hot vectors: Gumbel-softmax, or Concrete.
+    """latent_dim categorical variables per position as one-hot vectors: Gumbel-softmax, or Concrete.
 
     Jang et al. 2017, arXiv:1611.01144; Maddison et al. 2017, arXiv:1611.00712. num_categories: of each variable.
-    temperature: of the relaxation. While training, the samples are relaxed, which gives them a gradient, and what is
-    minimised is no bound: the KL is that of the categorical variables, the decoder sees what they never give. While
-    evaluating, samples are one-hot, and what is reported is the bound of that discrete model.
+    temperature: of the relaxation. In training mode samples are relaxed, which gives them a gradient, and the objective
+    is no bound: the KL is that of the categorical variables, but the decoder gets relaxed samples. In evaluation mode
+    samples are one-hot, and the reported ELBO is a bound for that discrete model.
 
-    ValueError: fewer than two categories, a temperature that is not above 0.
+    ValueError: fewer than two categories, temperature <= 0.
     """
 
     kind: LatentKind = "codes"

@@ -1,4 +1,4 @@
-"""Posteriors without spread: an autoencoder's."""
+"""Point-mass posterior of a deterministic autoencoder."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from vae_lab.distributions.degenerate import Delta
 
 
 class Deterministic(nn.Module):
-    """z = f(x), an autoencoder: all mass of q(z|x) in one point.
+    """z = f(x), as in an autoencoder: q(z|x) is a point mass.
 
-    `is_density` is False: there is no log q(z|x), it is 0 by convention. With model/prior=flat the rate is then 0 and
-    the "elbo" minus the distortion; with a prior that has a density (of Wasserstein autoencoders, Tolstikhin et al.
+    `is_density` is False: log q(z|x) does not exist and is 0 by convention. With model/prior=flat the rate is then 0
+    and the "elbo" is minus the distortion; with a prior that has a density (Wasserstein autoencoders, Tolstikhin et al.
     2018, arXiv:1711.01558) the rate is -log p(z). Neither is a bound on log p(x).
     """
 

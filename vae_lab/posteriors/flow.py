@@ -1,6 +1,6 @@
-"""Posterior families made by flows: a diagonal Gaussian from the encoder, transformed.
+"""Flow posteriors: a diagonal Gaussian from the encoder, transformed by normalising flows.
 
-On a map each place is transformed by itself, with weights that the places share.
+On a feature map each position is transformed independently, with shared weights.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from vae_lab.networks.made import MADE
 
 
 class InverseAutoregressiveFlow(nn.Module):
-    """Steps of inverse autoregressive flow, every second in reversed order. Kingma et al. 2016, arXiv:1606.04934.
+    """Inverse autoregressive flow, every second step in reversed order. Kingma et al. 2016, arXiv:1606.04934.
 
-    context_features: what the encoder tells every step beside the Gaussian. hidden: widths of each step's network.
-    The density of a sample is cheap, that of any other z takes latent_dim passes.
+    context_features: encoder outputs that every step is conditioned on. hidden: widths of each step's network.
+    The density of its own samples is cheap; that of any other z takes latent_dim passes.
     """
 
     kind: LatentKind = "vector"
@@ -37,7 +37,7 @@ class InverseAutoregressiveFlow(nn.Module):
         if context_features < 1:
             raise ValueError(f"model.posterior.context_features is at least 1; found {context_features}")
         if not hidden or min(hidden) < 1:
-            raise ValueError(f"model.posterior.hidden are widths of at least one layer; found {list(hidden)}")
+            raise ValueError(f"model.posterior.hidden: at least one layer, of width at least 1; found {list(hidden)}")
         self.num_params, self.num_features = 2 * latent_dim + context_features, latent_dim
         start = InverseAutoregressive.GATE_START
         self.networks = nn.ModuleList(
@@ -52,7 +52,7 @@ class InverseAutoregressiveFlow(nn.Module):
 
 
 class PlanarFlow(nn.Module):
-    """Planar steps, whose parameters the encoder gives. Rezende & Mohamed 2015, arXiv:1505.05770."""
+    """Planar flow with parameters from the encoder. Rezende & Mohamed 2015, arXiv:1505.05770."""
 
     kind: LatentKind = "vector"
 
@@ -69,9 +69,9 @@ class PlanarFlow(nn.Module):
 
 
 class HouseholderFlow(nn.Module):
-    """A Gaussian turned by reflections: of full covariance where they are many. Tomczak & Welling 2016.
+    """A Gaussian transformed by Householder reflections; many of them give a full covariance. Tomczak & Welling 2016.
 
-    arXiv:1611.09630; there each step's vector is a linear function of the one before, here the encoder gives them all.
+    arXiv:1611.09630; there each step's vector is a linear function of the previous one, here all come from the encoder.
     """
 
     kind: LatentKind = "vector"
@@ -81,13 +81,13 @@ class HouseholderFlow(nn.Module):
         require_flows(num_flows)
         if latent_dim < 2:
             raise ValueError(
-                "model/posterior=householder turns vectors of at least 2 dimensions; "
+                "model/posterior=householder needs vectors of at least 2 dimensions; "
                 f"found model.latent_dim={latent_dim}: choose model/posterior=diagonal_gaussian"
             )
         self.num_params, self.num_features = (2 + num_flows) * latent_dim, latent_dim
 
     def forward(self, params: Tensor) -> Distribution:
-        """params: (B, (2 + num_flows) D, *map): means, log variances, a vector of each step."""
+        """params: (B, (2 + num_flows) D, *map): means, log variances, one vector per step."""
         base, rest = split_base(params, self.num_features)
         reflections: list[Transform] = [Householder(vector) for vector in rest.split(self.num_features, -1)]
         vectors = ReflectedGaussian(base, reflections, validate_args=False)
@@ -95,11 +95,10 @@ class HouseholderFlow(nn.Module):
 
 
 class ReflectedGaussian(TransformedDistribution):
-    """A diagonal Gaussian over vectors, and then reflections: a Gaussian still, of known mean and variance."""
+    """A diagonal Gaussian over vectors after reflections: still a Gaussian, with closed-form mean and variance."""
 
     @property
     def mean(self) -> Tensor:
-        """(*batch, D)."""
         mean = self.base_dist.mean
         for reflection in self.transforms:
             mean = reflection(mean)
@@ -107,14 +106,14 @@ class ReflectedGaussian(TransformedDistribution):
 
     @property
     def mode(self) -> Tensor:
-        """The mean."""
         return self.mean
 
     @property
     def variance(self) -> Tensor:
-        """Of each dimension, (*batch, D): the diagonal of R diag(v) R^T.
+        """Variance of each dimension, (*batch, D): the diagonal of R diag(v) R^T.
 
-        The reflections multiply to R = I - A U^T, a column for each. Bischof & Van Loan 1987, SIAM J. Sci. Stat. Comp.
+        The product of the reflections is R = I - A U^T, a column for each (the WY representation). Bischof & Van Loan
+        1987, SIAM J. Sci. Stat. Comp.
         """
         units = [reflection.unit for reflection in self.transforms if isinstance(reflection, Householder)]
         columns: list[Tensor] = []
@@ -122,39 +121,39 @@ class ReflectedGaussian(TransformedDistribution):
             columns = [*(Householder(unit)(column) for column in columns), 2 * unit]
         a, u, v = torch.stack(columns, -1), torch.stack(units, -1), self.base_dist.variance
         with without_autocast(v):
-            turned: Tensor = v - 2 * v * (a * u).sum(-1) + (a @ (u.mT @ (v.unsqueeze(-1) * u)) * a).sum(-1)
-        return turned.clamp(min=0)  # where a small variance was left of large ones, rounding may have taken it
+            diagonal: Tensor = v - 2 * v * (a * u).sum(-1) + (a @ (u.mT @ (v.unsqueeze(-1) * u)) * a).sum(-1)
+        return diagonal.clamp(min=0)  # rounding can make a small difference of large variances negative
 
 
 @register_kl(ReflectedGaussian, Independent)  # type: ignore[untyped-decorator]
 def _kl_to_diagonal(q: ReflectedGaussian, p: Independent[Distribution]) -> Tensor:
-    """KL(q || p), the batch shape. NotImplementedError: p is no diagonal Gaussian."""
+    """KL(q || p), of the batch shape. NotImplementedError: p is not a diagonal Gaussian."""
     if not isinstance(p.base_dist, Normal):
         raise NotImplementedError
     squares = (q.variance + (q.mean - p.mean).square()) / p.variance
-    # Reflections leave the determinant of a covariance as it is.
+    # Reflections preserve the determinant of a covariance.
     kl: Tensor = (squares - 1 + p.variance.log() - q.base_dist.variance.log()).sum(-1)
     return kl / 2
 
 
 def require_flows(num_flows: int) -> None:
-    """ValueError unless there are any."""
+    """ValueError: num_flows < 1."""
     if num_flows < 1:
         raise ValueError(
             f"model.posterior.num_flows is at least 1; found {num_flows}: "
-            "without any choose model/posterior=diagonal_gaussian"
+            "for no flows choose model/posterior=diagonal_gaussian"
         )
 
 
 def split_base(params: Tensor, dims: int) -> tuple[Distribution, Tensor]:
-    """Of (B, 2 D + R, *map): the Gaussian, batch (B, *map) and event (D,); and the rest, (B, *map, R)."""
+    """Split (B, 2 D + R, *map) into a Gaussian, batch (B, *map) and event (D,), and the rest, (B, *map, R)."""
     mean, logvar, rest = params.float().movedim(1, -1).tensor_split((dims, 2 * dims), -1)
     normal = Normal(mean, bounded_scale(logvar), validate_args=False)
     return Independent(normal, 1, validate_args=False), rest
 
 
 def apply_flows(base: Distribution, flows: Sequence[Transform]) -> Distribution:
-    """The Gaussians of the vectors, or of those of a map, through the flows; batch (B,)."""
-    # Not a SpatialDistribution: its samples would be views that no flow remembers.
+    """Transform the base, over vectors or the positions of a feature map, by the flows; batch (B,)."""
+    # Not a SpatialDistribution: its samples are views, which miss the flows' caches.
     to_map = [FeaturesFirst()] if len(base.batch_shape) > 1 else []
     return TransformedDistribution(base, [*flows, *to_map], validate_args=False)

@@ -1,4 +1,4 @@
-"""Gaussian posteriors."""
+"""Gaussian posteriors: diagonal and full covariance."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class DiagonalGaussian(nn.Module):
 
 
 def diagonal_gaussian(mean: Tensor, logvar: Tensor) -> Distribution:
-    """N(mean, diag exp(logvar)) with the log variance bounded; (B, D, *map) each, all but B the event."""
+    """N(mean, diag exp(logvar)) with bounded log variance; arguments (B, D, *map), event (D, *map)."""
     normal = Normal(mean, bounded_scale(logvar), validate_args=False)
     return Independent(normal, mean.dim() - 1, validate_args=False)
 
 
 class FullCovarianceGaussian(nn.Module):
-    """N(mean, L L^T), L lower triangular, its diagonal bounded. Kingma & Welling 2019, arXiv:1906.02691, 2.5.1.
+    """N(mean, L L^T), L lower triangular with bounded diagonal. Kingma & Welling 2019, arXiv:1906.02691, 2.5.1.
 
-    Over a map, the features of each place have a covariance of their own; one of all places would take an encoder
-    half of (D h w)^2 outputs.
+    On a feature map, the features of each position have their own covariance; a joint one over all positions would need
+    (D h w)^2 / 2 encoder outputs.
     """
 
     kind: LatentKind = "vector"
@@ -45,6 +45,6 @@ class FullCovarianceGaussian(nn.Module):
         self._parts = (latent_dim, latent_dim, num_below_diagonal(latent_dim))
 
     def forward(self, params: Tensor) -> Distribution:
-        """params: (B, 2 D + D (D - 1) / 2, *map): means, log variances of L's diagonal, L below it row by row."""
+        """params: (B, 2 D + D (D - 1) / 2, *map): means, log variances (L's diagonal), L below it row by row."""
         mean, logvar, below = params.float().movedim(1, -1).split(self._parts, -1)
         return to_spatial(FullNormal(mean, scale_tril=scale_tril(logvar, below), validate_args=False))

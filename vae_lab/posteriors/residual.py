@@ -1,4 +1,4 @@
-"""The posterior of a ladder's layer: told by its difference from the prior."""
+"""The posterior of a ladder's layer, parametrised relative to the prior."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch.distributions import Distribution
 from vae_lab.core import LatentKind
 from vae_lab.distributions.gaussians import as_diagonal_normal, diagonal_normal, soft_clamp
 
-MEAN_LIMIT = 10.0  # of how far a posterior's mean lies from the prior's
-LOG_SCALE_LIMIT = 5.0  # of a prior's log scale, and of a posterior's relative to it
+MEAN_LIMIT = 10.0  # bound on the difference between the posterior's and the prior's mean
+LOG_SCALE_LIMIT = 5.0  # bound on the log ratio of the posterior's to the prior's scale
 
 
 class ResidualGaussian(nn.Module):
-    """N(prior's mean + difference, diag (prior's scale * ratio)^2), both bounded, so that no KL can overflow.
+    """N(prior mean + difference, diag (prior scale * ratio)^2), both bounded so that the KL cannot overflow.
 
-    Vahdat & Kautz 2020, arXiv:2007.03898, eq. 3. In a plain VAE: a diagonal Gaussian, bounded around N(0, I).
+    Vahdat & Kautz 2020, arXiv:2007.03898, eq. 3. In a plain VAE: a diagonal Gaussian, relative to N(0, I).
     """
 
     kind: LatentKind = "vector"
@@ -30,11 +30,11 @@ class ResidualGaussian(nn.Module):
         return diagonal_normal(difference, log_ratio.exp())
 
     def relative_to(self, prior: Distribution, params: Tensor) -> Distribution:
-        """params: (N, 2 D, *map), differences of means then of log scales. ValueError: a prior that is no Gaussian."""
+        """params: (N, 2 D, *map), mean differences then log scale ratios. ValueError: a prior that is not Gaussian."""
         base = as_diagonal_normal(prior)
         if base is None:
             raise ValueError(
-                f"model/posterior=residual_gaussian differs from a diagonal Gaussian, and the prior is a "
+                f"model/posterior=residual_gaussian needs a diagonal Gaussian prior; found "
                 f"{type(prior).__name__}.\nChoose model/prior=conditional_gaussian or standard_normal, or "
                 "model/posterior=diagonal_gaussian"
             )

@@ -1,4 +1,4 @@
-"""Posteriors on spheres."""
+"""von Mises-Fisher posterior on the unit sphere."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from vae_lab.core import LatentKind
 from vae_lab.distributions import sphere
 from vae_lab.distributions.spatial import to_spatial
 
-SMALLEST_CONCENTRATION, LARGEST_CONCENTRATION = 1e-3, 1e5  # nearly uniform; standard deviations of 0.003
+MIN_CONCENTRATION, MAX_CONCENTRATION = 1e-3, 1e5  # nearly uniform; standard deviations of 0.003
 
 
 class VonMisesFisher(nn.Module):
     """von Mises-Fisher on the unit sphere in R^D, D >= 2: the hyperspherical VAE. arXiv:1804.00891.
 
-    The concentration is softplus of an output, times D: samples then keep to their direction, at the start about half
-    of their length, whatever D is (with a concentration near 1, many dimensions would hide it). Over a map, a sphere at
-    each place. ValueError: latent_dim < 2.
+    The concentration is D softplus(output): at initialisation the mean of samples has a length of about 1/2 whatever D
+    is, whereas a concentration near 1 is almost uniform in many dimensions. On a feature map, one sphere per position.
+    ValueError: latent_dim < 2.
     """
 
     kind: LatentKind = "sphere"
@@ -34,11 +34,11 @@ class VonMisesFisher(nn.Module):
         self.num_params, self.num_features = latent_dim + 1, latent_dim
 
     def forward(self, params: Tensor) -> Distribution:
-        """params: (B, D + 1, *map), directions of any length, then what softplus makes a concentration of."""
+        """params: (B, D + 1, *map), unnormalised directions, then the concentration before softplus."""
         direction, raw = params.float().movedim(1, -1).split((self.num_features, 1), -1)
-        direction = direction + 1e-3 * _first_axis(direction)  # the zero vector too has a direction, and a gradient
-        grown = self.num_features * softplus(raw.squeeze(-1)) / LARGEST_CONCENTRATION
-        concentration = SMALLEST_CONCENTRATION + LARGEST_CONCENTRATION * torch.tanh(grown)
+        direction = direction + 1e-3 * _first_axis(direction)  # a zero vector needs a direction and a gradient
+        grown = self.num_features * softplus(raw.squeeze(-1)) / MAX_CONCENTRATION
+        concentration = MIN_CONCENTRATION + MAX_CONCENTRATION * torch.tanh(grown)
         return to_spatial(sphere.VonMisesFisher(normalize(direction, dim=-1), concentration))
 
 

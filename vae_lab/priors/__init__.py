@@ -1,6 +1,6 @@
-"""Priors p(z): modules whose call gives a torch Distribution over one latent.
+"""Priors p(z): modules that return a torch Distribution over one latent.
 
-A prior says on which kinds of latents it lives (`kinds`), and gets what it may depend on as `PriorInputs`.
+A prior declares the kinds of latents it supports (`kinds`) and is called with `PriorInputs`, all it may depend on.
 """
 
 from vae_lab.priors.codes import AutoregressiveCodes, UniformCodes

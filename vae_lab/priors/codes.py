@@ -1,6 +1,6 @@
-"""Priors over codes: each code alike, or each after those before it.
+"""Priors over codes: uniform, and autoregressive.
 
-Of a temperature t, a code has its probability to the power of 1 / t, renormalised.
+At temperature t the probability of a code is raised to the power 1 / t and renormalised.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from vae_lab.distributions.codes import CodeDistribution
 from vae_lab.networks.transformer import CausalTransformer
 from vae_lab.priors.temperature import scale_prior
 
-COLDEST = 1e-6  # a temperature at which logits that differ at all decide
+MIN_TEMPERATURE = 1e-6  # a temperature low enough for sampling to be an argmax
 
 
 def require_num_codes(latent: LatentSpec, prior: str) -> int:
-    """K. ValueError: latents that do not consist of codes."""
+    """The number of codes K. ValueError: the latents are not codes."""
     if latent.num_codes is None:
         raise ValueError(
-            f"model.prior: {prior} is a distribution of codes, and these latents are of kind '{latent.kind}'.\n"
+            f"model.prior: {prior} is a distribution over codes, but these latents are of kind '{latent.kind}'.\n"
             "Choose model/posterior=nearest_code or relaxed_categorical, or model/prior=standard_normal"
         )
     return latent.num_codes
 
 
 def require_codes(inputs: PriorInputs) -> Codes:
-    """The codes that a prior's numbers mean. ValueError: it was called without."""
+    """The codes that a prior's indices refer to. ValueError: the prior was called without."""
     if inputs.codes is None:
-        raise ValueError("a prior over codes is told what they are: prior(PriorInputs(codes=posterior.codes))")
+        raise ValueError("a prior over codes needs the posterior's codes: prior(PriorInputs(codes=posterior.codes))")
     return inputs.codes
 
 
 class UniformCodes(nn.Module):
-    """Each code with probability 1 / K, at each position alone. ValueError: latents that are no codes."""
+    """Every code has probability 1 / K, independently at each position. ValueError: the latents are not codes."""
 
     kinds: tuple[LatentKind, ...] = ("codes",)
     logits: Tensor
@@ -47,7 +47,7 @@ class UniformCodes(nn.Module):
         super().__init__()
         self.shape = latent.shape
         logits = torch.zeros(*latent.code_shape, require_num_codes(latent, "uniform_codes"))
-        self.register_buffer("logits", logits, persistent=False)  # a constant, to follow the model to its device
+        self.register_buffer("logits", logits, persistent=False)  # a constant; a buffer moves with the model
 
     def forward(self, inputs: PriorInputs = NO_INPUTS) -> Distribution:
         """p(z), batch ()."""
@@ -57,23 +57,23 @@ class UniformCodes(nn.Module):
 
 
 class UniformCodeDistribution(CodeDistribution):
-    """The same mass everywhere, so that no code has to be looked for."""
+    """Equal mass everywhere, so log_prob needs no code indices."""
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """-positions ln K, (*batch)."""
-        nowhere = torch.zeros(self.index_distribution.event_shape, dtype=torch.int64, device=value.device)
-        return self.index_distribution.log_prob(nowhere).expand(value.shape[: value.dim() - len(self.event_shape)])
+        """-T ln K for T positions, (*batch)."""
+        any_indices = torch.zeros(self.index_distribution.event_shape, dtype=torch.int64, device=value.device)
+        return self.index_distribution.log_prob(any_indices).expand(value.shape[: value.dim() - len(self.event_shape)])
 
 
 class AutoregressiveCodes(nn.Module):
-    """Each code given those before it, in the order of rows, by a causal transformer.
+    """A causal transformer over codes in row-major order: each code given the previous ones.
 
-    As in the second stage of VQ-VAE (arXiv:1711.00937, section 3.3), there a PixelCNN; the transformer, of layers that
-    normalise first, is Radford et al.'s 2019 (GPT-2). It serves maps and vectors alike, and is meant to be fitted to a
-    trained model's codes. Trained beside the model it learns the same, but no gradient reaches the encoder through it.
-    width: features of each position. depth: layers. heads: of each layer's attention.
+    As in the second stage of VQ-VAE (arXiv:1711.00937, section 3.3), which uses a PixelCNN; the pre-norm transformer is
+    that of GPT-2 (Radford et al. 2019). It handles maps and vectors, and is meant to be fitted to the codes of a
+    trained model. Trained jointly with the model it learns the same, but passes no gradient to the encoder.
+    width: features of each position. depth: layers. heads: attention heads of each layer.
 
-    ValueError: latents that are no codes, a width that `heads` does not divide.
+    ValueError: the latents are not codes, or `heads` does not divide width.
     """
 
     kinds: tuple[LatentKind, ...] = ("codes",)
@@ -83,7 +83,7 @@ class AutoregressiveCodes(nn.Module):
         num_codes = require_num_codes(latent, "autoregressive_codes")
         if min(width, depth, heads) < 1 or width % heads:
             raise ValueError(
-                "model.prior.width is a multiple of model.prior.heads, and depth, like both, at least 1; "
+                "model.prior.width is a multiple of model.prior.heads, and width, heads and depth are at least 1; "
                 f"found width={width}, heads={heads}, depth={depth}"
             )
         self.shape, self.code_shape = latent.shape, latent.code_shape
@@ -91,14 +91,14 @@ class AutoregressiveCodes(nn.Module):
 
     def forward(self, inputs: PriorInputs = NO_INPUTS) -> Distribution:
         """p(z), batch ()."""
-        index_distribution = Autoregressive(self.network, self.code_shape)
+        index_distribution = AutoregressiveIndices(self.network, self.code_shape)
         return CodeDistribution(index_distribution, require_codes(inputs), self.shape)
 
 
-class Autoregressive(Distribution):
-    """Numbers of which each depends on those before it, in the order of rows; batch (), event `shape`.
+class AutoregressiveIndices(Distribution):
+    """Autoregressive distribution over code indices in row-major order; batch (), event `shape` of T positions.
 
-    network: numbers (N, t), t <= T, to the logits of each one and of the next, (N, min(t + 1, T), K).
+    network: indices (N, t), t <= T, to the logits of each of them and of the next, (N, min(t + 1, T), K).
     """
 
     arg_constraints = {}  # noqa: RUF012
@@ -108,14 +108,14 @@ class Autoregressive(Distribution):
         super().__init__(torch.Size(), torch.Size(shape), validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """The log of a probability mass, in nats, (*batch), in one pass. value: int64 (*batch, *shape)."""
+        """Log probability mass in nats, (*batch), in one pass of the network. value: int64 (*batch, *shape)."""
         indices = value.reshape(-1, self.event_shape.numel())
         log_mass: Tensor = _each(self.network(indices)).log_prob(indices).sum(-1)
         return log_mass.reshape(value.shape[: value.dim() - len(self.event_shape)])
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Numbers (*sample_shape, *shape), drawn one after the other: a pass through the network for each."""
+        """Indices (*sample_shape, *shape), sampled sequentially: one pass of the network per position."""
         indices = torch.empty(math.prod(sample_shape), 0, dtype=torch.int64)
         for _ in range(self.event_shape.numel()):
             logits = self.network(indices)[:, -1:]
@@ -138,11 +138,11 @@ def _(prior: Categorical, temperature: float) -> Distribution:
 
 
 @scale_prior.register
-def _(prior: Autoregressive, temperature: float) -> Distribution:
+def _(prior: AutoregressiveIndices, temperature: float) -> Distribution:
     network = prior.network
-    return Autoregressive(lambda indices: scale_logits(network(indices), temperature), prior.event_shape)
+    return AutoregressiveIndices(lambda indices: scale_logits(network(indices), temperature), prior.event_shape)
 
 
 def scale_logits(logits: Tensor, temperature: float) -> Tensor:
-    """Of probabilities to the power of 1 / temperature; at 0, of the most probable alone."""
-    return logits / max(temperature, COLDEST)
+    """Logits of the probabilities raised to 1 / temperature; at 0, only the most probable code remains."""
+    return logits / max(temperature, MIN_TEMPERATURE)

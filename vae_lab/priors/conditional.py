@@ -1,4 +1,4 @@
-"""The prior of a ladder's layer: given what is above."""
+"""The prior of a ladder's layer, conditioned on the layers above."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from vae_lab.core import NO_INPUTS, LatentKind, LatentSpec, PriorInputs
 from vae_lab.distributions.gaussians import diagonal_normal, soft_clamp
 from vae_lab.priors.fixed import StandardNormal
 
-LOG_SCALE_LIMIT = 5.0  # of a prior's log scale, and of a posterior's relative to it
+LOG_SCALE_LIMIT = 5.0  # bound on the prior's log scale
 
 
 class ConditionalGaussian(nn.Module):
-    """A diagonal Gaussian whose means and bounded log scales come from what is above; N(0, I) where nothing is."""
+    """A diagonal Gaussian with means and bounded log scales from the layers above; N(0, I) at the top."""
 
     kinds: tuple[LatentKind, ...] = ("vector",)
 
     def __init__(self, latent: LatentSpec) -> None:
         super().__init__()
         self.num_params = 2 * latent.shape[0]
-        self.at_top = StandardNormal(latent)
+        self.top_prior = StandardNormal(latent)
 
     def forward(self, inputs: PriorInputs = NO_INPUTS) -> Distribution:
         """N(0, I), batch ()."""
-        prior: Distribution = self.at_top(inputs)
+        prior: Distribution = self.top_prior(inputs)
         return prior
 
     def conditioned_on(self, params: Tensor) -> Distribution:

@@ -21,7 +21,7 @@ class StandardNormal(nn.Module):
 
     def __init__(self, latent: LatentSpec) -> None:
         super().__init__()
-        # Not in a checkpoint: they are constants, and buffers only to follow the model to its device.
+        # Constants, so not in the checkpoint; buffers because they move with the model to its device.
         self.register_buffer("mean", torch.zeros(latent.shape), persistent=False)
         self.register_buffer("scale", torch.ones(latent.shape), persistent=False)
 
@@ -31,7 +31,7 @@ class StandardNormal(nn.Module):
 
 
 class UniformSphere(nn.Module):
-    """The uniform density on the unit sphere; over a map, of each place."""
+    """The uniform density on the unit sphere; on a feature map, at each position."""
 
     kinds: tuple[LatentKind, ...] = ("sphere",)
     like: Tensor
@@ -39,17 +39,17 @@ class UniformSphere(nn.Module):
     def __init__(self, latent: LatentSpec) -> None:
         super().__init__()
         self.shape = latent.shape
-        self.register_buffer("like", torch.zeros(()), persistent=False)  # follows the model to its device
+        self.register_buffer("like", torch.zeros(()), persistent=False)  # carries the model's device and dtype
 
     def forward(self, inputs: PriorInputs = NO_INPUTS) -> Distribution:
         """p(z), batch ()."""
-        dim, *places = self.shape
-        vectors = SphericalUniform(dim, tuple(places), self.like)
-        return SpatialDistribution(vectors) if places else vectors
+        dim, *spatial_shape = self.shape
+        vectors = SphericalUniform(dim, tuple(spatial_shape), self.like)
+        return SpatialDistribution(vectors) if spatial_shape else vectors
 
 
 class Flat(nn.Module):
-    """No prior: log p(z) = 0 everywhere, which is no density. The prior of an autoencoder (posterior `delta`)."""
+    """log p(z) = 0 everywhere, which is not a density: the prior of an autoencoder (model/posterior=delta)."""
 
     kinds: tuple[LatentKind, ...] = ("vector", "sphere", "codes")
     is_density = False

@@ -1,4 +1,4 @@
-"""A prior made by a flow: a standard normal, transformed."""
+"""A flow prior: a standard normal transformed by affine couplings."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from vae_lab.networks.mlp import dense
 
 
 class FlowPrior(nn.Module):
-    """A standard normal through affine couplings, each the other way round. Dinh et al. 2017, arXiv:1605.08803.
+    """A standard normal transformed by affine couplings of alternating halves. Dinh et al. 2017, arXiv:1605.08803.
 
-    num_flows: couplings. hidden: widths of each coupling's network. A map is flattened. It starts as N(0, I) exactly,
-    for each network's last layer starts at zero; the layers before get a gradient from the second step on.
+    num_flows: couplings. hidden: widths of each coupling's network. A feature map is flattened. The initial prior is
+    exactly N(0, I), since the last layer of each network is zero; the other layers get a gradient from the second step.
 
-    ValueError: a latent of one dimension, which has no halves.
+    ValueError: a latent of one dimension, num_flows < 2, no hidden layer.
     """
 
     kinds: tuple[LatentKind, ...] = ("vector",)
@@ -41,11 +41,11 @@ class FlowPrior(nn.Module):
                 f"model.prior.num_flows is at least 2, a coupling for each half of the latent; found {num_flows}"
             )
         if not hidden or min(hidden) < 1:
-            raise ValueError(f"model.prior.hidden are widths of at least one layer; found {list(hidden)}")
+            raise ValueError(f"model.prior.hidden: at least one layer, of width at least 1; found {list(hidden)}")
         first, second = dims - dims // 2, dims // 2
         ways = [(first, second), (second, first)]
         self.networks = nn.ModuleList(coupling_network(*ways[i % 2], hidden) for i in range(num_flows))
-        # Not in a checkpoint: they are constants, and buffers only to follow the model to its device.
+        # Constants, so not in the checkpoint; buffers because they move with the model to its device.
         self.register_buffer("mean", torch.zeros(dims), persistent=False)
         self.register_buffer("scale", torch.ones(dims), persistent=False)
 
@@ -58,7 +58,7 @@ class FlowPrior(nn.Module):
 
 
 def coupling_network(kept: int, changed: int, hidden: Sequence[int]) -> nn.Module:
-    """From the half that a coupling keeps to log scales and shifts of the other; zero, at first."""
+    """A network from the unchanged half to log scales and shifts of the other half; zero at initialisation."""
     last = nn.Linear(hidden[-1], 2 * changed)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)

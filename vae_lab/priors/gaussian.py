@@ -1,6 +1,6 @@
-"""Learned Gaussian priors: a mixture, one for each class, one of full covariance.
+"""Learned Gaussian priors: a mixture, one per class, one with full covariance.
 
-Those with a `fit` can also be fitted to the latents of a trained model: by expectation maximisation, in closed form.
+Those with a `fit` can also be fitted to the latents of a trained model, by expectation maximisation or in closed form.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from vae_lab.distributions.gaussians import (
 )
 from vae_lab.distributions.mixtures import mixture
 
-SMALLEST_VARIANCE = 1e-6  # added to a fitted one: what scikit-learn adds, too
+MIN_VARIANCE = 1e-6  # added to fitted variances; scikit-learn's default
 
 
 class GaussianMixture(nn.Module):
-    """A mixture of diagonal Gaussians, its means, scales and weights learned.
+    """A mixture of diagonal Gaussians with learned means, scales and weights.
 
-    num_components: K. spread: standard deviation of the first means around 0, so that components differ.
+    num_components: K. spread: standard deviation of the initial means around 0, so that components differ.
     ValueError: K < 1; a negative spread.
     """
 
@@ -51,16 +51,16 @@ class GaussianMixture(nn.Module):
 
     @torch.no_grad()
     def fit(self, z: Tensor) -> None:
-        """Set it to what expectation maximisation finds for latents (N, *shape). ValueError: N < K."""
+        """Fit the mixture to latents (N, *shape) by expectation maximisation. ValueError: N < K."""
         from sklearn.mixture import GaussianMixture as Fitted
 
         count = len(self.logits)
         if len(z) < count:
             raise ValueError(
-                f"model.prior.num_components={count}: a mixture is fitted to at least as many latents, found {len(z)}"
+                f"model.prior.num_components={count}: fitting needs at least as many latents; found {len(z)}"
             )
-        seed = int(torch.randint(2**31 - 1, ()))  # of the run, by torch's generator
-        fitted = Fitted(count, covariance_type="diag", reg_covar=SMALLEST_VARIANCE, max_iter=300, random_state=seed)
+        seed = int(torch.randint(2**31 - 1, ()))  # from torch's generator, which is seeded
+        fitted = Fitted(count, covariance_type="diag", reg_covar=MIN_VARIANCE, max_iter=300, random_state=seed)
         fitted.fit(z.flatten(1).double().cpu().numpy())
         weights, means, variances = map(torch.from_numpy, (fitted.weights_, fitted.means_, fitted.covariances_))
         self.logits.copy_(weights.log())
@@ -69,15 +69,15 @@ class GaussianMixture(nn.Module):
 
 
 def _diagonal(means: Tensor, logvars: Tensor) -> Distribution:
-    """Gaussians with a batch of their first dimension."""
+    """Diagonal Gaussians; the first dimension is the batch."""
     return Independent(Normal(means, bounded_scale(logvars), validate_args=False), means.dim() - 1, validate_args=False)
 
 
 class ClassGaussian(nn.Module):
-    """p(z|y): a diagonal Gaussian for each class, means and scales learned from N(0, I) on.
+    """p(z|y): a diagonal Gaussian per class with learned means and scales, initialised to N(0, I).
 
     Sohn et al. 2015, "Learning Structured Output Representation using Deep Conditional Generative Models".
-    ValueError: images without labels; a call without them.
+    ValueError: images without labels; a call without labels.
     """
 
     kinds: tuple[LatentKind, ...] = ("vector",)
@@ -87,21 +87,21 @@ class ClassGaussian(nn.Module):
         super().__init__()
         if latent.image.num_classes < 1:
             raise ValueError(
-                "model/prior=class_gaussian has a Gaussian for each class, and these images have no labels.\n"
+                "model/prior=class_gaussian has one Gaussian per class, but these images have no labels.\n"
                 "Choose data=mnist or other labelled images, or model/prior=gaussian_mixture"
             )
         self.means = nn.Parameter(torch.zeros(latent.image.num_classes, *latent.shape))
         self.logvars = nn.Parameter(torch.zeros(latent.image.num_classes, *latent.shape))
 
     def forward(self, inputs: PriorInputs = NO_INPUTS) -> Distribution:
-        """p(z|y), batch (B,) of labels y (B,)."""
+        """p(z|y), batch (B,), for labels y (B,)."""
         if inputs.y is None:
             raise ValueError("model/prior=class_gaussian depends on the labels: give it the labels y, int64 (B,)")
         return _diagonal(self.means[inputs.y], self.logvars[inputs.y])
 
 
 class FullGaussian(nn.Module):
-    """One Gaussian with a full covariance, over all of a latent's n numbers, from N(0, I) on; n^2 / 2 parameters."""
+    """A Gaussian with full covariance over all n dimensions of a latent, initialised to N(0, I); n^2 / 2 parameters."""
 
     kinds: tuple[LatentKind, ...] = ("vector",)
 
@@ -122,11 +122,11 @@ class FullGaussian(nn.Module):
 
     @torch.no_grad()
     def fit(self, z: Tensor) -> None:
-        """Set it to the mean and covariance of latents (N, *shape). ValueError: N < 2."""
+        """Set the mean and covariance to those of latents (N, *shape). ValueError: N < 2."""
         if len(z) < 2:
-            raise ValueError(f"model/prior=full_gaussian: a covariance is of at least 2 latents; found {len(z)}")
+            raise ValueError(f"model/prior=full_gaussian: a covariance needs at least 2 latents; found {len(z)}")
         z = z.flatten(1).double()
-        floor = SMALLEST_VARIANCE * torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+        floor = MIN_VARIANCE * torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
         factor = torch.linalg.cholesky(torch.cov(z.mT).reshape(floor.shape) + floor)
         rows, columns = below_diagonal_indices(len(factor), z.device)
         self.mean.copy_(z.mean(0))

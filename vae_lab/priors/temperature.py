@@ -1,4 +1,4 @@
-"""Priors at another temperature: their scale multiplied."""
+"""Sampling temperature of priors: multiplies their scale."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from vae_lab.distributions.mixtures import mixture
 from vae_lab.distributions.spatial import SpatialDistribution
 
 
-def at_temperature(prior: Distribution, temperature: float) -> Distribution:
-    """The prior with its scale multiplied by `temperature`: of a mixture each component's, of a flow its base's.
+def with_temperature(prior: Distribution, temperature: float) -> Distribution:
+    """The prior with its scale multiplied by `temperature`: each component of a mixture, the base of a flow.
 
-    ValueError: a family that has no scale.
+    Priors over codes rescale their logits instead. ValueError: a family without a scale.
     """
     return prior if temperature == 1.0 else scale_prior(prior, temperature)
 
 
 @functools.singledispatch
 def scale_prior(prior: Distribution, temperature: float) -> Distribution:
-    """What `at_temperature` does to one family; others register theirs here. ValueError: a family that has no scale."""
-    raise ValueError(f"temperature={temperature}: {type(prior).__name__} has no scale that it could multiply; use 1")
+    """`with_temperature` for one family; other modules register theirs. ValueError: a family without a scale."""
+    raise ValueError(f"temperature={temperature}: {type(prior).__name__} has no scale to multiply; use 1")
 
 
 @scale_prior.register
@@ -43,7 +43,7 @@ def _(prior: MultivariateNormal, temperature: float) -> Distribution:
     return FullNormal(prior.loc, scale_tril=factor, validate_args=False)
 
 
-@scale_prior.register(Independent)  # a generic class, which singledispatch does not take from an annotation
+@scale_prior.register(Independent)  # singledispatch does not accept a generic class as an annotation
 def _(prior: Independent[Distribution], temperature: float) -> Distribution:
     base = scale_prior(prior.base_dist, temperature)
     return Independent(base, prior.reinterpreted_batch_ndims, validate_args=False)

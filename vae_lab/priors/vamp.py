@@ -1,4 +1,4 @@
-"""VampPrior: the aggregate posterior of a few learned images. Tomczak & Welling 2018, arXiv:1705.07120."""
+"""VampPrior: a mixture of the posteriors of learned pseudo-inputs. Tomczak & Welling 2018, arXiv:1705.07120."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from vae_lab.distributions.mixtures import mixture
 from vae_lab.distributions.spatial import SpatialDistribution
 from vae_lab.distributions.sphere import VonMisesFisher
 
-GAIN = 10.0  # of logits over weights, or they would take ten times the networks' steps from black to white
+GAIN = 10.0  # logits per weight; without it, black to white takes ten times as many optimiser steps
 
 
 class VampPrior(nn.Module):
-    """p(z) = 1/K sum_k q(z | u_k): a mixture of posteriors of learned images u_k, the pseudo-inputs.
+    """p(z) = 1/K sum_k q(z | u_k): a mixture of the posteriors of learned images u_k, the pseudo-inputs.
 
-    num_pseudo_inputs: K. They pass the encoder at each step, as K more images, and are kept in [0, 1] by a sigmoid:
-    on MNIST it gives a better bound than a clamp, which lets no pixel return that once left. They start as noise.
-    ValueError: K < 1; in a call, without an encoder, or with a posterior whose density is not known everywhere.
+    num_pseudo_inputs: K. They pass through the encoder at each step, as K more images. A sigmoid keeps them in [0, 1]:
+    on MNIST it gives a better bound than a clamp, which stops the gradient of saturated pixels. They start as noise.
+    ValueError: K < 1; when called, no encoder, or a posterior whose density is not known everywhere.
     """
 
     kinds: tuple[LatentKind, ...] = ("vector", "sphere")
@@ -33,17 +33,17 @@ class VampPrior(nn.Module):
 
     @property
     def pseudo_inputs(self) -> Tensor:
-        """The images u, (K, C, H, W) in [0, 1]."""
+        """Images u, (K, C, H, W) in [0, 1]."""
         return torch.sigmoid(GAIN * self.weights)
 
     def forward(self, inputs: PriorInputs = NO_INPUTS) -> Distribution:
         """p(z), batch ()."""
         if inputs.encode is None:
-            raise ValueError("model/prior=vamp is made of posteriors: it needs an encoder, `PriorInputs(encode=...)`")
+            raise ValueError("model/prior=vamp mixes posteriors, so it needs an encoder: `PriorInputs(encode=...)`")
         components = inputs.encode(self.pseudo_inputs)
         if not isinstance(components, (Independent, MultivariateNormal, VonMisesFisher, SpatialDistribution)):
             raise ValueError(
-                "model/prior=vamp asks for the posterior's density everywhere: choose model/posterior="
+                "model/prior=vamp needs a posterior density known everywhere: choose model/posterior="
                 f"diagonal_gaussian, full_covariance or von_mises_fisher (found {type(components).__name__})"
             )
         return mixture(torch.zeros(len(self.weights), device=self.weights.device), components)

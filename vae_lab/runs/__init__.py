@@ -1,1 +1,1 @@
-"""Run directories: how one is made, found, locked and read, and how every command starts and ends."""
+"""Run directories (creation, resuming, locking, checkpoint files), and the entry and exit of every command."""

@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, read without running code."""
+"""Checkpoint files: written atomically, read without running code."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ from vae_lab.utils.errors import UsageError, find_cause
 from vae_lab.utils.files import fsync, fsync_folder
 from vae_lab.utils.signals import defer_sigint
 
-LAST = "last.ckpt"  # what a run resumes from
+LAST = "last.ckpt"  # the state that a run resumes from
 BEST = "best.ckpt"
-PREVIOUS_BEST = ".best.ckpt.before"  # of a stop within an epoch
+PREVIOUS_BEST = ".best.ckpt.before"  # kept by a stop within an epoch
 DAMAGE_ERRORS = (zipfile.BadZipFile, EOFError, zlib.error, struct.error, ValueError, NotImplementedError, RuntimeError)
-PENDING = ".next"  # of a file that takes its place as soon as another one is there
+PENDING = ".next"  # suffix of a file that is renamed once another file is saved
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a temporary file, flushes it to the disk, reads it back, then renames it over the old one.
+    """Write a temporary file, flush it to the disk, read it back, then rename it over the old one.
 
-    The files in `deferred` (the best weights, which change faster than a disk can follow where epochs take
-    milliseconds) are held in memory until another file is saved (the last state), and take their names right after it.
-    So a killed run finds the best weights of the state that it goes on from, never later ones;
-    `finish_interrupted_saves` completes what a kill cut between the two names.
+    The files in `deferred` (the best weights, which change faster than a disk can follow if epochs take milliseconds)
+    are held in memory until another file (the last state) is saved, and are renamed right after it. So a killed run has
+    the best weights as of the state that it resumes from, never later ones; `finish_interrupted_saves` completes a save
+    that was killed between the two renames.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.seconds = 0.0  # that training waited
+        self.seconds = 0.0  # of training time spent on saving
         self.deferred: set[Path] = set()  # during a fit
         self._held: dict[Path, dict[str, Any]] = {}
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        """Save `checkpoint` as `path`; a crash leaves the file that was there before."""
+        """Save `checkpoint` as `path`; after a crash the previous file is intact."""
         start, target = time.perf_counter(), Path(path)
         if target in self.deferred:
             self._held[target] = apply_to_collection(checkpoint, Tensor, copy_to_cpu)
@@ -57,14 +57,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             try:
                 write_checkpoint(checkpoint, target)
             except OSError:
-                for held in self._held:  # they are later than what stays on the disk
+                for held in self._held:  # newer than the last state on the disk
                     pending_path(held).unlink(missing_ok=True)
                 raise
             self._rename_held()
         self.seconds += time.perf_counter() - start
 
     def flush(self) -> None:
-        """Write what is held."""
+        """Write the deferred checkpoints."""
         self._write_held()
         self._rename_held()
 
@@ -79,32 +79,32 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self._held.clear()
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove the file, and what was to be written to it."""
+        """Remove the file, and its deferred save if there is one."""
         self._held.pop(Path(path), None)
         super().remove_checkpoint(path)
 
     def teardown(self) -> None:
-        """The end of training, however it came. What is still held is later than what a run would go on from."""
+        """Discard deferred checkpoints: they are newer than the state that a run resumes from."""
         self.deferred.clear()
         self._held.clear()
 
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Tensors and primitive values only, whatever was asked."""
+        """Load tensors and primitive values only, whatever `weights_only` says."""
         self.flush()
         return load_checkpoint(path)
 
 
 def pending_path(path: Path) -> Path:
-    """Where a file waits, whole, for another one to be there."""
+    """The temporary path of a complete file that is renamed once another file is saved."""
     return path.with_name(f".{path.name}{PENDING}")
 
 
 def finish_interrupted_saves(folder: Path, step: int) -> None:
-    """Finish what a kill cut short, for a run that goes on from `step`: names to give, temporary files to remove."""
+    """Rename or remove the temporary files that a kill left, for a run that resumes from `step`."""
     for waiting in folder.glob(f".*{PENDING}"):
-        if _step_of(waiting) <= step:  # the last state was saved, and says that this is the best one of its time
+        if _step_of(waiting) <= step:  # the last state was saved after it: it is the best as of that state
             waiting.replace(folder / waiting.name[1:].removesuffix(PENDING))
         else:
             waiting.unlink()
@@ -120,7 +120,7 @@ def _step_of(path: Path) -> int:
 
 
 def write_checkpoint(checkpoint: dict[str, Any], target: Path) -> None:
-    """Save as `target`, whole and read back, or raise and leave what was there. OSError: no room, no right to."""
+    """Save as `target` and verify it, or raise OSError (no space, no permission) and keep the previous file."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     with defer_sigint():
@@ -129,10 +129,10 @@ def write_checkpoint(checkpoint: dict[str, Any], target: Path) -> None:
                 _save(checkpoint, file)
                 fsync(file)
             if (found := find_damage(partial)) is not None:
-                raise OSError(errno.EIO, f"what was written does not read back ({found})", str(partial))
+                raise OSError(errno.EIO, f"the written file does not read back ({found})", str(partial))
             partial.replace(target)
         except OSError as error:
-            error.filename = error.filename or str(target)  # a refused write does not say of which file
+            error.filename = error.filename or str(target)  # a failed write does not name its file
             raise
         finally:
             partial.unlink(missing_ok=True)
@@ -142,17 +142,17 @@ def write_checkpoint(checkpoint: dict[str, Any], target: Path) -> None:
 def _save(checkpoint: dict[str, Any], file: IO[bytes]) -> None:
     try:
         torch.save(checkpoint, file)
-    except RuntimeError as error:  # torch's own words for a full disk tell of positions in the file
+    except RuntimeError as error:  # on a full disk torch reports only file positions
         raise find_cause(error, OSError) or error from error
 
 
 def copy_to_cpu(tensor: Tensor) -> Tensor:
-    """A copy in the computer's memory."""
+    """A detached copy, even of a tensor that is on the CPU already."""
     return tensor.detach().to("cpu", copy=True)
 
 
 def find_damage(path: str | os.PathLike[str]) -> str | None:
-    """What is wrong with the bytes of a checkpoint: its archive's own checksums find what torch.load misses."""
+    """The damage of a checkpoint file, None if intact; the checksums of the archive find what torch.load misses."""
     try:
         with zipfile.ZipFile(path) as archive:
             part = archive.testzip()
@@ -162,32 +162,32 @@ def find_damage(path: str | os.PathLike[str]) -> str | None:
 
 
 def _damaged(path: str | os.PathLike[str], found: str) -> UsageError:
-    way_out = "another one beside it can be given instead: resume=RUN/checkpoints/best.ckpt"
+    remedy = "resume from another checkpoint of the run: resume=RUN/checkpoints/best.ckpt"
     if Path(path).name == BEST:
-        way_out = "remove it: resume=RUN goes on from last.ckpt without it, as does vae_lab.load(RUN, 'last')"
-    return UsageError(f"{path}: the checkpoint is damaged or not whole ({found}); {way_out}")
+        remedy = "remove it: resume=RUN uses last.ckpt without it, as does vae_lab.load(RUN, 'last')"
+    return UsageError(f"{path}: the checkpoint is damaged or incomplete ({found}); {remedy}")
 
 
 def load_checkpoint(path: str | os.PathLike[str], needed: Iterable[str] = ()) -> dict[str, Any]:
-    """A checkpoint on the CPU.
+    """Load a checkpoint to the CPU.
 
-    UsageError: missing, damaged, holding anything but tensors and plain values, or without what is `needed`.
+    UsageError: missing, damaged, with objects other than tensors and primitive values, or without a key of `needed`.
     """
     try:
         found = find_damage(path)
     except FileNotFoundError as error:
-        raise UsageError(f"{path}: no such checkpoint; give a run folder that vae_lab.train wrote") from error
+        raise UsageError(f"{path}: no such checkpoint; expected a run directory written by vae_lab.train") from error
     if found is not None:
         raise _damaged(path, found)
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UsageError(
-            f"{path}: refused, since loading it would run code from the file; "
-            "a checkpoint of vae_lab holds tensors and plain values only"
+            f"{path}: refused, because loading it would run code from the file; "
+            "a checkpoint of vae_lab holds only tensors and primitive values"
         ) from error
     except DAMAGE_ERRORS as error:
         raise _damaged(path, str(error)) from error
     if missing := [name for name in needed if not isinstance(checkpoint, dict) or name not in checkpoint]:
-        raise UsageError(f"{path}: holds no {missing[0]}, which the checkpoints of this version of vae_lab have")
+        raise UsageError(f"{path}: holds no {missing[0]}, which this version of vae_lab expects")
     return checkpoint

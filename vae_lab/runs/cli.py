@@ -1,7 +1,7 @@
-"""How every command starts and ends: Hydra runs the task; what goes wrong is a few lines and an exit code.
+"""Entry and exit of every command: Hydra runs the task; an error becomes a short message and an exit code.
 
-0 done, 1 the run failed, 2 the request was wrong, 130 and 143 interrupted. HYDRA_FULL_ERROR=1 shows
-tracebacks in place of messages.
+0 completed, 1 failed run, 2 wrong request, 130 and 143 interrupted. HYDRA_FULL_ERROR=1 prints tracebacks instead of
+messages.
 """
 
 import functools
@@ -29,16 +29,16 @@ MULTIRUN = ("-m", "--multirun")
 
 
 def run_command(task: TaskFunction, config_name: str, config_path: str | None = None) -> None:
-    """Compose the config `config_name` of conf/ from the command line and run the task on it, or on a sweep.
+    """Compose the config `config_name` of conf/ with the command line and run the task on it, or on a sweep.
 
-    Returns when all went well, else exits with 1, 2, 130 or 143 after a message on stderr.
+    Returns on success, else prints a message to stderr and exits with 1, 2, 130 or 143.
     """
     directory = config_path or conf_dir()
     # Hydra's parser takes flags before or after all overrides, not between them.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in MULTIRUN)
     register()
     register_resolvers()
-    # Hydra turns what a callback raises into a warning; this one's word is final.
+    # Hydra turns an exception of a callback into a warning; one of RunDirectory must stop the command.
     warnings.filterwarnings("error", message=rf"Callback {RunDirectory.__name__}\b")
     command = _Command(task, directory)
     if is_help_request(sys.argv[1:]):
@@ -51,7 +51,7 @@ def run_command(task: TaskFunction, config_name: str, config_path: str | None = 
 
 
 def run_as_first_argument() -> None:
-    """Let the first word of a command that looks at a run be the run itself: RUN for run=RUN."""
+    """Accept the run directory as the first argument: RUN for run=RUN."""
     if len(sys.argv) > 1 and "=" not in sys.argv[1] and not sys.argv[1].startswith("-"):
         sys.argv[1] = f"run={sys.argv[1]}"
 
@@ -66,9 +66,9 @@ class _Command:
         self.codes: list[int] = []
 
     def run(self, main: Callable[[], object]) -> int:
-        """Run Hydra's main to its end; the exit code."""
+        """Run Hydra's main and return the exit code."""
         try:
-            with _environment(FULL_ERROR, "1"):  # so that Hydra leaves exceptions to us
+            with _environment(FULL_ERROR, "1"):  # so that Hydra does not handle exceptions
                 main()
         except (KeyboardInterrupt, ForcedInterrupt) as stop:
             interrupted = find_cause(stop, ForcedInterrupt) or find_cause(stop, Interrupted)
@@ -80,17 +80,17 @@ class _Command:
         return max(self.codes, default=0)
 
     def help(self, config_name: str) -> Callable[[], object]:
-        """Prints what the command takes."""
+        """A main that prints the help text."""
         overrides = [word for word in sys.argv[1:] if word not in HELP]
         return lambda: sys.stdout.write(help_text(self.directory, config_name, overrides))
 
     def job(self) -> TaskFunction:
-        """The task as Hydra calls it: a failure is told at once, and in a sweep the other jobs go on."""
+        """The task as Hydra calls it: a failure is reported at once, and the other jobs of a sweep continue."""
 
         @functools.wraps(self.task)
         def job(config: DictConfig) -> object:
             try:
-                with _environment(FULL_ERROR, self.users_choice):  # the children of a job inherit the user's
+                with _environment(FULL_ERROR, self.users_choice):  # child processes of a job inherit the user's value
                     return self.task(config)
             except Exception as error:
                 if find_cause(error, Interrupted) or find_cause(error, ForcedInterrupt):
@@ -98,15 +98,15 @@ class _Command:
                 self._report(error, in_job=True)
                 self.failures.append(error)
                 if HydraConfig.get().mode is RunMode.MULTIRUN:
-                    raise  # the sweeper must know
-                return None  # Hydra would add lines of its own
+                    raise  # the sweeper records the failure
+                return None  # if raised, Hydra would add its own output
 
         return job
 
     def _report(self, error: Exception, in_job: bool) -> None:
-        from vae_lab.config.messages import explain
+        from vae_lab.config.messages import usage_message
 
-        wrong_request = explain(error, self.directory, in_job)
+        wrong_request = usage_message(error, self.directory, in_job)
         failed_run = find_cause(error, RunFailed)
         message = wrong_request or (str(failed_run) if failed_run else None)
         if message is None or self.users_choice == "1":
@@ -121,7 +121,7 @@ def _layout(message: str, job: str) -> str:
 
 
 def _job_name() -> str:
-    """Which job of a sweep fails; nothing where there is one run."""
+    """The prefix that names a job of a sweep; empty for a single run."""
     config = HydraConfig.get()
     if config.mode is not RunMode.MULTIRUN:
         return ""

@@ -1,4 +1,4 @@
-"""One process to a run."""
+"""A lock on the run directory: one process at a time trains a run."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Literal
 
 from vae_lab.utils.errors import UsageError
 
-TIMEOUT = 3.0  # for what a killed process leaves behind to end
+TIMEOUT = 3.0  # seconds for the child processes of a killed process to exit
 
 
 @contextmanager
 def exclusive_lock(run: Path, seconds: float = TIMEOUT) -> Iterator[None]:
-    """Keep other processes from going on with the same run. UsageError: one is still at it after so long."""
+    """Lock a run directory. UsageError: another process still holds the lock after `seconds`."""
     folder = _try_lock(run, seconds)
     if folder is False:
         raise UsageError(
-            f"{run}: another process is training this run\nwait until it ends, or stop it, and resume it then"
+            f"{run}: another process is training this run\nwait until it ends, or stop it, then resume the run"
         )
     try:
         yield
@@ -39,7 +39,7 @@ def is_locked(run: Path) -> bool:
 
 
 def _try_lock(run: Path, seconds: float) -> int | Literal[False] | None:
-    """An open folder that holds the lock; False where another process holds it, None where there are no locks."""
+    """The open directory that holds the lock; False if another process holds it, None if locks are not supported."""
     if "LOCAL_RANK" in os.environ:  # a child of the process that holds it
         return None
     try:

@@ -1,4 +1,4 @@
-"""What identifies a run: the hash of its config, the commit of the code, the versions of what it ran on."""
+"""Provenance of a run: config hash, git commit, package versions."""
 
 import hashlib
 import json
@@ -11,8 +11,8 @@ from typing import TypedDict
 
 from omegaconf import DictConfig, OmegaConf
 
-# The same experiment has the same hash wherever, under whatever name and however long it ran.
-NOT_HASHED = (
+# The hash of an experiment is independent of its paths, name, seed and length of training.
+KEYS_NOT_HASHED = (
     *("name", "resume", "trusted", "seed", "data.root", "data.folder", "data.cache_dir"),
     *(
         "trainer.max_epochs",
@@ -25,17 +25,17 @@ NOT_HASHED = (
 
 
 class GitState(TypedDict):
-    """The commit of the code that ran, and whether that code had been changed since."""
+    """The commit of the code, and whether the code differs from it."""
 
     commit: str
     dirty: bool
 
 
 def config_hash(config: DictConfig) -> str:
-    """SHA-256 of the resolved config as canonical JSON, less seed, name, folders and lengths of training."""
+    """SHA-256 of the resolved config as canonical JSON, without seed, name, folders and lengths of training."""
     content = OmegaConf.to_container(config, resolve=True)
     assert isinstance(content, dict)
-    for key in NOT_HASHED:
+    for key in KEYS_NOT_HASHED:
         *parents, last = key.split(".")
         node = content
         for parent in parents:
@@ -48,7 +48,7 @@ def config_hash(config: DictConfig) -> str:
 def git_state() -> GitState | None:
     """The state of the checkout that this package runs from; None outside one or without git.
 
-    Dirty means that the code or conf/ is not what the commit holds: a changed README does not count.
+    Dirty: vae_lab/ or conf/ differs from the commit; other files, such as the README, do not count.
     """
     checkout = Path(__file__).resolve().parents[2]
     if not (checkout / ".git").exists():  # an installed package may lie inside another project's repository

@@ -1,4 +1,4 @@
-"""Which run `resume` means: a folder, one of its checkpoints, or `auto`: the newest unfinished one of this config."""
+"""The run that `resume` names: a run directory, a checkpoint in it, or auto, the newest unfinished run of a config."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from vae_lab.utils.errors import UsageError
 AUTO = "auto"
 CONFIG_FILE = Path(".hydra", "config.yaml")
 LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
-NOT_COMPARED = ("resume", "trusted", "name")  # by auto
+KEYS_NOT_COMPARED = ("resume", "trusted", "name")  # by resume=auto
 
 
 def run_dir_of(resume: str | Path) -> Path:
-    """The run directory that is meant."""
+    """The run directory of `resume`, which is one itself or a checkpoint in it."""
     path = Path(resume)
     return path.parents[1] if path.suffix == ".ckpt" and path.parent.name == "checkpoints" else path
 
 
 def resume_checkpoint(resume: str | Path) -> Path:
-    """The file to go on from."""
+    """The checkpoint to resume from: `resume` itself, or last.ckpt of a run directory."""
     path = Path(resume)
     return path if run_dir_of(path) != path else path / LAST_CHECKPOINT
 
 
 def require_resumable(resume: str | Path) -> Path:
-    """The run directory. UsageError: it is none, or has no checkpoint yet."""
+    """The run directory of `resume`. UsageError: not a run directory, or without a checkpoint."""
     run = run_dir_of(resume)
     for needed in (run / CONFIG_FILE, resume_checkpoint(resume)):
         if not needed.is_file():
@@ -44,26 +44,26 @@ def require_resumable(resume: str | Path) -> Path:
 
 
 def newest_unfinished(parent: Path, config: DictConfig) -> Path | None:
-    """The last started of the runs in `parent` that can be gone on with and have this config."""
+    """The most recently started run in `parent` that is unfinished, has this config and is not locked."""
     runs = sorted(parent.iterdir(), key=_start_time, reverse=True) if parent.is_dir() else []
     return next((run for run in runs if is_unfinished(run, config) and not is_locked(run)), None)
 
 
 def is_unfinished(run: Path, config: DictConfig) -> bool:
-    """Whether a folder holds a run of this config that did not end, and a checkpoint of it."""
+    """Whether a directory holds an unfinished run of this config, with a checkpoint."""
     if not ((run / CONFIG_FILE).is_file() and (run / LAST_CHECKPOINT).is_file()):
         return False
     return read_summary(run).get("status") != "completed" and _stored_config(run) == _comparable(config)
 
 
 def _start_time(run: Path) -> tuple[str, int]:
-    """By its name: <date>_<time>, and a number where two were as fast."""
+    """The sort key of a name <date>_<time>, with a number if several runs started in the same second."""
     number = re.fullmatch(r"(.{19})_(\d+)", run.name)
     return (number[1], int(number[2])) if number else (run.name, 1)
 
 
 def read_summary(run: Path) -> dict[str, Any]:
-    """What a run said of itself; empty where it was killed before it could, or while it did."""
+    """The content of summary.json; empty if missing or truncated, as after a kill."""
     try:
         content = json.loads((run / "summary.json").read_text())
     except (OSError, ValueError):
@@ -79,8 +79,8 @@ def _stored_config(run: Path) -> Any:
 
 
 def _comparable(config: Any) -> Any:
-    """As it is written: interpolations are not resolved, for that may do things."""
+    """The config as stored: interpolations are not resolved, because resolvers may have side effects."""
     content = OmegaConf.to_container(config, resolve=False)
     if not isinstance(content, dict):
         return None
-    return {key: value for key, value in content.items() if key not in (*NOT_COMPARED, "hydra")}
+    return {key: value for key, value in content.items() if key not in (*KEYS_NOT_COMPARED, "hydra")}

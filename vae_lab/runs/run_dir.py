@@ -1,4 +1,4 @@
-"""The run directory: a fresh folder for every run, and the config in it.
+"""The run directory: a new one for each run, which a resumed run keeps.
 
 In a primary config: `hydra.run.dir: ${run_dir:outputs}`, `hydra.sweep.dir: ${sweep_dir:outputs}` and
 `hydra.callbacks.run_folder._target_: vae_lab.runs.run_dir.RunDirectory`.
@@ -22,20 +22,20 @@ from vae_lab.utils.errors import UsageError
 
 
 def register_resolvers() -> None:
-    """Register `${run_dir:ROOT}` and `${sweep_dir:ROOT}`; every reference in one config gives one folder."""
+    """Register `${run_dir:ROOT}` and `${sweep_dir:ROOT}`; all references in one config give the same directory."""
     OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True)
     OmegaConf.register_new_resolver("sweep_dir", _sweep_dir, replace=True)
 
 
 class RunDirectory(Callback):
-    """Refuses, before Hydra writes anything, a folder that holds a run already or cannot be written.
+    """Refuse, before Hydra writes anything, a directory that already holds a run or cannot be written.
 
-    Hydra turns what a callback raises into a warning; `vae_lab.runs.cli` turns that warning into the error again.
+    Hydra turns an exception of a callback into a warning; `vae_lab.runs.cli` turns that warning back into the error.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Open the folder of a single run; a resumed one keeps the config that it has."""
-        if "LOCAL_RANK" in os.environ:  # a child of Lightning's: the folder is the parent's
+        """Check the directory of a single run; a resumed run keeps its stored config."""
+        if "LOCAL_RANK" in os.environ:  # a child process of Lightning uses the directory of its parent
             return
         folder = _chosen_folder(config, "hydra.run.dir")
         resume = OmegaConf.select(config, "resume")
@@ -45,17 +45,16 @@ class RunDirectory(Callback):
             _require_writable(folder)
             config.hydra.output_subdir = None
         else:
-            raise UsageError(f"hydra.run.dir={folder}: a resumed run goes on in its own folder\nleave it out")
+            raise UsageError(f"hydra.run.dir={folder}: a resumed run keeps its own directory\nremove hydra.run.dir")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Open the folder of a sweep."""
         if OmegaConf.select(config, "resume") is not None:
-            raise UsageError(f"resume={config.resume}: one run is resumed at a time\nleave out --multirun")
+            raise UsageError(f"resume={config.resume}: a sweep cannot be resumed, only a single run\nremove --multirun")
         _require_fresh(_chosen_folder(config, "hydra.sweep.dir"), "hydra.sweep.dir")
 
 
 def _chosen_folder(config: DictConfig, key: str) -> Path:
-    HydraConfig.instance().set_config(config)  # for ${hydra:...} in the folder's name
+    HydraConfig.instance().set_config(config)  # for ${hydra:...} in the path
     OmegaConf.set_readonly(config.hydra, False)
     return Path(OmegaConf.select(config, key))
 
@@ -63,7 +62,7 @@ def _chosen_folder(config: DictConfig, key: str) -> Path:
 def _run_dir(outputs: str, *, _root_: DictConfig) -> str:
     resume, parent = OmegaConf.select(_root_, "resume"), Path(outputs) / _run_name(_root_)
     if resume == AUTO:
-        made = OmegaConf.get_cache(_root_)["vae_lab.runs.run_dir"]  # asked again, it has not ended meanwhile
+        made = OmegaConf.get_cache(_root_)["vae_lab.runs.run_dir"]  # a second reference gives the same run
         unfinished = made.get(parent) or newest_unfinished(parent, _root_)
         if unfinished is not None:
             made[parent] = unfinished
@@ -81,13 +80,13 @@ def _run_name(config: DictConfig) -> str:
     choices = config.hydra.runtime.choices
     pair = "-".join(str(choices[group]) for group in ("model", "data") if choices.get(group))
     name = config.get("name") or choices.get("experiment") or pair or "run"
-    return re.sub(r"[^\w.=+-]+", "_", str(name)).lstrip(".") or "run"  # stays inside outputs/
+    return re.sub(r"[^\w.=+-]+", "_", str(name)).lstrip(".") or "run"  # no path outside outputs/
 
 
 def _new_folder(parent: Path, config: DictConfig) -> str:
-    """A new folder named by the time; only named, not made, where nothing runs (`--cfg`).
+    """The path of a new directory named by the time, created unless nothing runs (`--cfg`).
 
-    Kept where Hydra keeps `${now:}`: with the config, from which the jobs of a sweep copy it.
+    Cached in the config, as Hydra does for `${now:}`, from which the jobs of a sweep copy it.
     """
     made = OmegaConf.get_cache(config)["vae_lab.runs.run_dir"]
     if parent not in made:
@@ -97,15 +96,15 @@ def _new_folder(parent: Path, config: DictConfig) -> str:
 
 
 def _claim(folder: Path) -> Path:
-    """Make the folder, or <folder>_2, _3 ... if another run was faster: mkdir lets only one of them win."""
+    """Create the directory, or <folder>_2, _3 ... if it is taken by another run: mkdir is atomic."""
     for number in count(1):
         candidate = folder if number == 1 else folder.with_name(f"{folder.name}_{number}")
         try:
             candidate.mkdir(parents=True)
         except FileExistsError:
-            if candidate.exists():  # else a file stands in the way further up
+            if candidate.exists():  # otherwise a parent is a file
                 continue
-            raise _not_writable(folder, "a file is in the way") from None
+            raise _not_writable(folder, "a parent of it is a file") from None
         except OSError as error:
             raise _not_writable(folder, str(error.strerror)) from error
         return candidate
@@ -116,7 +115,7 @@ def _require_fresh(folder: Path, key: str) -> None:
     held = next((name for name in (".hydra", "summary.json", "multirun.yaml") if (folder / name).exists()), None)
     if held is not None:
         raise UsageError(
-            f"{key}={folder}: holds a run already ({held})\ngive another folder; to go on with a run, resume={folder}"
+            f"{key}={folder}: already holds a run ({held})\nchoose another directory, or resume it: resume={folder}"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -131,4 +130,4 @@ def _require_writable(folder: Path) -> None:
 
 
 def _not_writable(folder: Path, reason: str) -> UsageError:
-    return UsageError(f"cannot write the run folder {folder}: {reason}\nhydra.run.dir=FOLDER names another")
+    return UsageError(f"cannot write the run directory {folder}: {reason}\nset another: hydra.run.dir=DIRECTORY")

@@ -1,10 +1,11 @@
-"""The config in a run directory: read without running code of its choice, and what a resumed run may change of it."""
+"""The config stored in a run directory: loading it without running arbitrary code, and overriding it on resume."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra import compose
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -19,20 +20,23 @@ from vae_lab.config.schema import Config
 from vae_lab.runs.resume import CONFIG_FILE, require_resumable
 from vae_lab.utils.errors import UsageError
 
-RESUMABLE = ("trainer", "logger", "callbacks")  # what a resumed run may change
+OVERRIDABLE_ON_RESUME = ("trainer", "logger", "callbacks")  # groups that a resumed run may override
+TRAINER_OF_0_1 = "vae_lab.trainer.build_trainer"
 
 
 def load_config(run: Path | str, trusted: bool = False) -> DictConfig:
-    """The config of a run, interpolations kept, typed by the schema. UsageError if the folder is no run.
+    """The config of a run, interpolations kept, typed by the schema.
 
-    Unless it is trusted, a UsageError too where building it could run code of its choice: `vae_lab.config.safety`.
+    UsageError: not a run directory, or one of vae_lab 0.1; unless trusted, a config that could run arbitrary code
+    (`vae_lab.config.safety`).
     """
     file = Path(run) / CONFIG_FILE
     if not file.is_file():
-        found = f"no {CONFIG_FILE} in it" if Path(run).is_dir() else "no such folder"
-        raise UsageError(f"{run} is no run: {found}\nexpected a folder that vae_lab.train wrote")
+        found = f"has no {CONFIG_FILE}" if Path(run).is_dir() else "does not exist"
+        raise UsageError(f"Not a run directory: {run} {found}\nexpected a directory written by vae_lab.train")
     try:
         written = OmegaConf.load(file)
+        _require_current_version(written, run)
         config = OmegaConf.merge(
             OmegaConf.structured(Config), written if trusted else checked_run_config(written, file)
         )
@@ -40,20 +44,27 @@ def load_config(run: Path | str, trusted: bool = False) -> DictConfig:
         reason = str(error).partition("\n")[0]
         raise UsageError(f"{file}: {reason}\nwritten by another version of vae_lab?") from error
     assert isinstance(config, DictConfig)
-    config.trusted = trusted  # said here and now, not by the run
+    config.trusted = trusted  # the value of this call, not of the stored config
     OmegaConf.set_struct(config, True)
     return config
 
 
-def resumed_config(run: Path | str, overrides: Sequence[str], trusted: bool = False) -> DictConfig:
-    """The config to go on with: the run's own, and what the command line says of trainer, logger, callbacks.
+def _require_current_version(written: Any, run: Path | str) -> None:
+    content = OmegaConf.to_container(written)  # as written: a resolver may run code
+    trainer = content.get("trainer") if isinstance(content, dict) else None
+    if isinstance(trainer, dict) and trainer.get("_target_") == TRAINER_OF_0_1:
+        raise UsageError(f"{run}: a run of vae_lab 0.1, which version 0.2 cannot read; use vae_lab 0.1 for it")
 
-    A choice (`trainer=cpu`) changes what the file of that choice says and nothing else of the trainer, and
-    takes the place of the logger or the callbacks; it is found by the Hydra app that is running. Hydra's
-    keys are ignored. UsageError if the folder cannot be resumed or an override names anything else.
+
+def resumed_config(run: Path | str, overrides: Sequence[str], trusted: bool = False) -> DictConfig:
+    """The config of a resumed run: the stored one with the overrides of trainer, logger and callbacks.
+
+    A choice of trainer (`trainer=cpu`) is merged into the stored trainer; a choice of logger or callbacks replaces the
+    stored ones. The running Hydra app looks up the choices. Overrides of Hydra's own keys are ignored.
+    UsageError: the run cannot be resumed, or an override of any other key.
     """
     folder = require_resumable(run)
-    parsed = OverridesParser.create().parse_overrides([text for text in overrides if changes_run(text)])
+    parsed = OverridesParser.create().parse_overrides([text for text in overrides if is_run_override(text)])
     for override in parsed:
         _refuse_unless_resumable(override)
     config = load_config(folder, trusted)
@@ -64,17 +75,18 @@ def resumed_config(run: Path | str, overrides: Sequence[str], trusted: bool = Fa
     return config
 
 
-def changes_run(override: str) -> bool:
-    """Whether an override asks for something of a run, beside which it is."""
+def is_run_override(override: str) -> bool:
+    """Whether an override concerns the run itself: not `resume`, `trusted` or a key of Hydra."""
     key = override.lstrip("+~").split("=")[0]
     return key not in ("resume", "trusted") and not key.startswith(("hydra.", "hydra/"))
 
 
 def _refuse_unless_resumable(override: Override) -> None:
-    if re.split(r"[./@]", override.key_or_group)[0] not in RESUMABLE:
+    if re.split(r"[./@]", override.key_or_group)[0] not in OVERRIDABLE_ON_RESUME:
         raise UsageError(
             f"{override.input_line}: a resumed run keeps its own {override.key_or_group}\n"
-            f"what may be changed: {', '.join(RESUMABLE)}; init_from=RUN starts a new run from its weights"
+            f"only these may be changed: {', '.join(OVERRIDABLE_ON_RESUME)}; "
+            "init_from=RUN starts a new run from its weights"
         )
 
 

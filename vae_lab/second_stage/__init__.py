@@ -1,6 +1,6 @@
-"""A second stage: a prior fitted to the latents of a trained model, in the place of the one it was trained with."""
+"""Second stage: a prior fitted to the latents of a trained model, replacing the prior it was trained with."""
 
-from vae_lab.second_stage.fitting import DirectFit, GradientFit, Standardized
+from vae_lab.second_stage.fitting import DirectFit, GradientFit, StandardizedPrior
 from vae_lab.second_stage.stage import SecondStage
 
-__all__ = ["DirectFit", "GradientFit", "SecondStage", "Standardized"]
+__all__ = ["DirectFit", "GradientFit", "SecondStage", "StandardizedPrior"]

@@ -1,4 +1,4 @@
-"""A model judged under one prior and another: same images, same z, so that what differs is the prior."""
+"""Evaluation of a model under different priors, with the same images and posterior samples."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from vae_lab.second_stage.fitting import IMPORTANCE, ProgressCallback
 from vae_lab.second_stage.stage import EvaluationImages
 from vae_lab.utils.rng import EVALUATE, FIT, seed_noise
 
-IMAGES_AT_ONCE = 50  # of which the importance bound is estimated between two looks at the clock
+BATCH_SIZE = 50  # per estimate of the importance bound, between two progress reports
 
 
 class ElboSettings(NamedTuple):
-    """How an ELBO was estimated during training, so that it is estimated likewise."""
+    """Settings of the ELBO estimate during training, reused here."""
 
     num_samples: int
     kl: KLEstimate
@@ -32,7 +32,7 @@ class ElboSettings(NamedTuple):
 
 @contextmanager
 def with_prior(model: VAE, prior: nn.Module) -> Iterator[VAE]:
-    """The model with another prior, for a while."""
+    """Replace the model's prior within the context."""
     before = model.prior
     model.prior = cast("Prior", prior)
     try:
@@ -42,7 +42,7 @@ def with_prior(model: VAE, prior: nn.Module) -> Iterator[VAE]:
 
 
 def has_bound(model: VAE) -> bool:
-    """Whether an ELBO is a bound on log p(x): posterior and prior have densities, or masses."""
+    """Whether the ELBO is a bound on log p(x): all parts have a density or a probability mass."""
     return not parts_without_density(model)
 
 
@@ -50,9 +50,9 @@ def has_bound(model: VAE) -> bool:
 def elbo_terms(
     model: VAE, images: EvaluationImages, estimate: ElboSettings, report_progress: ProgressCallback
 ) -> dict[str, float | None]:
-    """`elbo`, `log_px`, `kl` in nats per image, with the noise that a run's own evaluation of the images has.
+    """`elbo`, `log_px`, `kl` in nats per image, with the noise of the run's own evaluation.
 
-    None where there is no bound.
+    `elbo` and `kl` are None where the ELBO is not a bound.
     """
     sums, done = ElboSums.for_latents(model.latents), 0
     for number, (x, y) in enumerate(images):
@@ -63,7 +63,7 @@ def elbo_terms(
         sums.update(trace, terms, -elbo(terms))
         done += len(x)
         report_progress("ELBO", done, len(images))
-    # The class's own: an instance's would wait for processes that have trained beside this one.
+    # Called on the class: the instance's `compute` would synchronise with the other training processes.
     means = {name: float(value) for name, value in ElboSums.compute(sums).items()}
     bounded = has_bound(model)
     return {name: means[name] if bounded or name == "log_px" else None for name in ("elbo", "log_px", "kl")}
@@ -72,15 +72,15 @@ def elbo_terms(
 def mean_importance_bound(
     model: VAE, images: EvaluationImages, num_samples: int, seed: int, report_progress: ProgressCallback
 ) -> float | None:
-    """The importance-weighted bound in nats, mean over images, with noise that is the same under another prior.
+    """Importance-weighted bound in nats, mean over images; the same noise under every prior.
 
-    None where there is no bound.
+    None where the bound does not exist.
     """
     if not has_bound(model):
         return None
     total, done = 0.0, 0
     for number, (x, y) in enumerate(images):
-        for part in torch.arange(len(x), device=x.device).split(IMAGES_AT_ONCE):
+        for part in torch.arange(len(x), device=x.device).split(BATCH_SIZE):
             seed_noise(x.device, seed, FIT, IMPORTANCE, number, int(part[0]))
             bound = importance_bound(model, x[part], num_samples, y=None if y is None else y[part])
             total += float(bound.double().sum())

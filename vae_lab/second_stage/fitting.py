@@ -1,4 +1,4 @@
-"""Densities fitted to latents: by a prior's own `fit`, or by gradient; and the latents, as they are kept for that."""
+"""Fitting a prior to latents, by its own `fit` or by gradient; and the latent samples it is fitted to."""
 
 from __future__ import annotations
 
@@ -17,28 +17,26 @@ from vae_lab.objectives.schedules import Cosine
 from vae_lab.utils.errors import RunFailed, UsageError
 from vae_lab.utils.rng import FIT, epoch_permutation, mix, seed_noise
 
-# What is drawn for a fit, and afterwards: each a part of the stream FIT.
+# Random substreams of the stream FIT.
 WEIGHTS, ORDER, NOISE, IMPORTANCE, LATENTS, SAMPLES = range(1, 7)
 CPU = torch.device("cpu")
-SMALLEST_SCALE = 1e-6  # of a latent that hardly varies
-HELD_OUT_EVERY = 20  # without validation images, the latents of every so many-th training image are kept from the fit
+MIN_SCALE = 1e-6  # for a latent dimension that hardly varies
+HELD_OUT_EVERY = 20  # without validation images, every 20th training image is held out
 SCORING_BATCH = 2000
 
 
 class ProgressCallback(Protocol):
-    """Told after each piece of work: of what, how much is done of how much, and a word on how it goes.
+    """Called after each piece of work with its name, the amount done, the total and a status text.
 
-    May raise, to end the work: nothing is lost by that.
+    May raise to stop the work; no files are lost or left incomplete.
     """
 
-    def __call__(self, what: str, done: int, total: int, shown: str = "") -> None:
-        """See above."""
-        ...
+    def __call__(self, what: str, done: int, total: int, shown: str = "") -> None: ...
 
 
 @dataclass(frozen=True)
 class LatentSamples:
-    """Draws of q(z|x) of many images; where latents are codes, their numbers, which take a fraction of the memory."""
+    """Samples of q(z|x) of many images; codes are stored as indices, which take a fraction of the memory."""
 
     values: Tensor  # (N, *event), or int64 (N, *code_shape)
     codes: Codes | None = None
@@ -47,22 +45,22 @@ class LatentSamples:
         return len(self.values)
 
     def z(self, rows: Tensor | slice = slice(None)) -> Tensor:
-        """The latents of these rows, (n, *event)."""
+        """Latents of these rows, (n, *event)."""
         chosen = self.values[rows]
         return chosen if self.codes is None else self.codes.embed(chosen)
 
     def split_held_out(self, samples_per_image: int) -> tuple[LatentSamples, LatentSamples]:
-        """All but those of every twentieth image, and those."""
+        """Split off the samples of every twentieth image: (the others, the held-out ones)."""
         images = torch.arange(len(self), device=self.values.device) // samples_per_image
         held_out = images % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
         return LatentSamples(self.values[~held_out], self.codes), LatentSamples(self.values[held_out], self.codes)
 
 
-class Standardized(nn.Module):
-    """z = mean + scale u with u from another prior, which then meets latents of mean 0 and scale 1.
+class StandardizedPrior(nn.Module):
+    """z = mean + scale u with u from another prior, which is thus fitted to latents of mean 0 and scale 1.
 
-    For a prior that starts near N(0, I) and is fitted by gradient. The density is exact: torch adds the log-determinant
-    of the map, minus the sum of the log scales. mean and scale: of the latents given to `adapt`; 0 and 1 until then.
+    For a prior that starts near N(0, I) and is fitted by gradient. The density is exact: torch subtracts the sum of the
+    log scales. mean and scale: of the latents given to `adapt`; 0 and 1 before.
     """
 
     kinds: tuple[LatentKind, ...] = ("vector",)
@@ -77,55 +75,55 @@ class Standardized(nn.Module):
 
     @torch.no_grad()
     def adapt(self, z: Tensor) -> None:
-        """Take the mean and the standard deviation of each number of latents (N, *shape)."""
+        """Set mean and scale to those of each dimension of latents (N, *shape)."""
         self.mean.copy_(z.mean(0))
-        self.scale.copy_(z.std(0, correction=0).clamp(min=SMALLEST_SCALE))
+        self.scale.copy_(z.std(0, correction=0).clamp(min=MIN_SCALE))
 
     def forward(self, inputs: PriorInputs = NO_INPUTS) -> Distribution:
-        """p(z), the batch of the other prior."""
+        """p(z), with the batch of the inner prior."""
         to_latents = AffineTransform(self.mean, self.scale, event_dim=self.mean.dim())
         return TransformedDistribution(self.prior(inputs), [to_latents], validate_args=False)
 
 
 class FittingTask(NamedTuple):
-    """A prior to be fitted. It is told of codes, and sees neither labels nor images."""
+    """A prior to fit. It is called with the codes, but without labels or images."""
 
     prior: nn.Module
     latents: LatentSamples
-    held_out: LatentSamples  # to judge by
+    held_out: LatentSamples  # for model selection and scores
     seed: int
     report_progress: ProgressCallback
 
     def log_prob(self, latents: LatentSamples, rows: Tensor | slice = slice(None)) -> Tensor:
-        """log p(z) of some latents in nats, (n,); of codes the log of a probability mass."""
+        """log p(z) of latents in nats, (n,); for codes a log probability mass."""
         log_prob: Tensor = self.prior(PriorInputs(codes=latents.codes)).log_prob(latents.z(rows))
         return log_prob
 
     @torch.no_grad()
     def mean_log_prob(self, latents: LatentSamples) -> float:
-        """Over all of them."""
+        """Mean of log p(z) over latents, in nats."""
         self.prior.eval()
         rows = torch.arange(len(latents), device=latents.values.device).split(SCORING_BATCH)
         return float(torch.cat([self.log_prob(latents, some) for some in rows]).double().mean())
 
 
 class Fitting(Protocol):
-    """How a prior is fitted, in place."""
+    """A method of fitting a prior, in place."""
 
     def __call__(self, task: FittingTask) -> None:
-        """UsageError: a prior that cannot be fitted like this."""
+        """UsageError: a prior that this method cannot fit."""
         ...
 
 
 class DirectFit:
-    """By the prior's own `fit`: in closed form, or by expectation maximisation. UsageError: a prior without."""
+    """Fit by the prior's own `fit`: in closed form or by expectation maximisation. UsageError: a prior without one."""
 
     def __call__(self, task: FittingTask) -> None:
-        """What is held out plays no part."""
+        """The held-out latents are not used."""
         fit = getattr(task.prior, "fit", None)
         if fit is None:
             raise UsageError(
-                f"second_stage.fitting: {type(task.prior).__name__} has no fit of its own\n"
+                f"second_stage.fitting: {type(task.prior).__name__} has no fit method\n"
                 "use that of second_stage=flow: second_stage.fitting._target_=vae_lab.second_stage.fitting.GradientFit"
             )
         for device in {CPU, task.latents.values.device}:
@@ -134,15 +132,15 @@ class DirectFit:
         try:
             fit(task.latents.z())
         except ValueError as error:
-            raise as_second_stage_error(error) from error
+            raise second_stage_error(error) from error
         task.report_progress("fit", 1, 1)
 
 
 @dataclass(frozen=True)
 class GradientFit:
-    """By maximum likelihood with Adam, the learning rate falling by half a cosine; keeps what is best on others.
+    """Maximum likelihood with Adam and cosine decay of the learning rate; keeps the best weights on held-out latents.
 
-    Those, the latents held out, are scored at the start and after each epoch. epochs: passes over the latents.
+    The held-out latents are scored at the start and after each epoch. epochs: passes over the latents.
     clip_norm: largest norm of the gradient. ValueError: an option out of its range.
     """
 
@@ -160,10 +158,12 @@ class GradientFit:
                 raise ValueError(f"second_stage.fitting.{name} is above 0; found {getattr(self, name)}")
 
     def __call__(self, task: FittingTask) -> None:
-        """UsageError: nothing of the prior is learned. RunFailed: a density that is not finite any more."""
+        """UsageError: a prior without parameters. RunFailed: non-finite log p(z)."""
         if not any(True for _ in task.prior.parameters()):
-            raise UsageError(f"second_stage.prior: nothing of {type(task.prior).__name__} is learned; choose another")
-        if isinstance(task.prior, Standardized):
+            raise UsageError(
+                f"second_stage.prior: {type(task.prior).__name__} has no parameters to fit; choose another"
+            )
+        if isinstance(task.prior, StandardizedPrior):
             task.prior.adapt(task.latents.z())
         optimizer = torch.optim.Adam(task.prior.parameters(), self.lr)
         best, kept = task.mean_log_prob(task.held_out), copy.deepcopy(task.prior.state_dict())
@@ -172,7 +172,7 @@ class GradientFit:
             score = task.mean_log_prob(task.held_out)
             if not math.isfinite(score):
                 raise RunFailed(
-                    f"second_stage: log p(z) of latents held out became {score} in epoch {epoch + 1}\n"
+                    f"second_stage: log p(z) of held-out latents became {score} in epoch {epoch + 1}\n"
                     f"try a smaller second_stage.fitting.lr (it is {self.lr:g}) or clip_norm ({self.clip_norm:g})"
                 )
             if score > best:
@@ -197,6 +197,6 @@ class GradientFit:
             task.report_progress("fit", step + 1, total, shown)
 
 
-def as_second_stage_error(error: ValueError) -> UsageError:
-    """What a prior refused; it takes itself for the model's."""
+def second_stage_error(error: ValueError) -> UsageError:
+    """The error of a prior, with model.prior in its message replaced by second_stage.prior."""
     return UsageError(str(error).replace("model.prior", "second_stage.prior"))

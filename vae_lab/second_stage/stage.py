@@ -1,7 +1,7 @@
-"""A second stage: a prior fitted to the latents of a trained model, in the place of the one it was trained with.
+"""The options of a second stage, the latents it is fitted to, and the prior it builds.
 
-Where the aggregate posterior q(z) = E_x[q(z|x)] is not p(z), samples of p(z) are decoded from latents that no image
-has, and the rate is larger than it need be: it is the mutual information of x and z, which no prior changes, plus
+If the aggregate posterior q(z) = E_x[q(z|x)] differs from p(z), prior samples lie where no image is encoded, and the
+rate is larger than necessary: it is the mutual information of x and z, which no prior changes, plus
 KL(q(z) || p(z)). Ghosh et al. 2020, arXiv:1903.12436 (ex-post density estimation); Dai & Wipf 2019, arXiv:1903.05789.
 """
 
@@ -16,20 +16,20 @@ import torch
 from torch import Tensor, nn
 
 from vae_lab.core import Codes, LatentKind, LatentSpec, Prior
-from vae_lab.models.base import KIND_NAMES, Model, space_mismatch
+from vae_lab.models.base import KIND_NAMES, Model, latent_kind_mismatch
 from vae_lab.models.vae import VAE
-from vae_lab.second_stage.fitting import CPU, WEIGHTS, Fitting, LatentSamples, ProgressCallback, as_second_stage_error
+from vae_lab.second_stage.fitting import CPU, WEIGHTS, Fitting, LatentSamples, ProgressCallback, second_stage_error
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.rng import FIT, seed_noise
 
-STAGES_OF: dict[LatentKind, str] = {"vector": "gaussian, mixture or flow", "codes": "autoregressive_codes"}
+STAGE_CHOICES: dict[LatentKind, str] = {"vector": "gaussian, mixture or flow", "codes": "autoregressive_codes"}
 
 
 class EvaluationImages(Protocol):
-    """Images of a split as the model sees them when evaluated."""
+    """Images of a split, preprocessed as for evaluation."""
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Batches: x (B, C, H, W), and the labels (B,) of a conditional model."""
+        """Batches: x (B, C, H, W), and the labels (B,) for a conditional model, else None."""
         ...
 
     def __len__(self) -> int:
@@ -39,11 +39,11 @@ class EvaluationImages(Protocol):
 
 @dataclass(frozen=True)
 class SecondStage:
-    """What is fitted to which latents, and how it is judged; the options are those of `second_stage.*`.
+    """The options `second_stage.*`: the prior, how it is fitted and how it is evaluated.
 
-    name: of files and tables. samples_per_image: draws of q(z|x) of each training image. num_samples: K of the
+    name: used in files and tables. samples_per_image: samples of q(z|x) per image. num_samples: K of the
     importance-weighted bound, estimated on the first num_images of the test split (None: on all).
-    ValueError: a count below 1; a name that is no word.
+    ValueError: a count below 1; a name with characters other than letters, digits, _ and -.
     """
 
     name: str
@@ -55,7 +55,7 @@ class SecondStage:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w[\w-]*", self.name):
-            raise ValueError(f"second_stage.name is part of a file's, in letters, digits, _ and -; found '{self.name}'")
+            raise ValueError(f"second_stage.name: only letters, digits, _ and - (it names files); found '{self.name}'")
         for key in ("samples_per_image", "num_samples", "num_images"):
             value = getattr(self, key)
             if value is not None and value < 1:
@@ -66,14 +66,14 @@ class SecondStage:
 
 
 @torch.no_grad()
-def draw_latents(
+def sample_posteriors(
     model: VAE,
     images: EvaluationImages,
     samples_per_image: int,
     seed: tuple[int, ...],
     report_progress: ProgressCallback,
 ) -> LatentSamples:
-    """Draws of q(z|x), those of one image side by side. seed: numbers that no other noise has."""
+    """Samples of q(z|x), those of one image adjacent. seed: a stream of random numbers used for nothing else."""
     codes, parts, done = latent_codes(model), [], 0
     for number, (x, y) in enumerate(images):
         seed_noise(x.device, *seed, number)
@@ -85,17 +85,17 @@ def draw_latents(
 
 
 def latent_codes(model: VAE) -> Codes | None:
-    """Those that its latents consist of, if they do."""
+    """The codes of the model's latents, or None."""
     codes: Codes | None = getattr(model.posterior, "codes", None)
     return codes
 
 
 def require_single_layer(model: Model) -> VAE:
-    """The model. UsageError: one with several stochastic layers, whose priors are learned inside the decoder."""
+    """The model as a VAE. UsageError: several stochastic layers, whose priors are learned inside the decoder."""
     if not isinstance(model, VAE):
         raise UsageError(
-            f"second_stage: {type(model).__name__} is a hierarchy (of {len(model.latents)} stochastic layers), whose "
-            "priors are learned inside the decoder.\nChoose a model of one layer, as model=mlp, or second_stage=none"
+            f"second_stage: {type(model).__name__} is a hierarchy (of {len(model.latents)} stochastic layers) whose "
+            "priors are learned inside the decoder.\nChoose a model with one layer, as model=mlp, or second_stage=none"
         )
     return model
 
@@ -104,30 +104,30 @@ def require_single_layer(model: Model) -> VAE:
 
 
 def build_prior(stage: SecondStage, model: VAE, seed: int) -> nn.Module:
-    """A prior of the model's latents, not yet fitted.
+    """An unfitted prior for the model's latents.
 
-    UsageError: it is of another space, asks for more than latents, or refuses its options.
+    UsageError: a prior of another kind of latents, one that needs an encoder or labels, or invalid options.
     """
     seed_noise(CPU, seed, FIT, WEIGHTS)
     try:
         prior = cast("nn.Module", stage.prior(model.latent))
     except ValueError as error:
-        raise as_second_stage_error(error) from error
+        raise second_stage_error(error) from error
     require_latent_kind(prior, model)
     if getattr(prior, "needs_encoder", False) or getattr(prior, "needs_labels", False):
         raise UsageError(
-            f"second_stage: {type(prior).__name__} depends on the encoder or on labels, a fitted prior on neither.\n"
+            f"second_stage: {type(prior).__name__} depends on the encoder or on labels; a fitted prior has neither.\n"
             f"{_choice(model.latent.kind)}"
         )
     return prior
 
 
 def require_latent_kind(prior: nn.Module, model: VAE) -> None:
-    """UsageError unless a prior lives where the model's latents do."""
-    if (wrong := space_mismatch(model.posterior, cast("Prior", prior))) is not None:
+    """UsageError: the prior does not support the model's kind of latents."""
+    if (wrong := latent_kind_mismatch(model.posterior, cast("Prior", prior))) is not None:
         raise UsageError(f"second_stage: {wrong}\n{_choice(model.latent.kind)}")
 
 
 def _choice(kind: LatentKind) -> str:
-    stages = STAGES_OF.get(kind)
-    return f"Choose second_stage={stages}" if stages else f"No second stage is fitted to {KIND_NAMES[kind]}"
+    stages = STAGE_CHOICES.get(kind)
+    return f"Choose second_stage={stages}" if stages else f"No second stage is available for {KIND_NAMES[kind]}"

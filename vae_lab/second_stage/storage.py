@@ -1,7 +1,7 @@
-"""RUN/prior/: a prior that was fitted to the latents of a run, and the weights it belongs to.
+"""RUN/prior/: the prior fitted to the latents of a run, and the model weights it was fitted to.
 
-config.yaml names it (`second_stage`), weights.ckpt holds its weights and a fingerprint of the model's, scores.json what
-came of it (no summary.json: a folder with one is a run). The folder appears whole or not at all.
+config.yaml holds its config (`second_stage`), weights.ckpt its weights and a fingerprint of the model's, scores.json
+the results (not summary.json, which marks a run directory). The folder is written atomically.
 """
 
 from __future__ import annotations
@@ -32,21 +32,20 @@ from vae_lab.utils.files import fsync_folder, write_atomically
 FOLDER, CONFIG, WEIGHTS = "prior", "config.yaml", "weights.ckpt"
 
 
-class FittedWeights(NamedTuple):
-    """The model whose latents a prior was fitted to."""
+class ModelFingerprint(NamedTuple):
+    """The model weights whose latents a prior was fitted to."""
 
-    checkpoint: str  # the name of its file
+    checkpoint: str  # file name
     step: int
     fingerprint: str
 
     @classmethod
-    def of(cls, checkpoint: str, step: int, weights: Mapping[str, Tensor]) -> FittedWeights:
-        """These weights."""
+    def of(cls, checkpoint: str, step: int, weights: Mapping[str, Tensor]) -> ModelFingerprint:
         return cls(checkpoint, step, fingerprint(weights))
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the names, types, shapes and values of weights."""
+    """SHA-256 of the names, dtypes, shapes and values of weights."""
     digest = hashlib.sha256()
     for name, value in sorted(weights.items()):
         values = value.detach().cpu().contiguous()
@@ -59,14 +58,14 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
 
 
 def require_no_fitted_prior(run: Path) -> None:
-    """UsageError where the run has a fitted prior already."""
+    """UsageError: the run already has a fitted prior."""
     if (run / FOLDER).exists():
-        raise UsageError(f"{run / FOLDER}: there is a fitted prior already\nto replace it, overwrite=true")
+        raise UsageError(f"{run / FOLDER}: a fitted prior already exists\nto replace it, set overwrite=true")
 
 
 @contextmanager
 def replace_prior_folder(run: Path) -> Iterator[Path]:
-    """A folder to be filled, which then takes the place of the fitted prior that there may be."""
+    """Yield a temporary folder to write to; on success it replaces any existing fitted prior."""
     partial, before = (run / f".{FOLDER}.{os.getpid()}.{what}" for what in ("partial", "before"))
     partial.mkdir()
     try:
@@ -80,8 +79,8 @@ def replace_prior_folder(run: Path) -> Iterator[Path]:
     fsync_folder(run)
 
 
-def write_fitted_prior(folder: Path, node: DictConfig, prior: nn.Module, fitted_to: FittedWeights) -> None:
-    """The config of a second stage and the weights of its prior."""
+def write_fitted_prior(folder: Path, node: DictConfig, prior: nn.Module, fitted_to: ModelFingerprint) -> None:
+    """Write the config of a second stage and the weights of its prior."""
     content = OmegaConf.create({"second_stage": OmegaConf.to_container(node, resolve=True)})
     write_atomically(folder / CONFIG, OmegaConf.to_yaml(content).encode())
     state = {name: copy_to_cpu(value) for name, value in prior.state_dict().items()}
@@ -91,36 +90,36 @@ def write_fitted_prior(folder: Path, node: DictConfig, prior: nn.Module, fitted_
 # --- reading ----------------------------------------------------------------------------------------------
 
 
-def read_fitted_prior(run: Path, model: Model, found: FittedWeights, trusted: bool) -> tuple[str, nn.Module]:
+def read_fitted_prior(run: Path, model: Model, found: ModelFingerprint, trusted: bool) -> tuple[str, nn.Module]:
     """The name of the prior fitted to a run, and the prior. found: the weights of the model.
 
-    UsageError: it was fitted to other weights, its files are damaged or do not fit together, or they name what a run's
-    config may not, unless it is trusted.
+    UsageError: it was fitted to other weights, its files are damaged or do not match, or its config names targets that
+    a run's config may not (unless trusted).
     """
     folder = run / FOLDER
     again = f"fit it again: python -m vae_lab.fit_prior run={run} overwrite=true"
     config = _config(folder / CONFIG, again, trusted)
     if (damaged := find_damage(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else "no such file") is not None:
-        raise UsageError(f"{folder / WEIGHTS}: damaged or not whole ({damaged})\n{again}")
-    saved = load_checkpoint(folder / WEIGHTS, needed=("prior", *FittedWeights._fields))
-    _require_same(FittedWeights(*(saved[name] for name in FittedWeights._fields)), found, folder, again)
+        raise UsageError(f"{folder / WEIGHTS}: damaged or incomplete ({damaged})\n{again}")
+    saved = load_checkpoint(folder / WEIGHTS, needed=("prior", *ModelFingerprint._fields))
+    _require_same(ModelFingerprint(*(saved[name] for name in ModelFingerprint._fields)), found, folder, again)
     layer = require_single_layer(model)
     prior: nn.Module = build_node(config.second_stage.prior, latent=layer.latent)
     require_latent_kind(prior, layer)
     try:
         prior.load_state_dict(saved["prior"])
     except (RuntimeError, TypeError) as error:
-        raise UsageError(f"{folder}: {CONFIG} and {WEIGHTS} do not fit together\n{again}") from error
+        raise UsageError(f"{folder}: {CONFIG} and {WEIGHTS} do not match\n{again}") from error
     return str(config.second_stage.name), prior.eval().requires_grad_(False)
 
 
-def _require_same(fitted_to: FittedWeights, found: FittedWeights, folder: Path, again: str) -> None:
-    """Another model's latents lie elsewhere: its samples and every number of it would silently be wrong."""
+def _require_same(fitted_to: ModelFingerprint, found: ModelFingerprint, folder: Path, again: str) -> None:
+    """UsageError: the prior was fitted to the latents of other weights; samples and metrics would be silently wrong."""
     if fitted_to.fingerprint != found.fingerprint:
         raise UsageError(
             f"{folder}: this prior was fitted to the weights of {fitted_to.checkpoint} at step {fitted_to.step}, and "
-            f"{found.checkpoint} (step {found.step}) holds others\n{again},\n"
-            'or leave it aside: vae_lab.load(run, prior="trained")'
+            f"{found.checkpoint} (step {found.step}) holds other weights\n{again},\n"
+            'or load the run without it: vae_lab.load(run, prior="trained")'
         )
 
 
@@ -132,7 +131,7 @@ def _config(path: Path, again: str, trusted: bool) -> DictConfig:
     except (OmegaConfBaseException, YAMLError, RecursionError, OSError, UnicodeError) as error:
         raise UsageError(f"{path}: {str(error).partition(chr(10))[0]}\n{again}") from error
     if not named:
-        raise UsageError(f"{path}: names no second_stage with a prior\n{again}")
+        raise UsageError(f"{path}: second_stage.name or second_stage.prior._target_ is missing\n{again}")
     assert isinstance(config, DictConfig)
     check_targets(config)
     return config

@@ -1,1 +1,1 @@
-"""Training: one step, its optimiser, and Lightning around it."""
+"""Training: the step, the optimiser, and the Lightning module and trainer that run them."""

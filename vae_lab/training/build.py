@@ -1,4 +1,4 @@
-"""From a checked config to the data, the model and the experiment that it describes."""
+"""Build the data module, the model and the Lightning module from a checked config."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from vae_lab.utils.rng import INITIALIZE, mix
 
 
 def build_node(node: DictConfig, **parts: Any) -> Any:
-    """What a config node builds; a `_partial_` one is completed with `parts`.
+    """Instantiate a config node; a `_partial_` is called with `parts`.
 
-    UsageError: what a constructor found wrong with the values it was given.
+    UsageError: a constructor rejected its values.
     """
     try:
         if node.get("_partial_"):
@@ -41,7 +41,7 @@ def build_node(node: DictConfig, **parts: Any) -> Any:
 
 
 def build(config: DictConfig) -> tuple[ImageDataModule, VAEModule]:
-    """The data and the experiment that a checked config describes; the same weights for the same seed."""
+    """The data module and the Lightning module of a checked config; equal seeds give equal initial weights."""
     data: ImageDataModule = build_node(config.data)
     settings: OptimizerSettings = build_node(config.optimizer)
     data.loader_options = LoaderOptions(
@@ -57,10 +57,10 @@ def build(config: DictConfig) -> tuple[ImageDataModule, VAEModule]:
 def build_module(
     config: DictConfig, data: ImageDataModule, image: ImageSpec, num_images: int, settings: OptimizerSettings
 ) -> VAEModule:
-    """The experiment on so many training images of this kind; else only the batches' size and preparation are asked."""
+    """The Lightning module for `num_images` training images; only batch size and preprocessing of `data` are used."""
     torch.manual_seed(mix(config.seed, INITIALIZE))
     model = build_model(config, image)
-    experiment = VAEModule(
+    module = VAEModule(
         model=model,
         objective=build_node(config.objective, spec=TrainingSpec(image, model.latents, num_images)),
         optimizer=settings,
@@ -72,12 +72,12 @@ def build_module(
         on_nonfinite=config.trainer.on_nonfinite,
     )
     if config.trainer.channels_last:
-        experiment.to(memory_format=torch.channels_last)
-    return experiment
+        module.to(memory_format=torch.channels_last)
+    return module
 
 
 def require_capturable(settings: OptimizerSettings, cuda_graphs: bool) -> None:
-    """UsageError for an optimiser whose step reads back from the device, which no CUDA graph can hold."""
+    """UsageError for an optimiser whose step reads back from the device, which a CUDA graph cannot record."""
     optimizer = settings.build([torch.nn.Parameter(torch.zeros(1))])
     if cuda_graphs and "capturable" not in optimizer.defaults:
         raise UsageError(
@@ -87,36 +87,35 @@ def require_capturable(settings: OptimizerSettings, cuda_graphs: bool) -> None:
 
 
 def build_model(config: DictConfig, image: ImageSpec) -> Model:
-    """The model of a config, for images of this kind."""
     model: Model = build_node(config.model, image=image)
     return model
 
 
 def restore_model(saved: dict[str, Any], config: DictConfig) -> Model:
-    """The model of a checked config with the weights of a checkpoint, and the prior it was trained with; frozen."""
+    """The model of a checked config with the weights and prior of a checkpoint; frozen, in evaluation mode."""
     model = build_model(config, ImageSpec(**saved["image"]))
     model.load_state_dict(model_weights(saved))
     return model.eval().requires_grad_(False)
 
 
 def model_weights(saved: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights that a checkpoint's run evaluates with."""
+    """The weights a checkpoint is evaluated with: their moving average if the run kept one."""
     weights: dict[str, Tensor] = saved["state_dict"]
     prefix = "average.model." if any(name.startswith("average.model.") for name in weights) else "model."
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
-def initialize_from(experiment: VAEModule, run: str | Path) -> None:
-    """Start an experiment from another run's best weights. UsageError: no run, or another architecture."""
-    # Nothing of that run is built, so its config is not read.
+def initialize_from(module: VAEModule, run: str | Path) -> None:
+    """Load the best weights of another run. UsageError: not a run, or a different architecture."""
+    # The config of that run is not read, since nothing is built from it.
     weights = model_weights(load_checkpoint(Path(run) / "checkpoints" / "best.ckpt", needed=("state_dict",)))
     try:
-        experiment.model.load_state_dict(weights)
-        if experiment.average is not None:
-            experiment.average.model.load_state_dict(weights)
+        module.model.load_state_dict(weights)
+        if module.average is not None:
+            module.average.model.load_state_dict(weights)
     except RuntimeError as error:
         first = str(error).splitlines()[1:2] or [str(error)]
         raise UsageError(
             f"init_from={run}: its weights do not fit this model ({first[0].strip()}).\n"
-            "Give the run's own model and data options, or a run of the same architecture"
+            "Use the model and data options of that run, or a run of the same architecture"
         ) from error

@@ -1,6 +1,6 @@
-"""A training step recorded once as a CUDA graph, then launched as a whole, with no Python between its kernels.
+"""Record a training step once as a CUDA graph, then replay it with no Python between its kernels.
 
-Small networks leave a GPU waiting for Python; replayed, a step costs what its kernels cost.
+With small networks a GPU waits for Python; a replayed step takes only the time of its kernels.
 https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 """
 
@@ -11,18 +11,17 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-WARM_UP = 3  # steps run as they are, in which libraries choose their kernels and the optimiser makes its state
+WARM_UP_STEPS = 3  # eager steps, in which libraries choose their kernels and the optimiser allocates its state
 
 Outputs = tuple[Tensor | None, ...]
 
 
 class CUDAGraphRunner:
-    """Calls `function(images, labels, numbers)`, from the fourth time on by replaying what it did.
+    """Calls `function(images, labels, numbers)`: three times eagerly, then by replaying a recorded graph.
 
-    Every call counts: those of the warm-up are real steps. Noise follows the seed that the device's generator has at
-    each call. The function must not read back from the device, and the images must keep their shape, as the labels must
-    (or be None). Under autocast,
-    its cache must be off (Lightning's is): rounded weights would be recorded as constants.
+    Warm-up calls are real steps. Noise follows the seed of the device's generator at each call. The function must not
+    read back from the device; the images must keep their shape, and so must the labels (or be None). Under autocast,
+    its cache must be off (Lightning turns it off): otherwise rounded weights would be recorded as constants.
     """
 
     def __init__(
@@ -36,19 +35,19 @@ class CUDAGraphRunner:
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, images: Tensor, labels: Tensor | None, numbers: Sequence[float]) -> Outputs:
-        """images: uint8 (N, C, H, W); labels: (N,); numbers: floats that may differ from call to call."""
-        self._hand_over(images, labels, numbers)
+        """images: uint8 (N, C, H, W); labels: (N,); numbers: floats that may change between calls."""
+        self._copy_inputs(images, labels, numbers)
         self._calls += 1
-        if self._calls <= WARM_UP:
-            return self._as_it_is()
+        if self._calls <= WARM_UP_STEPS:
+            return self._run_eagerly()
         if self._graph is None:
             self._record()
         assert self._graph is not None
         self._graph.replay()
-        return tuple(None if it is None else it.clone() for it in self._outputs)  # the next replay writes over them
+        return tuple(None if it is None else it.clone() for it in self._outputs)  # the next replay overwrites them
 
-    def _hand_over(self, images: Tensor, labels: Tensor | None, numbers: Sequence[float]) -> None:
-        """Into the memory that the graph reads."""
+    def _copy_inputs(self, images: Tensor, labels: Tensor | None, numbers: Sequence[float]) -> None:
+        """Copy the inputs to the memory that the graph reads."""
         if self._images is None:
             self._images = torch.empty_like(images, device=self._device)
             self._labels = None if labels is None else torch.empty_like(labels, device=self._device)
@@ -60,7 +59,7 @@ class CUDAGraphRunner:
         for tensor, number in zip(self._numbers, numbers, strict=True):
             tensor.fill_(number)
 
-    def _as_it_is(self) -> Outputs:
+    def _run_eagerly(self) -> Outputs:
         assert self._images is not None
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):

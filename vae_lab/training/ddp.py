@@ -1,4 +1,4 @@
-"""Several devices: one process each, gradients averaged once per optimiser step."""
+"""Data-parallel training: one process per device, gradients averaged once per optimiser step."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import nn
 class AllReduceStrategy(DDPStrategy):
     """Data parallelism without torch's DistributedDataParallel around the module.
 
-    DistributedDataParallel expects one forward and one backward pass in each call of the trainer; ours holds several
-    optimiser steps. Gradients are therefore averaged by `reduce_gradients`, in one message.
+    DistributedDataParallel expects one forward and one backward pass per call of the trainer; here a call runs several
+    optimiser steps. Gradients are therefore averaged by `reduce_gradients`, in one all-reduce.
     """
 
     def configure_ddp(self) -> None:
-        """Start every process from the weights of the first."""
+        """Broadcast the weights and buffers of the first process."""
         assert self.model is not None
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             dist.broadcast(tensor.data, 0)

@@ -1,7 +1,7 @@
-"""The end of an epoch that an interruption left out: its validation, its pictures, its checks are made up for.
+"""Complete the end of an epoch whose validation, pictures and checks were missed because of an interruption.
 
-A run that goes on from such a step enters the epoch once more, with no step left in it. So does one that was
-stopped after its last step: what comes after training comes again.
+A run resumed from such a step enters the epoch again, with no steps left in it. So does a run that was stopped after
+its last step: everything that follows training is repeated.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from vae_lab.data.datamodule import datamodule_of, final_step, has_validation, i
 
 
 class EpochEnd:
-    """The step of the last validation and of the last whole epoch end, and whether one is being made up for."""
+    """The steps of the last validation and of the last complete epoch end, and the recovery of a missed one."""
 
     def __init__(self) -> None:
         self.validated_at = 0
@@ -23,27 +23,25 @@ class EpochEnd:
         self._max_steps: int | None = None
 
     def state_dict(self) -> dict[str, int]:
-        """What a resumed run has to know."""
         return {"validated_at": self.validated_at, "ended_at": self.ended_at}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """As it was."""
         self.validated_at, self.ended_at = state["validated_at"], state["ended_at"]
 
     def resume(self, trainer: Trainer, steps: int) -> dict[str, Any]:
-        """The state of a fit loop that goes on after so many optimiser steps."""
+        """The state of a fit loop that resumes after `steps` optimiser steps."""
         data = datamodule_of(trainer)
         epochs, at = divmod(steps, data.steps_per_epoch)
         end = final_step(trainer, data.steps_per_epoch)
         data.finishing_epoch = (epochs > 0 and at == 0 and self.ended_at != steps) or (end is not None and steps >= end)
         if data.finishing_epoch and at == 0:
             epochs -= 1
-        if data.finishing_epoch and trainer.max_steps == steps:  # or Lightning would see nothing left to do
+        if data.finishing_epoch and trainer.max_steps == steps:  # or Lightning would end the fit loop at once
             self._max_steps, trainer.fit_loop.epoch_loop.max_steps = steps, steps + 1
         return fit_loop_progress(trainer.fit_loop.state_dict(), epochs, steps)
 
     def run_missed_validation(self, trainer: Trainer) -> None:
-        """Run the one that is owed."""
+        """Run the validation of the interrupted epoch, if it was missed."""
         if not self._has_missed_validation(trainer):
             return
         validation = trainer.fit_loop.epoch_loop.val_loop
@@ -53,38 +51,38 @@ class EpochEnd:
         trainer.training = True
 
     def _has_missed_validation(self, trainer: Trainer) -> bool:
-        """Whether the epoch that is made up for ends with a validation that was not done."""
+        """Whether the interrupted epoch ends with a validation that has not been run."""
         data, step = datamodule_of(trainer), trainer.global_step
         epoch = -(-step // data.steps_per_epoch)
         due = epoch % (trainer.check_val_every_n_epoch or 1) == 0
         return data.finishing_epoch and due and self.validated_at != step and has_validation(trainer)
 
     def last_step(self, trainer: Trainer) -> int | None:
-        """The step that training ends with, whatever Lightning is told meanwhile."""
+        """The last step of training, also while `resume` has raised Lightning's `max_steps`."""
         end = final_step(trainer, datamodule_of(trainer).steps_per_epoch)
         return end if end is None or self._max_steps is None else min(end, self._max_steps)
 
     def epoch_started(self, trainer: Trainer) -> None:
-        """The epoch has begun: Lightning may know again where training ends."""
+        """Restore the `max_steps` that `resume` raised, now that the epoch has begun."""
         if self._max_steps is not None:
             trainer.fit_loop.epoch_loop.max_steps, self._max_steps = self._max_steps, None
 
     def epoch_finished(self, trainer: Trainer) -> None:
-        """All that comes with the end of an epoch is done but its checkpoints: training goes on, or ends."""
+        """Mark the end of the epoch as complete except for its checkpoints."""
         datamodule_of(trainer).finishing_epoch = False
         if not is_within_epoch(trainer):
             self.ended_at = trainer.global_step
 
 
 def drop_absent_callback_states(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Drop the states of callbacks that are not here; and the time of earlier sessions, for max_time is of one."""
+    """Drop the states of callbacks this trainer lacks, and of Timer, since max_time limits one session."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    here = {callback.state_key for callback in callbacks if not isinstance(callback, Timer)}
-    checkpoint["callbacks"] = {key: state for key, state in checkpoint["callbacks"].items() if key in here}
+    present = {callback.state_key for callback in callbacks if not isinstance(callback, Timer)}
+    checkpoint["callbacks"] = {key: state for key, state in checkpoint["callbacks"].items() if key in present}
 
 
 def fit_loop_progress(fresh: dict[str, Any], epochs: int, steps: int) -> dict[str, Any]:
-    """The state of a fit loop that has done `epochs` whole epochs and `steps` optimiser steps, none of them half."""
+    """The state of a fit loop after `epochs` whole epochs and `steps` optimiser steps, none in progress."""
     for when in ("total", "current"):
         for event in ("ready", "started", "processed", "completed"):
             fresh["epoch_progress"][when][event] = epochs

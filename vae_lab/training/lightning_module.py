@@ -1,4 +1,4 @@
-"""The LightningModule: thin glue between a trainer and the step."""
+"""The LightningModule: connects the trainer to the training step and the evaluator."""
 
 from __future__ import annotations
 
@@ -32,7 +32,16 @@ from vae_lab.training.step_dump import capture_step, write_step_dump
 from vae_lab.training.step_log import StepLog
 
 log = logging.getLogger("vae_lab")
-NOT_OF_VALIDATION = ("train/", "test/", "learning_rate", "beta", "capacity", "multiplier", "gradient_norm", "skipped")
+NON_VALIDATION_PREFIXES = (
+    "train/",
+    "test/",
+    "learning_rate",
+    "beta",
+    "capacity",
+    "multiplier",
+    "gradient_norm",
+    "skipped",
+)
 
 
 class VAEModule(LightningModule):
@@ -60,19 +69,19 @@ class VAEModule(LightningModule):
         self.objective, self.settings, self.preprocess = objective, optimizer, preprocess
         self.batch_size, self.seed, self.config = batch_size, seed, config
         self.execution = execution or Execution()
-        self.sums = ElboSums.for_latents(model.latents)  # here, so that it goes where the model goes
+        self.sums = ElboSums.for_latents(model.latents)  # a submodule, so that it moves with the model
         self.diagnostics = Diagnostics(model)
         self.evaluation = SplitEvaluator(self.sums, self.diagnostics, objective, preprocess, seed)
         self.epoch_end = EpochEnd()
-        self.metrics: dict[str, float] = {}  # the last of each, by its name
+        self.metrics: dict[str, float] = {}  # latest value of each, by name
         self.on_nonfinite = on_nonfinite
         self.nonfinite_policy = NonFinitePolicy(on_nonfinite)
-        self.stop_requested: Callable[[], bool] = lambda: False  # asked between steps: True ends the call
+        self.stop_requested: Callable[[], bool] = lambda: False  # checked between steps: True ends the call
         self.step_log = StepLog(term_names(objective))
 
     @property
     def evaluation_model(self) -> Model:
-        """What is validated, drawn and tested: averaged weights if they are on."""
+        """The model that is validated, tested and sampled for pictures: the averaged weights if enabled."""
         return self.model if self.average is None else self.average.model
 
     @property
@@ -82,16 +91,16 @@ class VAEModule(LightningModule):
 
     @property
     def log_every_n_steps(self) -> int:
-        """Optimiser steps between what the loggers are given."""
+        """Optimiser steps between two log entries."""
         steps: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return steps
 
     @property
     def warnings(self) -> list[str]:
-        """What a reader of the numbers has to know of the training."""
+        """Warnings about skipped steps and non-finite metrics."""
         found, skipped = [], self.nonfinite_policy.num_skipped
         if skipped:
-            found.append(f"{skipped} of {self.global_step} steps were left out: a loss or gradient was not finite")
+            found.append(f"{skipped} of {self.global_step} steps were skipped: a loss or gradient was not finite")
         values = {name: self.metrics.get(name, 0.0) for name in ("val/elbo", "test/elbo")}
         nonfinite = {name: value for name, value in values.items() if not math.isfinite(value)}
         return found + [
@@ -102,11 +111,10 @@ class VAEModule(LightningModule):
     # Training
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimiser; its step is taken by `TrainingStep`."""
         return self.settings.build(self.model.parameters(), self.objective.discriminators)
 
     def on_train_start(self) -> None:
-        """Put the step together, now that the trainer has an optimiser and a length."""
+        """Build the training step, now that the trainer has the optimiser and the number of steps."""
         self.step = TrainingStep(
             model=self.model,
             objective=self.objective,
@@ -128,10 +136,10 @@ class VAEModule(LightningModule):
         return self.epoch_end.last_step(self.trainer)
 
     def training_step(self, call: list[Batch], batch_idx: int) -> None:
-        """Several optimiser steps; nothing is read back from the device but at every `log_every_n_steps`."""
+        """Run the optimiser steps of one call; read back from the device only every `log_every_n_steps`."""
         first, every = self.global_step, self.log_every_n_steps
         for step, batch in enumerate(call, first):
-            if self.stop_requested() and self.trainer.world_size == 1:  # several would have to agree
+            if self.stop_requested() and self.trainer.world_size == 1:  # several processes would have to agree
                 return
             logs = (step + 1) % every == 0
             record = self.step(batch.images, step, measure=logs, labels=batch.labels)
@@ -143,25 +151,25 @@ class VAEModule(LightningModule):
                 self.read_steps()
 
     def _count_steps(self, steps: int) -> None:
-        """Advance `global_step`: Lightning's wrapper of an optimiser would, at 1 to 2 per cent of a small step."""
+        """Advance `global_step`; Lightning's optimiser wrapper would too, at 1 to 2 per cent of a small step's time."""
         progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total
         progress.ready += steps
         progress.completed += steps
 
     def read_steps(self) -> None:
-        """Read the steps since the last time. Raises NonFiniteLoss, unless such steps are left out."""
+        """Read the steps since the last read. NonFiniteLoss: one is non-finite (with `skip`: too many in a row)."""
         first = self.global_step - len(self.step_log)
-        # Over devices the mean: a process that is not finite stops them all.
+        # Mean over devices: a non-finite value in one process stops all.
         nonfinite = self.step_log.read(lambda terms: self.trainer.strategy.reduce(terms, reduce_op="mean"))
         for row, (terms, own) in nonfinite.items():
             step = first + row
-            if self.on_nonfinite == "stop":  # nothing was changed since: the clock goes back
+            if self.on_nonfinite == "stop":  # no later step changed anything: set the step back
                 self._count_steps(step - self.global_step)
             self.nonfinite_policy.handle(step, terms, partial(self._dump_step, step, own))
 
     def _dump_step(self, step: int, terms: dict[str, float]) -> Path:
-        """Write a step that was not finite into a file."""
-        unchanged = self.on_nonfinite == "stop" or self.step.checks_every_step  # by the steps after it
+        """Save a non-finite step to a file."""
+        unchanged = self.on_nonfinite == "stop" or self.step.checks_every_step  # by later steps
         data = datamodule_of(self.trainer)
         batch = data.train_dataloader().step(step)
         now = step if unchanged else self.global_step
@@ -169,7 +177,7 @@ class VAEModule(LightningModule):
         return write_step_dump(nonfinite, Path(self.trainer.default_root_dir) / "checkpoints")
 
     def log_steps(self) -> None:
-        """Read the steps since the last time and log their mean."""
+        """Read the steps since the last log entry and log their mean."""
         self.read_steps()
         sums = self.step_log.since_log
         if not sums.num_images:
@@ -184,7 +192,7 @@ class VAEModule(LightningModule):
         self._to_loggers(shown)
 
     def _rates(self) -> dict[str, float]:
-        """What the schedules gave the last step."""
+        """Scheduled values of the last step, by metric name."""
         last = self.global_step - 1
         rates = self.step.rates(last)
         shown = {"learning_rate": float(rates.lr), "beta": float(rates.beta)}
@@ -195,7 +203,7 @@ class VAEModule(LightningModule):
         return shown
 
     def on_train_epoch_start(self) -> None:
-        """Start the epoch's own sums; one that was cut short goes on with those it had."""
+        """Reset the sums of the epoch, unless a resumed run continues it."""
         self.epoch_end.epoch_started(self.trainer)
         data = datamodule_of(self.trainer)
         if self.global_step % data.steps_per_epoch == 0 and not data.finishing_epoch:
@@ -209,24 +217,23 @@ class VAEModule(LightningModule):
         return means
 
     def metrics_row(self) -> dict[str, float]:
-        """What is known at the end of an epoch: functions of the weights and the step, whatever was logged when."""
-        found = {name: value for name, value in self.metrics.items() if not name.startswith(NOT_OF_VALIDATION)}
+        """Metrics at the end of an epoch: functions of the weights and the step, whatever the logging interval."""
+        found = {name: value for name, value in self.metrics.items() if not name.startswith(NON_VALIDATION_PREFIXES)}
         return {**self.epoch_means(), **self._rates(), **found}
 
     # Evaluation
 
     def on_validation_epoch_start(self) -> None:
-        """Nothing that is not finite is validated or saved."""
+        """Read all steps first, so that non-finite weights are neither validated nor saved."""
         if not self.trainer.sanity_checking:
             self.log_steps()
         self._start_split()
 
     def on_test_epoch_start(self) -> None:
-        """Start from nothing."""
         self._start_split()
 
     def on_train_epoch_end(self) -> None:
-        """The last weights count as the best where nothing is validated: they are saved after this."""
+        """Without validation, fit the likelihood to the last weights: they are saved as the best after this."""
         self.log_steps()
         if not has_validation(self.trainer):
             self.evaluation.fit_likelihood(self.evaluation_model, self._training_batches())
@@ -240,31 +247,27 @@ class VAEModule(LightningModule):
             yield x.to(self.device), y.to(self.device) if y is not None and self.model.conditional else None
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch to the split's sums."""
         self._evaluate(batch, batch_idx)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch to the split's sums."""
         self._evaluate(batch, batch_idx)
 
     def _evaluate(self, batch: Batch, batch_idx: int) -> None:
-        weights = self.objective.weights_at(max(self.global_step - 1, 0), self._total_steps())  # the last step's
+        weights = self.objective.weights_at(max(self.global_step - 1, 0), self._total_steps())  # of the last step
         self.evaluation.add(self.evaluation_model, batch, weights, self.global_rank, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the whole split's means."""
         if not self.trainer.sanity_checking:
             self.epoch_end.validated_at = self.global_step
             self._log_split("val")
 
     def on_test_epoch_end(self) -> None:
-        """Log the whole split's means."""
         self._log_split("test")
 
     def _log_split(self, split: Split) -> None:
         means = self.evaluation.means(self.evaluation_model, split)
         if split == "val" or "val/elbo" not in self.metrics:
-            # Which dimensions are the most active changes: none of the last time's may stay.
+            # The most active dimensions change: remove those of the previous validation.
             self.metrics = {name: value for name, value in self.metrics.items() if not name.startswith("kl/dim_")}
             means |= self.evaluation.latent_metrics()
         self.metrics |= means
@@ -280,7 +283,7 @@ class VAEModule(LightningModule):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check the last steps and the weights before the file is written, and add what a model is rebuilt from."""
+        """Check the last steps and the weights, and add what restores the model and the run."""
         self.read_steps()
         require_finite((self.model, self.objective), self.global_step)
         checkpoint["image"] = dataclasses.asdict(self.model.image)
@@ -292,9 +295,9 @@ class VAEModule(LightningModule):
         checkpoint["nonfinite_policy"] = self.nonfinite_policy.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Resume by the clock alone: Lightning starts the epoch that the step lies in, the data cuts it short.
+        """Resume from the step number: Lightning starts the epoch of that step, the data module shortens it.
 
-        For a test the weights alone are of interest, and whatever watched the fit stays as it is.
+        For a test only the weights are loaded, and callbacks keep their states.
         """
         if self.trainer.state.fn != "fit":
             checkpoint["callbacks"] = {}

@@ -1,4 +1,4 @@
-"""How weights are updated: algorithm, schedule, clipping, averaging."""
+"""Optimiser settings (algorithm, schedule, clipping), moving average of the weights, optimiser state."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from vae_lab.objectives.schedules import Constant, Schedule
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """How weights are updated; the options are those of `optimizer.*`.
+    """The options `optimizer.*`.
 
     algorithm: a torch.optim class that takes (parameters, lr). schedule: a factor on `lr` per step.
-    clip_norm: largest norm of the gradient, None for no limit. accumulate: batches in one step.
-    ema_decay: decay of an exponential moving average of the weights, used wherever the model is evaluated.
+    clip_norm: largest gradient norm, None for no limit. accumulate: batches per step.
+    ema_decay: decay of an exponential moving average of the weights, used for evaluation.
     """
 
     algorithm: Callable[..., torch.optim.Optimizer]
@@ -34,18 +34,18 @@ class OptimizerSettings:
 
     def __post_init__(self) -> None:
         if self.lr < 0:
-            raise ValueError(f"optimizer.lr is at least 0; found {self.lr}")
+            raise ValueError(f"optimizer.lr must be at least 0; found {self.lr}")
         if self.clip_norm is not None and self.clip_norm <= 0:
-            raise ValueError(f"optimizer.clip_norm is above 0, or null for no limit; found {self.clip_norm}")
+            raise ValueError(f"optimizer.clip_norm must be above 0, or null for no limit; found {self.clip_norm}")
         if self.accumulate < 1:
-            raise ValueError(f"optimizer.accumulate is a number of batches, at least 1; found {self.accumulate}")
+            raise ValueError(f"optimizer.accumulate must be a number of batches, at least 1; found {self.accumulate}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"optimizer.ema_decay lies between 0 and 1, or is null; found {self.ema_decay}")
+            raise ValueError(f"optimizer.ema_decay must be between 0 and 1, or null; found {self.ema_decay}")
 
     def build(
         self, parameters: Iterable[nn.Parameter], discriminators: Sequence[AdversarialRegularizer] = ()
     ) -> torch.optim.Optimizer:
-        """The optimiser of a model's parameters; of each discriminator's in a group of its own, at its own learning rate."""
+        """The optimiser; each discriminator has a parameter group of its own with its own learning rate."""
         groups: list[Any] = [p for p in parameters if p.requires_grad]
         if discriminators:
             others = [
@@ -57,9 +57,9 @@ class OptimizerSettings:
 
 
 class WeightAverage(nn.Module):
-    """An exponential moving average of a model's weights: a model of its own, never trained.
+    """An exponential moving average of a model's weights, kept in a copy of the model that is never trained.
 
-    The decay rises as (1 + step) / (10 + step) to `decay`, so that early averages forget the initial weights.
+    The decay rises as (1 + step) / (10 + step) to `decay`, so that the average soon forgets the initial weights.
     """
 
     def __init__(self, model: Model, decay: float) -> None:
@@ -68,19 +68,19 @@ class WeightAverage(nn.Module):
         self.decay = decay
 
     def train(self, mode: bool = True) -> WeightAverage:
-        """Never in training mode: it is what evaluation sees."""
+        """Stay in evaluation mode, since only evaluation uses it."""
         return super().train(False)
 
     def weight(self, step: int) -> float:
-        """How far the average moves towards the weights after step number `step`."""
+        """One minus the decay after step number `step`: the weight of the new weights in the average."""
         return 1 - min(self.decay, (1 + step) / (10 + step))
 
     @torch.no_grad()
     def update(self, model: Model, weight: Weight) -> None:
-        """Move by the share `weight` towards the model's weights; buffers are copied."""
+        """Move the average towards the model's weights by the fraction `weight`; buffers are copied."""
         averages: list[Tensor] = list(self.model.parameters())
         weights: list[Tensor] = list(model.parameters())
-        if isinstance(weight, Tensor):  # lerp would read it back
+        if isinstance(weight, Tensor):  # lerp would read it back from the device
             moves = torch._foreach_sub(weights, averages)
             torch._foreach_mul_(moves, weight)
             torch._foreach_add_(averages, moves)
@@ -91,16 +91,16 @@ class WeightAverage(nn.Module):
 
 
 def adapt_optimizer_state(optimizer: torch.optim.Optimizer, capturable: bool) -> None:
-    """Fit a loaded state to how this run is executed: its checkpoint may come from one with another layout."""
+    """Adapt a loaded state to this execution: the checkpoint may come from a run with another memory layout."""
     for group in optimizer.param_groups:
         if "capturable" in group:
             group["capturable"] = capturable
         for weight in group["params"]:
             state = optimizer.state.get(weight, {})
             if isinstance(count := state.get("step"), Tensor):
-                there = capturable or group.get("fused")  # else torch reads it from the host
-                state["step"] = count.to(weight.device if there else "cpu", torch.float32)
+                on_device = capturable or group.get("fused")  # otherwise torch reads it on the host
+                state["step"] = count.to(weight.device if on_device else "cpu", torch.float32)
             for name, value in state.items():
-                # A fused update reads both in the order of memory, without a look at their strides.
+                # A fused update reads both in memory order and ignores their strides.
                 if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
                     state[name] = torch.empty_like(weight).copy_(value)

@@ -1,4 +1,4 @@
-"""Whether a model and the images go together, found out before anything is trained."""
+"""Checks before training that the model, the objective and the images are compatible."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from vae_lab.utils.errors import UsageError
 
 NUM_CHECKED = 64  # training images
 NUM_SCORED = 8
-DARKEST = 3  # of 255: a brightest pixel below it is that of a mask, not of a picture
+MASK_MAX_VALUE = 3  # of 255: images whose brightest pixel is below it are taken for masks
 
 
 def check_model(model: Model, objective: Objective, data: ImageDataModule) -> list[str]:
-    """What a reader of the numbers has to know of a model and these images.
+    """Warnings about a model on these images.
 
-    UsageError: the likelihood gives a training image no finite log p(x|z), or the objective cannot score the model.
+    UsageError: log p(x|z) of a training image is not finite, or the objective cannot score the model.
     """
     data.setup()
     x, y = next(iter(data.first_training_images(NUM_CHECKED)))
-    _require_scored(model, objective, x[:NUM_SCORED], y[:NUM_SCORED] if y is not None and model.conditional else None)
+    _require_finite_log_px(
+        model, objective, x[:NUM_SCORED], y[:NUM_SCORED] if y is not None and model.conditional else None
+    )
     return [
         *_image_warnings(x),
         *_likelihood_warnings(model, x),
@@ -34,23 +36,23 @@ def check_model(model: Model, objective: Objective, data: ImageDataModule) -> li
     ]
 
 
-def _require_scored(model: Model, objective: Objective, x: Tensor, y: Tensor | None) -> None:
+def _require_finite_log_px(model: Model, objective: Objective, x: Tensor, y: Tensor | None) -> None:
     modes = model.training, objective.training
     model.eval(), objective.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         log_px = _score(model, objective, x, y)
     model.train(modes[0]), objective.train(modes[1])
-    bad = (~log_px.isfinite()).sum().item()
-    if bad:
+    num_nonfinite = (~log_px.isfinite()).sum().item()
+    if num_nonfinite:
         raise UsageError(
-            f"model.likelihood: {type(model.likelihood).__name__} gives {bad} of the first {len(x)} training images "
-            f"no finite log p(x|z) (found {log_px.flatten()[~log_px.flatten().isfinite()][0].item()}).\n"
-            f"Their pixels lie in [{x.min():.3g}, {x.max():.3g}]; choose a model/likelihood of such values"
+            f"model.likelihood: {type(model.likelihood).__name__} gives {num_nonfinite} of the first {len(x)} training "
+            f"images no finite log p(x|z) (found {log_px.flatten()[~log_px.flatten().isfinite()][0].item()}).\n"
+            f"Their pixels lie in [{x.min():.3g}, {x.max():.3g}]; choose a model/likelihood for such values"
         )
 
 
 def _score(model: Model, objective: Objective, x: Tensor, y: Tensor | None) -> Tensor:
-    """log p(x|z), (S, B). UsageError: what a part of the objective finds wrong with the model at first sight."""
+    """log p(x|z), (S, B). UsageError: a part of the objective does not support the model."""
     try:
         trace = model(x, objective.num_samples, y)
         terms = objective.terms(trace, x)
@@ -65,21 +67,21 @@ def _score(model: Model, objective: Objective, x: Tensor, y: Tensor | None) -> T
 def _image_warnings(x: Tensor) -> Iterator[str]:
     low, high = round(x.min().item() * 255), round(x.max().item() * 255)
     if low == high:
-        yield f"every pixel of the first {len(x)} training images is {low}: are these the right pictures?"
-    elif high < DARKEST:
+        yield f"every pixel of the first {len(x)} training images is {low}: check that these are the right pictures"
+    elif high < MASK_MAX_VALUE:
         yield (
             f"the brightest pixel of the first {len(x)} training images is {high} of 255: "
-            "masks stored as 0 and 1 have to be multiplied by 255"
+            "masks stored as 0 and 1 must be multiplied by 255"
         )
 
 
 def _likelihood_warnings(model: Model, x: Tensor) -> Iterator[str]:
     levels, binary = model.likelihood.levels, bool(((x == 0) | (x == 1)).all())
     if levels == 2 and not binary:
-        yield "cross-entropy on grey values is not a likelihood: compare it with the same only"
+        yield "cross-entropy on grey values is not a likelihood: compare it only with other cross-entropies"
     elif levels is None and binary and not _is_bounded(model):
         yield (
-            "a density of pixels that are only 0 or 1 has no upper bound, so log p(x|z) says little: "
+            "a density of pixels that are only 0 or 1 has no upper bound, so log p(x|z) is not informative: "
             "choose model/likelihood=bernoulli, or data.binarize=none for grey values"
         )
     elif levels is not None and levels > 2 and binary:
@@ -87,31 +89,31 @@ def _likelihood_warnings(model: Model, x: Tensor) -> Iterator[str]:
 
 
 def _latent_warnings(model: Model, objective: Objective, num_images: int) -> Iterator[str]:
-    points = parts_without_density(model)
-    if points:
-        have = "have" if len(points) > 1 else "has"
+    no_density = parts_without_density(model)
+    if no_density:
+        have = "have" if len(no_density) > 1 else "has"
         yield (
-            f"elbo is no bound on log p(x), for {' and '.join(points)} {have} no density: compare log_px, or choose "
+            f"elbo is not a bound on log p(x): {' and '.join(no_density)} {have} no density. Compare log_px, or choose "
             "model/posterior=diagonal_gaussian and model/prior=standard_normal"
         )
     codes = any(latent.kind == "codes" for latent in model.latents)
-    if objective.bound in IMPORTANCE_WEIGHTED and (points or codes):
+    if objective.bound in IMPORTANCE_WEIGHTED and (no_density or codes):
         yield (
-            "importance weights are ratios of densities, which these latents have not while training: choose "
+            "importance weights are ratios of densities, which these latents do not have in training: choose "
             "objective/bound=elbo"
         )
-    if (sentence := too_many_codes(model.latents, num_images)) is not None:
-        yield sentence
+    if (warning := codebook_size_warning(model.latents, num_images)) is not None:
+        yield warning
 
 
 def _is_bounded(model: Model) -> bool:
-    """A density whose one scale is fixed."""
+    """Whether the likelihood is a density with one fixed scale."""
     scale = getattr(model.likelihood, "log_scale", None)
     return isinstance(scale, torch.nn.Parameter) and not scale.requires_grad
 
 
-def too_many_codes(latents: Sequence[LatentSpec], num_images: int) -> str | None:
-    """A sentence of warning where a latent has more codes than the training set has images; else None."""
+def codebook_size_warning(latents: Sequence[LatentSpec], num_images: int) -> str | None:
+    """A warning if a codebook has more codes than the training set has images, else None."""
     num_codes = max((latent.num_codes or 0 for latent in latents), default=0)
     if num_codes <= num_images:
         return None

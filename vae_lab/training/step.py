@@ -1,7 +1,7 @@
 """One training step: model, objective, optimiser, schedule, averaging, clipping; no Lightning.
 
-What is compiled, captured, profiled or replayed is this. Everything random in a step is drawn from a generator seeded
-by (seed, step), so a step is a pure function of the weights, the optimiser's state, the images and its number.
+This is the unit that is compiled, recorded, profiled or replayed. All noise of a step comes from a generator seeded by
+(seed, step), so a step is a pure function of the weights, the optimiser's state, the images and the step number.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vae_lab.training.nonfinite import (
     can_skip_on_device,
     nonfinite_flag,
     propagate_nonfinite,
-    skip_where,
+    set_skip_flag,
 )
 from vae_lab.training.optimizer import OptimizerSettings, WeightAverage, adapt_optimizer_state
 from vae_lab.utils.errors import UsageError
@@ -34,21 +34,21 @@ TERMS = ("loss", "log_px", "kl")
 
 
 def term_names(objective: Objective) -> tuple[str, ...]:
-    """What a step measures: loss, log_px, kl, each regularizer before its weight, and what the discriminators minimise."""
+    """Names of a step's terms: loss, log_px, kl, each regularizer (unweighted), and the discriminators' loss."""
     return (*TERMS, *objective.names, *(("discriminator",) if objective.discriminators else ()))
 
 
 class StepRecord(NamedTuple):
-    """What one step leaves on the device, to be read when something is shown."""
+    """Results of one step, kept on the device until they are logged."""
 
-    terms: Tensor  # those of `term_names`: means over the step's images
+    terms: Tensor  # (terms,), named by `term_names`: means over the step's images
     num_images: int
-    nonfinite: Tensor  # (), 1 where the loss or a gradient was not finite and nothing was changed, else 0
-    gradient_norm: Tensor | None  # (), when asked for
+    nonfinite: Tensor  # (), 1 if the loss or a gradient was not finite and nothing was changed, else 0
+    gradient_norm: Tensor | None  # (), when measured
 
 
-class StepRates(NamedTuple):
-    """What the schedules give one step: numbers, or tensors () on the device of a step that is replayed."""
+class ScheduledValues(NamedTuple):
+    """Scheduled values of one step: floats, or tensors () on the device for a replayed step."""
 
     lr: float | Tensor
     beta: float | Tensor
@@ -58,16 +58,15 @@ class StepRates(NamedTuple):
 
     @property
     def weights(self) -> Weights:
-        """Those of the objective."""
         return Weights(self.beta, self.capacity)
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How a step is run; none of it changes what is computed by more than rounding.
+    """How a step is executed; the options change results by rounding only.
 
-    compile: torch.compile for the way from the images to the loss and back. cuda_graphs: record a whole step once on
-    a GPU and replay it. Both serve whole batches; the short one at the end of an epoch runs as it is.
+    compile: torch.compile for the forward and backward pass. cuda_graphs: record a whole step once on a GPU and replay
+    it. Both apply to full batches; the short one at the end of an epoch runs eagerly.
     """
 
     compile: bool = False
@@ -76,7 +75,7 @@ class Execution:
 
 @dataclass
 class TrainingStep:
-    """All that one optimiser step needs; calling it makes the step."""
+    """One optimiser step as a callable."""
 
     model: Model
     objective: Objective
@@ -91,7 +90,7 @@ class TrainingStep:
     # Averages gradients over devices; called once per step, after the last backward pass.
     reduce_gradients: Callable[[list[nn.Parameter]], None] | None = None
     execution: Execution = field(default_factory=Execution)
-    # A step that is not finite changes nothing. stop: nor do those after it, until somebody has looked.
+    # A non-finite step changes nothing. stop: neither do the steps after it, until the flags are read.
     on_nonfinite: OnNonFinite = "stop"
 
     def __post_init__(self) -> None:
@@ -100,19 +99,19 @@ class TrainingStep:
         discriminators = [discriminator.discriminator.parameters() for discriminator in self.objective.discriminators]
         self.trained = [*self.parameters, *(p for parameters in discriminators for p in parameters)]
         adapt_optimizer_state(self.optimizer, self.execution.cuda_graphs)
-        # A function is compiled, not the model: its names, and those in a checkpoint, stay.
+        # Compile a function, not the model: parameter names in checkpoints stay the same.
         compiled = self.execution.compile
-        # torch's own noise, or one run would mix two generators: short batches run as they are.
+        # torch's own generator, since short batches run eagerly and would otherwise use another one.
         options: dict[str, str | int | bool | Callable[..., Any]] = {"fallback_random": True}
         self._compiled = torch.compile(self._score, dynamic=False, options=options) if compiled else self._score
-        self._replayed = CUDAGraphRunner(self._update_by, self.device) if self.execution.cuda_graphs else None
+        self._replayed = CUDAGraphRunner(self._update_from_tensors, self.device) if self.execution.cuda_graphs else None
         self._buffers = BufferSnapshot(self.model, self.objective)
         self._stopped = torch.zeros((), device=self.device)
-        # At each step: on the CPU nothing has to be waited for, and elsewhere only fused kernels take a flag.
+        # On the CPU the check costs no synchronisation; elsewhere only fused kernels accept a skip flag.
         self.checks_every_step = self.device.type == "cpu" or not can_skip_on_device(self.optimizer)
         if self.execution.cuda_graphs and not can_skip_on_device(self.optimizer):
             raise UsageError(
-                f"trainer.cuda_graphs=true: a step that is not finite is left out by the optimiser's fused kernels, "
+                f"trainer.cuda_graphs=true: a non-finite step is skipped by the optimiser's fused kernels, "
                 f"which {type(self.optimizer).__name__} as configured does not have.\n"
                 "Set optimizer.algorithm.fused=true (Adam, AdamW, Adagrad), or trainer.cuda_graphs=false"
             )
@@ -120,7 +119,7 @@ class TrainingStep:
     def __call__(self, images: Tensor, step: int, measure: bool = False, labels: Tensor | None = None) -> StepRecord:
         """Optimiser step number `step` (from 0) on uint8 images (N, C, H, W), N = batch_size * accumulate or less.
 
-        measure: also return the norm of the model's gradient. labels: (N,), which a conditional model sees.
+        measure: also return the norm of the model's gradient. labels: (N,), used by a conditional model.
         """
         seed_noise(self.device, self.seed, TRAIN, self.rank, step)
         y = labels if self.model.conditional else None
@@ -132,15 +131,15 @@ class TrainingStep:
         assert nonfinite is not None
         return StepRecord(terms, len(images), nonfinite, norm)
 
-    def rates(self, step: int) -> StepRates:
-        """What the schedules give step number `step`."""
+    def rates(self, step: int) -> ScheduledValues:
+        """Scheduled values of step number `step`."""
         average = 0.0 if self.average is None else self.average.weight(step)
         factor = self.settings.schedule(step, self.total_steps)
         beta, capacity = self.objective.weights_at(step, self.total_steps)
-        return StepRates(self.settings.lr * factor, beta, capacity, average, factor)
+        return ScheduledValues(self.settings.lr * factor, beta, capacity, average, factor)
 
-    def _update(self, images: Tensor, y: Tensor | None, rates: StepRates, measure: bool = True) -> Outputs:
-        """One step; the terms' means, whether it was left out, (), and the norm of the gradient if asked."""
+    def _update(self, images: Tensor, y: Tensor | None, rates: ScheduledValues, measure: bool = True) -> Outputs:
+        """Run one step; returns the means of the terms, the skip flag (), and the gradient norm if measured."""
         self._set_learning_rates(rates)
         self._buffers.save()
         terms = self._accumulate_gradients(images, y, rates.weights)
@@ -152,20 +151,20 @@ class TrainingStep:
         nonfinite = nonfinite_flag(terms[0], gradients)
         self._apply_update(nonfinite, rates)
         for parameter in self.trained:
-            parameter.grad = None  # as zero_grad does, in a tenth of its time
+            parameter.grad = None  # as zero_grad does, ten times faster
         return terms, nonfinite, norm
 
-    def _update_by(self, images: Tensor, y: Tensor | None, rates: Sequence[Tensor]) -> Outputs:
-        return self._update(images, y, StepRates(*rates))
+    def _update_from_tensors(self, images: Tensor, y: Tensor | None, rates: Sequence[Tensor]) -> Outputs:
+        return self._update(images, y, ScheduledValues(*rates))
 
-    def _set_learning_rates(self, rates: StepRates) -> None:
+    def _set_learning_rates(self, rates: ScheduledValues) -> None:
         model, *groups = self.optimizer.param_groups
         model["lr"] = rates.lr
         for group, discriminator in zip(groups, self.objective.discriminators, strict=True):
             group["lr"] = discriminator.discriminator_lr * rates.factor
 
-    def _apply_update(self, nonfinite: Tensor, rates: StepRates) -> None:
-        """Change the weights and their average, or nothing at all where `bad` is 1."""
+    def _apply_update(self, nonfinite: Tensor, rates: ScheduledValues) -> None:
+        """Update the weights and their average, or nothing if `nonfinite` is 1."""
         if self.checks_every_step:
             if nonfinite:
                 self._buffers.restore()
@@ -176,7 +175,7 @@ class TrainingStep:
         if self.on_nonfinite == "stop":
             nonfinite.copy_(torch.maximum(nonfinite, self._stopped))
             self._stopped.copy_(nonfinite)
-        skip_where(self.optimizer, nonfinite)
+        set_skip_flag(self.optimizer, nonfinite)
         self.optimizer.step()
         self._buffers.restore(nonfinite)
         self._update_average(rates.average * (1 - nonfinite))
@@ -186,7 +185,7 @@ class TrainingStep:
             self.average.update(self.model, weight)
 
     def _accumulate_gradients(self, images: Tensor, y: Tensor | None, weights: Weights) -> Tensor:
-        """Gradients of the mean loss over all images, a batch at a time; the terms' means."""
+        """Accumulate gradients of the mean loss over all images, batch by batch; returns the means of the terms."""
         if len(images) <= self.batch_size:
             return self._backward(images, y, weights, 1.0)
         parts = images.split(self.batch_size)
@@ -203,13 +202,13 @@ class TrainingStep:
         return means if share == 1.0 else means * share
 
     def _on_device(self, number: Weight) -> Tensor:
-        """A number that changes from step to step, as compiled code takes it; filled in, where a copy would wait."""
+        """A tensor of a value that changes per step, for compiled code; filled, since a copy would synchronise."""
         return number if isinstance(number, Tensor) else torch.full((), number, device=self.device)
 
     def _score(self, images: Tensor, y: Tensor | None, weights: Weights) -> tuple[Tensor, Tensor]:
-        """What is differentiated, and the means of the terms without a gradient.
+        """The loss to differentiate, (), and the detached means of the terms, (terms,).
 
-        The discriminators' loss is added to the model's: one backward pass, whose gradients do not meet.
+        The discriminators' loss is added for a single backward pass; it shares no gradients with the model's loss.
         """
         x = self.preprocess.train(images)
         trace = self.model(self.preprocess.corrupt(x), self.objective.num_samples, y)

@@ -1,4 +1,4 @@
-"""A step that was not finite, with everything it is a function of, in a file."""
+"""Dump of a non-finite step: a file with everything the step is a function of."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from vae_lab.training.step import TrainingStep
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.rng import TRAIN, seed_noise
 
-DUMP_PATTERN = "nonfinite_step=*.ckpt"  # in the folder of the checkpoints
+DUMP_PATTERN = "nonfinite_step=*.ckpt"  # in the checkpoint folder
 NUMERIC = ("precision", "channels_last", "compile", "matmul_precision")
 
 
 class StepDump(NamedTuple):
-    """Everything that one optimiser step is a function of, and what came of it."""
+    """All inputs of one optimiser step, and its resulting terms."""
 
-    step: int  # its number, from 0
+    step: int  # step number, from 0
     images: Tensor  # uint8, (N, C, H, W)
     labels: Tensor | None  # (N,)
-    terms: dict[str, float]  # those of `term_names`: means over the images
+    terms: dict[str, float]  # named by `term_names`: means over the images
     rank: int
     total_steps: int | None
-    weights_step: int  # the number of the step that these weights are those before
+    weights_step: int  # number of the step that these weights precede
     weights: dict[str, Tensor]  # of the model
-    average: dict[str, Tensor]  # of the averaged weights; empty without
-    objective: dict[str, Tensor]  # the state of what it is made of, discriminators for one
+    average: dict[str, Tensor]  # the averaged weights; empty without averaging
+    objective: dict[str, Tensor]  # state_dict, including discriminators
     optimizer: dict[str, Any]
-    random_state: Tensor  # of the generator that the step draws from, as it begins
+    random_state: Tensor  # of the generator, at the start of the step
     image: dict[str, int]  # an ImageSpec
-    num_images: int  # of the training set
+    num_images: int  # in the training set
     device: str
-    trainer: dict[str, Any]  # the options of the trainer that the numbers depend on
+    trainer: dict[str, Any]  # trainer options that affect the result
 
     @property
     def name(self) -> str:
-        """Of its file; steps are counted from 1 where people read them."""
+        """The file name; steps are counted from 1 there, as in messages."""
         return f"nonfinite_step={self.step + 1:08d}" + (f"_rank={self.rank}" if self.rank else "") + ".ckpt"
 
 
@@ -55,7 +55,7 @@ def capture_step(
     num_images: int,
     trainer: Mapping[str, Any],
 ) -> StepDump:
-    """Step `number` as it can be made again; `now`: the number of the step that would be next."""
+    """Step `number` for replay. now: number of the next step, which the current weights precede."""
     seed_noise(step.device, step.seed, TRAIN, step.rank, number)
     state = torch.cuda.get_rng_state(step.device) if step.device.type == "cuda" else torch.get_rng_state()
     return StepDump(
@@ -79,15 +79,15 @@ def capture_step(
 
 
 def write_step_dump(dump: StepDump, folder: Path) -> Path:
-    """Write it into the folder of the checkpoints; its path."""
+    """Write a dump into the checkpoint folder; returns its path."""
     path = folder / dump.name
     write_checkpoint(dump._asdict(), path)
     return path
 
 
 def read_step_dump(path: Path) -> StepDump:
-    """What `write_step_dump` wrote. UsageError: damaged, or another kind of file."""
+    """Read a dump. UsageError: damaged, or another kind of file."""
     content = load_checkpoint(path)
     if set(content) != set(StepDump._fields):
-        raise UsageError(f"{path}: no step that was not finite, but a checkpoint; expected {DUMP_PATTERN}")
+        raise UsageError(f"{path}: found another checkpoint, expected the dump of a non-finite step ({DUMP_PATTERN})")
     return StepDump(**content)

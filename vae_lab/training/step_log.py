@@ -1,4 +1,4 @@
-"""What the steps leave: read from the device when somebody asks, summed since the last log line and over the epoch."""
+"""Step records, read from the device on demand and summed since the last log entry and over the epoch."""
 
 from __future__ import annotations
 
@@ -10,28 +10,27 @@ from torch import Tensor
 
 from vae_lab.training.step import StepRecord
 
-Terms = dict[str, float]  # loss, log_px, kl, and what the objective adds
+Terms = dict[str, float]  # loss, log_px, kl, and the terms the objective adds
 
 
 class TermSums:
-    """Sums of the terms over images, in double precision: exact, so it does not matter how often they were read."""
+    """Sums of the terms over images in float64, so that they do not depend on how often steps are read."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
         self.reset()
 
     def reset(self) -> None:
-        """Nothing."""
         self.totals = torch.zeros(len(self.names), dtype=torch.float64)
         self.num_images = 0
 
     def add(self, terms: Tensor, images: Tensor) -> None:
-        """Means (steps, terms) of so many images each (steps,)."""
+        """Add steps. terms: means, (steps, terms); images: number of images of each step, (steps,)."""
         self.totals += images @ terms
         self.num_images += int(images.sum())
 
     def means(self) -> dict[str, float]:
-        """`train/elbo` and so on, in nats per image; empty without images."""
+        """`train/elbo`, `train/log_px` and so on, in nats per image; empty without images."""
         if not self.num_images:
             return {}
         means = _by_name(self.names, self.totals / self.num_images)
@@ -39,17 +38,15 @@ class TermSums:
         return {"train/elbo": means["log_px"] - means["kl"]} | {f"train/{name}": means[name] for name in order}
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values."""
         return {"totals": self.totals.tolist(), "num_images": self.num_images}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """As they were."""
         self.totals = torch.tensor(state["totals"], dtype=torch.float64)
         self.num_images = state["num_images"]
 
 
 class StepLog:
-    """The steps not read yet, and the sums of those that were."""
+    """Records of unread steps, and sums over the steps read."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
@@ -61,13 +58,13 @@ class StepLog:
         return len(self._unread)
 
     def add(self, record: StepRecord) -> None:
-        """One more step; nothing is read."""
+        """Append a step; nothing is read from the device."""
         self._unread.append(record)
 
     def read(self, mean: Callable[[Tensor], Tensor]) -> dict[int, tuple[Terms, Terms]]:
-        """Take in all steps that were not read yet; `mean`: over devices.
+        """Read and sum all unread steps; `mean` averages over devices.
 
-        Returns the terms of those that were not finite by their place among them, over devices and of this one.
+        Returns the non-finite steps: index among the unread steps -> terms (mean over devices, this device).
         """
         records, self._unread = self._unread, []
         if not records:
@@ -83,11 +80,10 @@ class StepLog:
         return {row: (_by_name(self.names, terms[row]), _by_name(self.names, own[row])) for row in rows}
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values; whoever saves has read all steps."""
+        """Sums only: all steps must have been read before."""
         return {"since_log": self.since_log.state_dict(), "epoch": self.epoch.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """As it was."""
         self.since_log.load_state_dict(state["since_log"])
         self.epoch.load_state_dict(state["epoch"])
 

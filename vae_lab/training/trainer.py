@@ -1,4 +1,4 @@
-"""The trainer that a config describes: Lightning's, with our defaults where several steps run in one call."""
+"""Build Lightning's Trainer from a config, with checks and defaults for several optimiser steps per call."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def build_trainer(
 ) -> Trainer:
     """A Trainer that writes below `default_root_dir`; options are Lightning's, named and typed in `TrainerConfig`.
 
-    steps_per_execution and limit_train_batches are read by the data, which cuts the calls; channels_last, compile,
-    cuda_graphs and on_nonfinite by `build`, for the step. The progress bar is a callback of ours. UsageError: a device
-    that is not there, or an option at odds with several steps in a call.
+    steps_per_execution and limit_train_batches are read by the data module, which forms the calls; channels_last,
+    compile, cuda_graphs and on_nonfinite by `build`, for the step. The progress bar is a callback of vae_lab.
+    UsageError: an unavailable device, or an option incompatible with several steps per call.
     """
     require_supported(options, steps_per_execution, limit_train_batches)
     require_compiler(compile)
@@ -67,19 +67,19 @@ def build_trainer(
 def _lightning_trainer(
     options: dict[str, Any], folder: str | Path, callbacks: list[Callback], loggers: list[Logger]
 ) -> Trainer:
-    """Lightning's own Trainer with its options, and ours where we know better."""
+    """Lightning's Trainer with the given options, overridden where vae_lab needs its own."""
     summarize = options.get("enable_model_summary") is not False
     ours = {
         "default_root_dir": folder,
         "callbacks": [callback for callback in callbacks if summarize or not isinstance(callback, ModelSummary)],
-        "enable_model_summary": False,  # it is one of the callbacks, or not wanted
+        "enable_model_summary": False,  # the summary is among the callbacks, or disabled
         "logger": loggers or False,
         "strategy": AllReduceStrategy() if options.get("strategy") == "ddp" else options.get("strategy", "auto"),
         "log_every_n_steps": options.get("log_every_n_steps") or DEFAULT_LOG_EVERY_N_STEPS,
         "enable_progress_bar": False,
         "plugins": [AtomicCheckpointIO()],
     }
-    if options.get("accelerator", "auto") == "auto":  # Lightning would also take what cannot train here
+    if options.get("accelerator", "auto") == "auto":  # Lightning would also choose devices that are not supported here
         ours["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         return Trainer(**options | ours)
@@ -88,13 +88,13 @@ def _lightning_trainer(
 
 
 def num_processes(options: dict[str, Any]) -> int:
-    """Training processes of this run on this machine."""
+    """Number of training processes of this run on this machine."""
     devices = options.get("devices", 1)
     return devices if isinstance(devices, int) and devices > 0 else 1
 
 
 def require_supported(options: dict[str, Any], steps: int | str, limit: int | float | None) -> None:
-    """UsageError for what cannot hold here, whatever the hardware or the several steps of a call allow."""
+    """UsageError for options that this hardware or several optimiser steps per call do not allow."""
     require_accelerator(options.get("accelerator", "auto"))
     require_precision(options.get("precision", "32-true"))
     require_steps(steps)
@@ -103,26 +103,26 @@ def require_supported(options: dict[str, Any], steps: int | str, limit: int | fl
     interval = options.get("val_check_interval")
     if interval not in (None, 1.0):
         raise UsageError(
-            f"trainer.val_check_interval={interval}: a call of the trainer runs several optimiser steps, so it cannot "
-            "count batches. Use trainer.check_val_every_n_epoch, or a smaller trainer.limit_train_batches"
+            f"trainer.val_check_interval={interval}: a call of the trainer runs several optimiser steps, so batches "
+            "cannot be counted. Use trainer.check_val_every_n_epoch, or a smaller trainer.limit_train_batches"
         )
 
 
 def require_accelerator(accelerator: str) -> None:
-    """UsageError for a GPU where none is, and for one without float64."""
+    """UsageError for a GPU that is unavailable or lacks float64."""
     if accelerator == "mps":
         raise UsageError(
-            "trainer.accelerator=mps: sums are kept in float64, which Apple's GPU does not have. Use trainer=cpu"
+            "trainer.accelerator=mps: sums are kept in float64, which Apple GPUs do not support. Use trainer=cpu"
         )
     if accelerator in GPU_NAMES and not torch.cuda.is_available():
         raise UsageError(
             f"trainer.accelerator={accelerator}: no CUDA device is visible to torch {torch.__version__} here.\n"
-            "Use trainer=cpu (or trainer=auto, which takes a GPU where there is one)"
+            "Use trainer=cpu (or trainer=auto, which uses a GPU if there is one)"
         )
 
 
 def require_precision(precision: str | int) -> None:
-    """UsageError unless float32 weights, in mixed precision with bfloat16 at most."""
+    """UsageError unless weights are float32, with bfloat16 mixed precision at most."""
     if str(precision) not in PRECISIONS:
         raise UsageError(
             f"trainer.precision={precision}: expected one of {', '.join(PRECISIONS)}. float16 overflows in "
@@ -131,16 +131,16 @@ def require_precision(precision: str | int) -> None:
 
 
 def require_reduction(trainer: Trainer) -> None:
-    """UsageError for several devices whose gradients nobody would average."""
+    """UsageError for several devices without gradient averaging."""
     if trainer.world_size > 1 and not isinstance(trainer.strategy, AllReduceStrategy):
         raise UsageError(
             f"{trainer.world_size} devices under trainer.strategy={type(trainer.strategy).__name__} would each train "
-            "a model of their own. Use trainer=ddp (trainer.strategy=ddp), or trainer.devices=1"
+            "a separate model. Use trainer=ddp (trainer.strategy=ddp), or trainer.devices=1"
         )
 
 
 def require_compiler(compile: bool) -> None:
-    """UsageError where torch.compile would find nothing to compile C++ with, on a machine without a GPU."""
+    """UsageError where torch.compile needs a C++ compiler (no GPU) and finds none."""
     if not compile or torch.cuda.is_available():
         return
     from torch._inductor.cpp_builder import get_cpp_compiler
@@ -151,18 +151,18 @@ def require_compiler(compile: bool) -> None:
     except InvalidCxxCompiler:
         found = None
     if found is None:
-        tried = f"{os.environ['CXX']}, of the environment variable CXX" if os.environ.get("CXX") else "g++ and clang++"
+        tried = f"{os.environ['CXX']}, from environment variable CXX" if os.environ.get("CXX") else "g++ and clang++"
         raise UsageError(
-            f"trainer.compile=true: no C++ compiler is here (looked for {tried}).\n"
+            f"trainer.compile=true: no C++ compiler found (looked for {tried}).\n"
             "Install one (Debian: apt install g++), or leave trainer.compile=false"
         )
 
 
 def require_threads(threads: int | None) -> None:
-    """UsageError unless torch can have so many."""
+    """UsageError unless None or at least 1."""
     if threads is not None and threads < 1:
         raise UsageError(
-            f"trainer.num_threads={threads}: expected a whole number from 1, or null for the physical cores "
+            f"trainer.num_threads={threads}: expected an integer of at least 1, or null for the physical cores "
             f"({cpu.num_threads()} here)"
         )
 
@@ -173,13 +173,13 @@ def require_graphs(trainer: Trainer, cuda_graphs: bool) -> None:
     if cuda_graphs and (device != "cuda" or trainer.world_size > 1):
         found = f"{trainer.world_size} devices" if device == "cuda" else f"the device {device}"
         raise UsageError(
-            f"trainer.cuda_graphs=true with {found}: a step is recorded on one CUDA device. "
+            f"trainer.cuda_graphs=true with {found}: a step can only be recorded on one CUDA device. "
             "Use trainer=gpu, or leave trainer.cuda_graphs=false"
         )
 
 
 def require_time(time: object) -> None:
-    """UsageError unless a length of time as Lightning reads it."""
+    """UsageError unless a duration in one of Lightning's formats."""
     written = isinstance(time, str) and re.fullmatch(r"\d+:\d\d:\d\d:\d\d", time)
     if time is not None and not written and not isinstance(time, Mapping):
         raise UsageError(
@@ -189,15 +189,15 @@ def require_time(time: object) -> None:
 
 
 def require_limit(limit: int | float | None) -> None:
-    """UsageError unless a number of batches or a share of them."""
+    """UsageError unless a number of batches or a fraction of them."""
     count = isinstance(limit, int) and limit >= 1
     if limit is not None and not count and not (isinstance(limit, float) and 0 < limit <= 1):
         raise UsageError(
-            f"trainer.limit_train_batches={limit}: expected a number of batches from 1, or a share in (0, 1]"
+            f"trainer.limit_train_batches={limit}: expected a number of batches from 1, or a fraction in (0, 1]"
         )
 
 
 def require_steps(steps: int | str) -> None:
-    """UsageError unless a number of steps or `auto`."""
+    """UsageError unless at least 1 or `auto`."""
     if steps != "auto" and not (isinstance(steps, int) and steps >= 1):
-        raise UsageError(f"trainer.steps_per_execution={steps}: expected a whole number from 1, or auto")
+        raise UsageError(f"trainer.steps_per_execution={steps}: expected an integer of at least 1, or auto")

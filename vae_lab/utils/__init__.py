@@ -1,1 +1,1 @@
-"""Leaves that know nothing of VAEs: errors, files, seeds, signals, processes, the CPU."""
+"""Utilities independent of VAEs: errors, files, seeds, signals, processes, the CPU."""

@@ -1,4 +1,4 @@
-"""Functions that a config chose, as plain as they were written."""
+"""Functions configured through Hydra."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def unwrap_partial(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function without what Hydra's `_partial_` checks anew at each call: 0.1 to 0.3 ms, in every step."""
+    """The function without the per-call checks of Hydra's `_partial_`, which cost 0.1 to 0.3 ms in each step."""
     if not isinstance(function, functools.partial):
         return function
     if not function.args and not function.keywords:

@@ -1,4 +1,4 @@
-"""Numbers that all processes of a training must agree on; of a single process, itself."""
+"""Reductions over the processes of a distributed run; the identity in a single process."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ def _is_distributed() -> bool:
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """The sum of what each process has, in place."""
+    """The sum over processes, in place."""
     if _is_distributed():
         dist.all_reduce(values)
     return values
 
 
 def all_reduce_mean(values: Tensor) -> Tensor:
-    """The mean of what each process has, in place."""
+    """The mean over processes, in place."""
     return all_reduce_sum(values).div_(dist.get_world_size()) if _is_distributed() else values
 
 
 def broadcast_from_first(values: Tensor) -> Tensor:
-    """What the first process has, in place."""
+    """The values of the first process, in place."""
     if _is_distributed():
         dist.broadcast(values, 0)
     return values

@@ -1,4 +1,4 @@
-"""The one exception that means: the request was wrong, and here is what to do about it; and what caused another."""
+"""Exceptions for a wrong request and a failed run, and the causes of an exception."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ class UsageError(ValueError):
 
 
 def find_cause(error: BaseException, kind: type[E]) -> E | None:
-    """The first exception of this kind among an error and what caused it."""
+    """The first exception of this kind among an error and its causes."""
     return next((link for link in cause_chain(error) if isinstance(link, kind)), None)
 
 
 def cause_chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, what caused it, what caused that, and so on."""
+    """An error, its cause, the cause of its cause, and so on."""
     seen: list[BaseException] = []
-    while error is not None and not any(error is link for link in seen):  # raised again, one may be its own cause
+    while error is not None and not any(error is link for link in seen):  # one raised again may be its own cause
         seen.append(error)
         yield error
-        error = error.__cause__ or error.__context__  # suppressed or not: OmegaConf suppresses all of them
+        error = error.__cause__ or error.__context__  # even a suppressed one: OmegaConf suppresses all
 
 
-class RunFailed(RuntimeError):  # noqa: N818 - named for what it says
-    """A run that cannot go on (a loss that is not finite): the message says all, exit code 1."""
+class RunFailed(RuntimeError):  # noqa: N818 - named after the event
+    """A run that cannot continue (e.g. a non-finite loss): reported without a traceback, exit code 1."""

@@ -1,4 +1,4 @@
-"""Files that appear whole under their name, or not at all."""
+"""Atomic and durable file writes, and valid JSON."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import IO, Any
 
 
 def write_atomically(path: Path, data: bytes, flush: bool = True) -> None:
-    """Write a temporary file beside `path`, then rename it over what was there.
+    """Write a temporary file beside `path`, then rename it to `path`.
 
-    flush: have it on the disk first, or a power cut may leave an empty file under the name.
+    flush: fsync before the rename; without it a power cut may leave an empty file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -27,13 +27,13 @@ def write_atomically(path: Path, data: bytes, flush: bool = True) -> None:
 
 
 def fsync(file: IO[Any]) -> None:
-    """Have what was written so far on the disk."""
+    """Flush an open file to the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut; Windows opens no folder."""
+    """Make a rename in `folder` survive a power cut; does nothing on Windows, which cannot open a directory."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -44,14 +44,14 @@ def fsync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replace a JSON file as a whole; numbers that are not finite become null, which every reader takes."""
-    write_atomically(path, (json.dumps(finite(content), indent=2, allow_nan=False) + "\n").encode())
+    """Write a JSON file atomically; non-finite numbers become null, which every parser accepts."""
+    write_atomically(path, (json.dumps(replace_nonfinite(content), indent=2, allow_nan=False) + "\n").encode())
 
 
-def finite(value: Any) -> Any:
-    """The same with None for what JSON cannot say."""
+def replace_nonfinite(value: Any) -> Any:
+    """The value with None for non-finite numbers, which JSON cannot represent."""
     if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
+        return {key: replace_nonfinite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
+        return [replace_nonfinite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""Randomness as a pure function of (seed, stream, step): nothing to save, nothing to restore."""
+"""Randomness as a pure function of (seed, stream, step): no generator state to save or restore."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 _MASK = (1 << 64) - 1
 
-# The streams: the same seed and step give each of them different numbers.
+# Streams: independent random numbers at the same seed and step.
 TRAIN, EVALUATE, ORDER, BINARIZE, INITIALIZE, FIT = range(6)
 
 
 def mix(*numbers: int) -> int:
-    """A well-spread 63-bit seed of a few integers. splitmix64: Steele et al. 2014, doi:10.1145/2660193.2660195."""
+    """A 63-bit seed hashed from integers. splitmix64: Steele et al. 2014, doi:10.1145/2660193.2660195."""
     state = 0
     for number in numbers:
         state = (state + number + 0x9E3779B97F4A7C15) & _MASK
@@ -23,7 +23,7 @@ def mix(*numbers: int) -> int:
 
 
 def seed_noise(device: torch.device, *numbers: int) -> None:
-    """Seed the generator that torch's sampling on `device` draws from (1 us; torch.manual_seed costs 150)."""
+    """Seed torch's default generator of `device` (1 us; torch.manual_seed costs 150)."""
     if device.type == "cuda":
         torch.cuda.default_generators[device.index or 0].manual_seed(mix(*numbers))
     else:
@@ -31,6 +31,6 @@ def seed_noise(device: torch.device, *numbers: int) -> None:
 
 
 def epoch_permutation(num_images: int, seed: int, epoch: int) -> Tensor:
-    """The order of an epoch, (num_images,)."""
+    """The order of the images in an epoch, (num_images,)."""
     generator = torch.Generator().manual_seed(mix(seed, ORDER, epoch))
     return torch.randperm(num_images, generator=generator)

@@ -1,4 +1,4 @@
-"""How a run ends before its time: a signal is noted at once and read where stopping is safe."""
+"""Interrupting a run: a signal sets a flag that is read where stopping is safe."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
 
-# Slurm's --signal=USR1@60 comes a minute before the time is up; Windows has no such signal.
+# Slurm's --signal=USR1@60 sends SIGUSR1 a minute before the time limit; Windows does not have it.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
 
 
-class Interrupted(Exception):  # noqa: N818 - a request that is granted, not an error
-    """A run stopped because a signal asked for it; a command exits with `exit_code`: 130 after Ctrl-C, else 143."""
+class Interrupted(Exception):  # noqa: N818 - a request, not an error
+    """A run was stopped by a signal; the command exits with `exit_code`: 130 for SIGINT, else 143."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"interrupted by {signal.Signals(signum).name}")
@@ -24,7 +24,7 @@ class Interrupted(Exception):  # noqa: N818 - a request that is granted, not an 
 
 
 class ForcedInterrupt(BaseException):
-    """A second Ctrl-C: nothing more is done or saved. No KeyboardInterrupt, which Lightning makes an exit code 1."""
+    """A second Ctrl-C: stop without saving. Not a KeyboardInterrupt, which Lightning turns into exit code 1."""
 
     exit_code = 128 + signal.SIGINT
 
@@ -33,11 +33,11 @@ class ForcedInterrupt(BaseException):
 
 
 class StopSignals:
-    """While entered, SIGINT, SIGTERM and SIGUSR1 stop the run.
+    """A context in which SIGINT, SIGTERM and SIGUSR1 stop the run.
 
-    At first each of them raises Interrupted where it finds the program: nothing is there yet that could be lost. From
-    `defer_to_safe_points` on they only set `requested`, which is read where stopping is safe; a second Ctrl-C raises
-    ForcedInterrupt. Python takes handlers in the main thread alone: entered elsewhere, signals stay as they were.
+    At first each of them raises Interrupted at once, since nothing can be lost yet. After `defer_to_safe_points` they
+    only set `requested`, which is read where stopping is safe; a second Ctrl-C raises ForcedInterrupt. Python sets
+    handlers in the main thread only: in another thread, the context leaves the handlers unchanged.
     """
 
     def __init__(self) -> None:
@@ -55,41 +55,40 @@ class StopSignals:
         self._previous = {}
 
     def install(self) -> dict[signal.Signals, Any]:
-        """Take the signals (again, from a library that took them meanwhile); the handlers that had them."""
+        """Install the handlers (again, if a library replaced them); returns the previous ones."""
         if threading.current_thread() is not threading.main_thread():
             return {}
-        return {signum: signal.signal(signum, self._note) for signum in SIGNALS}
+        return {signum: signal.signal(signum, self._handle) for signum in SIGNALS}
 
     def defer_to_safe_points(self) -> None:
-        """From now on something can be lost."""
+        """Stop only where `requested` is read: from now on progress could be lost."""
         self._at_once = False
 
     def raise_if_requested(self) -> None:
-        """Raise Interrupted if a signal has come."""
         if self.requested is not None:
             raise Interrupted(self.requested)
 
-    def _note(self, signum: int, _: FrameType | None) -> None:
+    def _handle(self, signum: int, _: FrameType | None) -> None:
         if self.requested is not None and signum == signal.SIGINT:
             raise ForcedInterrupt
         self.requested = signum
         if self._at_once:
             raise Interrupted(signum)
-        if signum == signal.SIGINT:  # not through sys.stderr, in the midst of whose writing this may come
+        if signum == signal.SIGINT:  # not sys.stderr: the signal may interrupt a write to it
             os.write(2, b"\nstopping as soon as everything is saved; Ctrl-C again stops at once\n")
 
 
 @contextmanager
 def defer_sigint() -> Iterator[None]:
-    """A Ctrl-C that comes within is answered afterwards: for a file that is being written."""
+    """Defer a Ctrl-C to the end of the context, e.g. while a file is written."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda signum, _: came.append(signum))
+    received: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda signum, _: received.append(signum))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-    for signum in came[:1]:
+    for signum in received[:1]:
         signal.raise_signal(signum)

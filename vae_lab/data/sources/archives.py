@@ -1,7 +1,7 @@
-"""Pictures in a zip or tar, unpacked once below the cache folder: pictures only, and nothing outside that folder.
+"""Pictures in a zip or tar, unpacked once inside the cache folder; nothing else is written.
 
-An archive that holds anything a folder of pictures has no need of is refused whole. What was unpacked may be
-deleted at any time; the next run does it again.
+An archive with members that a folder of pictures does not need (links, devices, absolute names) is rejected as a
+whole. The unpacked pictures may be deleted at any time; the next run unpacks them again.
 """
 
 from __future__ import annotations
@@ -19,38 +19,38 @@ from vae_lab.data.atomic_folders import publish_folder, temporary_folder
 from vae_lab.data.decode import SUFFIXES
 from vae_lab.data.progress import with_progress
 from vae_lab.data.regular_files import open_file
-from vae_lab.data.sources.archive_members import PIECE, BadArchiveError, Member, damage_refused, members
+from vae_lab.data.sources.archive_members import PIECE, BadArchiveError, Member, iter_members, reject_damaged
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.files import write_atomically
 
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAX_MEMBERS = 1_000_000
 MAX_TOTAL = 50_000_000_000  # bytes of all pictures
-_FORMAT = 1  # raise it when the files below change: what was unpacked before is then left alone
+_FORMAT = 1  # increase it when the files below change: older unpacked folders are then ignored
 _INDEX, _PICTURES = "index.json", "pictures"
 
 
 class _Size(NamedTuple):
-    """What was unpacked: a folder of other sizes is not what it was."""
+    """Totals of the unpacked pictures, to detect a changed folder."""
 
     files: int
     bytes: int
 
 
 class _Picture(NamedTuple):
-    """A member to unpack, and the folders and name that it gets."""
+    """A member to unpack, and its relative path as parts."""
 
     member: Member
     parts: tuple[str, ...]
 
 
 def is_archive(path: Path) -> bool:
-    """Whether the name is that of an archive, and what has the name no folder."""
-    return path.name.lower().endswith(ARCHIVES) and path.exists() and not path.is_dir()
+    """Whether the path has an archive suffix and is not a folder."""
+    return path.name.lower().endswith(ARCHIVE_SUFFIXES) and path.exists() and not path.is_dir()
 
 
-def unpacked(archive: Path, cache_dir: Path, max_bytes: int) -> Path:
-    """The folder with the pictures of the archive; max_bytes: of one picture. Raises UsageError."""
+def unpack_archive(archive: Path, cache_dir: Path, max_bytes: int) -> Path:
+    """Unpack the archive, unless done before, and return the folder; max_bytes: per picture. Raises UsageError."""
     try:
         stat = archive.stat()
         key = repr((_FORMAT, str(archive.resolve()), stat.st_size, stat.st_mtime_ns))
@@ -65,7 +65,7 @@ def unpacked(archive: Path, cache_dir: Path, max_bytes: int) -> Path:
     except OSError as error:
         raise UsageError(
             f"{archive}: cannot be unpacked into data.cache_dir={cache_dir} ({error.strerror or error}).\n"
-            "Expected a folder with room for its pictures; set data.cache_dir to one."
+            "Expected a writable folder with space for its pictures; set data.cache_dir to one."
         ) from error
     return _without_wrapper(folder / _PICTURES)
 
@@ -78,11 +78,11 @@ def _build(archive: Path, folder: Path, max_bytes: int, mtime_ns: int) -> None:
 
 
 def _unpack(archive: Path, folder: Path, max_bytes: int, mtime_ns: int) -> _Size:
-    """Write the pictures below `folder`, all as old as the archive: unpacked again they are the same."""
+    """Write the pictures to `folder`, with the archive's modification time, so that their cache key never changes."""
     folder.mkdir()
     files = total = 0
     with _opened(archive) as file:
-        for picture in with_progress(_pictures(members(file), max_bytes), None, f"Unpacking {archive.name}"):
+        for picture in with_progress(_pictures(iter_members(file), max_bytes), None, f"Unpacking {archive.name}"):
             files, total = files + 1, total + picture.member.size
             if total > MAX_TOTAL:
                 raise BadArchiveError(f"its pictures are more than {MAX_TOTAL} bytes")
@@ -105,7 +105,7 @@ def _opened(archive: Path) -> Iterator[BinaryIO]:
 
 
 def _pictures(found: Iterator[Member], max_bytes: int) -> Iterator[_Picture]:
-    """Those of the members that are pictures and not hidden, once nothing is wrong with any."""
+    """Yield the members that are visible pictures. Raises BadArchiveError for a member that is not allowed."""
     for number, member in enumerate(found, 1):
         if number > MAX_MEMBERS:
             raise BadArchiveError(f"it has more than {MAX_MEMBERS} members")
@@ -122,7 +122,7 @@ def _pictures(found: Iterator[Member], max_bytes: int) -> Iterator[_Picture]:
 
 
 def _problem(member: Member) -> str:
-    """Why no archive of pictures has such a member; nothing where it may have it."""
+    """Why the member is not allowed; empty if it is."""
     name = _slashes(member.name)
     if name.startswith("/") or re.match("[A-Za-z]:", name):
         return "is an absolute name"
@@ -134,7 +134,7 @@ def _problem(member: Member) -> str:
 
 
 def _slashes(name: str) -> str:
-    return name.replace("\\", "/")  # as archives made on Windows may have it
+    return name.replace("\\", "/")  # archives made on Windows may contain backslashes
 
 
 def _is_picture(parts: tuple[str, ...]) -> bool:
@@ -143,15 +143,15 @@ def _is_picture(parts: tuple[str, ...]) -> bool:
 
 
 def _write(member: Member, path: Path) -> None:
-    """Write the member to a file that was not there, as many bytes as it says it has."""
+    """Write the member to a new file. Raises BadArchiveError unless its size is the stated one."""
     what, written = f"its member {member.name!r}", 0
-    with damage_refused(what):
+    with reject_damaged(what):
         source = member.open()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("xb")
     except (FileExistsError, NotADirectoryError) as error:
-        raise BadArchiveError(f"{what} has the place of another one") from error
+        raise BadArchiveError(f"{what} has the same path as another member") from error
     with source, file:
         while block := _block(source, what):
             written += len(block)
@@ -159,11 +159,11 @@ def _write(member: Member, path: Path) -> None:
                 break
             file.write(block)
     if written != member.size:
-        raise BadArchiveError(f"{what} is not of the {member.size} bytes that it says")
+        raise BadArchiveError(f"{what} does not have the {member.size} bytes that its header states")
 
 
 def _block(source: IO[bytes], what: str) -> bytes:
-    with damage_refused(what):  # what is raised by the writing is no damage
+    with reject_damaged(what):  # only around the read: errors of writing are not damage
         return source.read(PIECE)
 
 
@@ -174,11 +174,11 @@ def _is_whole(folder: Path) -> bool:
             (Path(where) / name).stat().st_size for where, _, names in os.walk(folder / _PICTURES) for name in names
         ]
     except (OSError, ValueError, TypeError):
-        return False  # absent, or damaged, which is the same: it is made again
+        return False  # missing or damaged: either way it is unpacked again
     return _Size(len(sizes), sum(sizes)) == expected
 
 
 def _without_wrapper(folder: Path) -> Path:
-    """The one folder that everything in the archive lies in, where it has one: most programs add it."""
+    """The single top-level folder, if there is one: most programs add it when packing."""
     inside = list(folder.iterdir())
     return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder

@@ -1,4 +1,4 @@
-"""scikit-learn's bundled handwritten digits: real images, no download, read in milliseconds."""
+"""The handwritten digits bundled with scikit-learn: no download, read in milliseconds."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _ORDER_SEED = 0
 
 @dataclass(frozen=True)
 class Digits:
-    """1,797 handwritten digits in grey, labels 0-9; `val_size` and `test_size` count images.
+    """1,797 grey handwritten digits, labels 0-9; `val_size` and `test_size` count images.
 
     The 8x8 originals are upsampled to `image_size` with a margin as in MNIST (28: 24 and 2 on each side);
-    `image_size=8` keeps them as they are.
+    `image_size=8` keeps them unchanged.
     """
 
     val_size: int = 180
@@ -37,10 +37,10 @@ class Digits:
             raise UsageError(f"data.image_size={self.image_size}: the digits are 8x8; expected 8 or more.")
 
     def load(self) -> DecodedImages:
-        """Uint8 pixels (1797, 1, H, W). Raises UsageError when scikit-learn or its file is not there."""
+        """Uint8 pixels (1797, 1, H, W). Raises UsageError if scikit-learn or its file is missing."""
         levels, labels = _read(_find())
-        # The file is ordered by writer: a fixed shuffle gives every split every hand. RandomState because
-        # numpy promises that its stream never changes.
+        # The file is ordered by writer: a fixed shuffle puts all writers in every split. RandomState, because
+        # numpy guarantees that its stream never changes.
         order = torch.from_numpy(np.random.RandomState(_ORDER_SEED).permutation(len(labels)))
         splits = split_by_count(len(labels), self.val_size, self.test_size)
         return DecodedImages(
@@ -52,14 +52,14 @@ class Digits:
 
 
 def _find() -> Path:
-    # Only located: importing sklearn.datasets takes two seconds, most of the way to a first training step.
+    # Located without importing sklearn.datasets, which takes two seconds, most of the time to the first step.
     spec = importlib.util.find_spec("sklearn")
     if spec is None or not spec.submodule_search_locations:
-        raise UsageError("data=digits: scikit-learn, which bundles them, is not installed.\npip install scikit-learn")
+        raise UsageError("data=digits: scikit-learn, the source of the images, is missing.\npip install scikit-learn")
     path = Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
     if not path.is_file():
         raise UsageError(
-            f"data=digits: {path} is not there, though scikit-learn bundles it.\n"
+            f"data=digits: {path} is missing from the scikit-learn installation.\n"
             "pip install --force-reinstall scikit-learn"
         )
     return path

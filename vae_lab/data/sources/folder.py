@@ -1,4 +1,4 @@
-"""Any folder of pictures, decoded once on all cores and kept in a cache."""
+"""Any folder of pictures, decoded once on all cores and cached."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from vae_lab.data.cache import CachedImages, DecodedPicture, build_cache, cache_key, open_cache
-from vae_lab.data.decode import SUFFIXES, Fit, PictureOptions, UnreadablePicture, decode
+from vae_lab.data.decode import SUFFIXES, Fit, PictureOptions, UnreadableImageError, decode
 from vae_lab.data.images import DecodedImages
 from vae_lab.data.progress import with_progress
-from vae_lab.data.sources.archives import is_archive, unpacked
+from vae_lab.data.sources.archives import is_archive, unpack_archive
 from vae_lab.data.splits import check_fractions, split_by_hash
 from vae_lab.utils.cpu import num_cores
 from vae_lab.utils.errors import UsageError
@@ -29,11 +29,11 @@ _Out = TypeVar("_Out")
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """The pictures in `folder`, or in an archive of them, and in the folders inside; hidden ones are left out.
+    """The pictures in `folder` (or in an archive) and its subfolders, hidden ones excluded.
 
     `image_size` to `max_seconds` as in PictureOptions. `val_size` and `test_size` are fractions, met on
-    average: a picture's split depends on its own name only. The labels are the first-level folders, where
-    every picture lies in one. Raises UsageError for values it cannot take.
+    average: a picture's split depends on its own name only. The labels are the first-level subfolders, if
+    every picture is in one. Raises UsageError for invalid values.
     """
 
     folder: str
@@ -44,48 +44,48 @@ class ImageFolder:
     max_pixels: int = 50_000_000
     max_bytes: int = 100_000_000
     max_seconds: float = 30.0
-    on_bad_image: OnBadImage = "stop"  # or "skip": go on without it and list it in DecodedImages.skipped
+    on_bad_image: OnBadImage = "stop"  # or "skip": leave the picture out and list it in DecodedImages.skipped
     val_size: float = 0.1
     test_size: float = 0.1
     cache_dir: str = "~/.cache/vae_lab"
 
     def __post_init__(self) -> None:
         if not self.folder.strip():
-            raise UsageError("data.folder: has no value\ngive a folder of pictures: data.folder=PATH")
+            raise UsageError("data.folder: has no value\nSet it to a folder of pictures: data.folder=PATH")
         check_fractions(self.val_size, self.test_size)
         if self.on_bad_image not in get_args(OnBadImage):
             raise UsageError(f"data.on_bad_image={self.on_bad_image}: expected stop or skip.")
-        _ = self.options  # checks them now rather than after minutes of other work
+        _ = self.options  # validated now rather than after minutes of other work
 
     @property
     def options(self) -> PictureOptions:
-        """What is asked of each picture."""
+        """The decoding options."""
         return PictureOptions(**{option.name: getattr(self, option.name) for option in fields(PictureOptions)})
 
     @property
     def path(self) -> Path:
-        """The folder, absolute."""
+        """Absolute path of the folder or archive."""
         return Path(self.folder).expanduser().absolute()
 
     def load(self) -> DecodedImages:
         """Uint8 pixels (N, C, H, W), memory-mapped, in the order of the relative file names.
 
-        Raises UsageError when the folder is missing or empty, a picture is bad and `on_bad_image` is stop,
-        none is good, no picture is left to train on, or the cache cannot be written.
+        Raises UsageError if the folder is missing or empty, a picture is unreadable and `on_bad_image` is stop,
+        no picture is readable, none is left to train on, or the cache cannot be written.
         """
         if is_archive(self.path):
             return self._load_archive()
         names = find_pictures(self.path)
         if not names:
-            raise UsageError(_nothing_here(self.path))
-        split_by_hash(names, self.val_size, self.test_size)  # too few to divide: said before the decoding
+            raise UsageError(_no_pictures(self.path))
+        split_by_hash(names, self.val_size, self.test_size)  # raises before decoding if there are too few to split
         cached = self._decoded(names)
         labels, class_names = _labels(cached.names)
         splits = split_by_hash(cached.names, self.val_size, self.test_size)
         return DecodedImages(cached.pixels, splits, labels, class_names, tuple(cached.skipped))
 
     def _load_archive(self) -> DecodedImages:
-        folder = unpacked(self.path, self._cache_dir, self.max_bytes)
+        folder = unpack_archive(self.path, self._cache_dir, self.max_bytes)
         try:
             return replace(self, folder=str(folder)).load()
         except UsageError as error:
@@ -104,7 +104,7 @@ class ImageFolder:
                 cache_dir, key, shape, with_progress(self._rows(names), len(names), "Decoding pictures")
             )
         if cached.skipped and self.on_bad_image == "stop":  # an earlier run skipped them
-            raise _stopped(next(iter(cached.skipped.values())))
+            raise _unreadable(next(iter(cached.skipped.values())))
         if not cached.names:
             first = next(iter(cached.skipped.values()))
             raise UsageError(f"{self.path}: none of its {len(names)} pictures can be read.\nThe first: {first}")
@@ -116,28 +116,28 @@ class ImageFolder:
     def _row(self, name: str) -> DecodedPicture:
         try:
             return DecodedPicture(name, decode(self.path / name, self.options))
-        except UnreadablePicture as error:
+        except UnreadableImageError as error:
             if self.on_bad_image == "stop":
-                raise _stopped(str(error)) from error
+                raise _unreadable(str(error)) from error
             return DecodedPicture(name, None, str(error))
 
 
 def find_pictures(folder: Path) -> list[str]:
-    """Relative posix names of the picture files in the folder and below it, sorted. Raises UsageError."""
+    """Sorted relative posix names of the picture files in the folder and its subfolders. Raises UsageError."""
     names: list[str] = []
-    for where, folders, files in os.walk(folder, onerror=_not_listed):
+    for where, folders, files in os.walk(folder, onerror=_raise_not_listed):
         folders[:] = [name for name in folders if not name.startswith(".")]
         inside = PurePosixPath(Path(where).relative_to(folder).as_posix())
         names += [str(inside / name) for name in files if _is_picture(name)]
     return sorted(names)
 
 
-def _not_listed(error: OSError) -> None:
-    """A folder that is there but closed would otherwise leave its pictures out without a word."""
+def _raise_not_listed(error: OSError) -> None:
+    """Raise UsageError for an unreadable folder, whose pictures would otherwise be skipped silently."""
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise UsageError(
             f"data.folder: {error.filename} cannot be listed ({error.strerror}).\n"
-            "Expected a folder that can be read; change its permissions, or move it away."
+            "Expected a readable folder; change its permissions, or move it elsewhere."
         ) from error
 
 
@@ -146,7 +146,7 @@ def _is_picture(name: str) -> bool:
 
 
 def _labels(names: Sequence[str]) -> tuple[Tensor | None, tuple[str, ...]]:
-    """Labels (N,) and the names of the classes, sorted; none where a picture lies in no subfolder."""
+    """Labels (N,) and sorted class names; None and () unless every picture is in a subfolder."""
     tops = [name.partition("/")[0] for name in names if "/" in name]
     if len(tops) < len(names):
         return None, ()
@@ -156,9 +156,9 @@ def _labels(names: Sequence[str]) -> tuple[Tensor | None, tuple[str, ...]]:
 
 
 def _in_order(function: Callable[[_In], _Out], items: Iterable[_In], num_threads: int) -> Iterator[_Out]:
-    """Results in the order of the items, a few ahead of the reader: `Executor.map` would hold them all.
+    """Map in threads, in order and at most a few items ahead: `Executor.map` would hold all results.
 
-    Threads suffice, for Pillow decodes and resizes without the interpreter's lock.
+    Threads suffice, since Pillow releases the GIL while it decodes and resizes.
     """
     with ThreadPoolExecutor(num_threads) as pool:
         ahead: deque[Future[_Out]] = deque()
@@ -173,16 +173,15 @@ def _in_order(function: Callable[[_In], _Out], items: Iterable[_In], num_threads
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _stopped(problem: str) -> UsageError:
+def _unreadable(problem: str) -> UsageError:
     return UsageError(
-        f"{problem}\nExpected a whole picture; repair or remove the file, or go on without such files: "
-        "data.on_bad_image=skip"
+        f"{problem}\nExpected an intact picture; repair or remove the file, or skip such files: data.on_bad_image=skip"
     )
 
 
-def _nothing_here(folder: Path) -> str:
+def _no_pictures(folder: Path) -> str:
     kinds = ", ".join(suffix[1:] for suffix in SUFFIXES)
-    found = "no picture in" if folder.is_dir() else "a file and no archive," if folder.is_file() else "no folder"
+    found = "no picture in" if folder.is_dir() else "not an archive:" if folder.is_file() else "no such folder:"
     fetch = ", or fetch them: python -m vae_lab.data.download pokemon" if folder.name == "pokemon" else ""
     return (
         f"data.folder: {found} {folder}\n"

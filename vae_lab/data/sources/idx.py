@@ -1,4 +1,4 @@
-"""The IDX format of MNIST: a magic number, the dimensions, then one byte a value."""
+"""The IDX format of MNIST: a magic number, the dimensions, then one byte per value."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from vae_lab.data.regular_files import NotAFileError, file_size, open_file
+from vae_lab.data.regular_files import NotARegularFileError, file_size, open_file
 from vae_lab.utils.errors import UsageError
 
 MAX_BYTES = 2**30  # nearly twice the largest file of EMNIST
 _GZIP_MAGIC = b"\x1f\x8b"
-_GZIP_RATIO = 1032  # deflate makes a byte into no more
+_GZIP_RATIO = 1032  # maximum expansion of deflate
 _UINT8 = 0x08
 _Stream = BinaryIO | gzip.GzipFile
 
 
 def read_idx(path: Path, num_dims: int) -> Tensor:
-    """A uint8 tensor of `num_dims` dimensions from a raw or gzipped IDX file.
+    """Read a raw or gzipped IDX file as a uint8 tensor of `num_dims` dimensions.
 
-    No more is unpacked than its header says, nor more than MAX_BYTES. Raises UsageError, naming the file, when
-    it cannot be read, its gzip is corrupt, its magic number is another or its length is not what its header says.
+    Unpacks at most the size stated by its header, and at most MAX_BYTES. Raises UsageError, naming the file, if it
+    cannot be read, its gzip is corrupt, its magic number is wrong or its length differs from its header.
     """
     try:
         with open_file(path) as file:
             return _read(path, file, num_dims)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise _broken(path, f"its gzip is corrupt ({error})", "a whole gzip file") from error
-    except NotAFileError as error:
+        raise _broken(path, f"its gzip is corrupt ({error})", "an intact gzip file") from error
+    except NotARegularFileError as error:
         raise _broken(path, f"it is {error}", "a file") from error
     except OSError as error:
         raise _broken(path, f"it cannot be read ({error.strerror})", "a readable file") from error
 
 
 def _read(path: Path, file: BinaryIO, num_dims: int) -> Tensor:
-    # By content, not by suffix: browsers unpack a .gz and keep its name.
+    # By content, not by suffix: browsers may decompress a .gz but keep its name.
     packed = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
     file.seek(0)
     stream: _Stream = gzip.GzipFile(fileobj=file) if packed else file
@@ -48,19 +48,19 @@ def _read(path: Path, file: BinaryIO, num_dims: int) -> Tensor:
     header_size = 4 + 4 * num_dims
     size, most = header_size + math.prod(shape), file_size(file) * (_GZIP_RATIO if packed else 1)
     _check_size(path, size, shape, most, exact=not packed)
-    # One more than expected: there is none, and to find that out is to have checked the gzip's own checksum.
+    # One byte more than expected: reaching the end of the stream makes gzip verify its checksum.
     content = bytearray(stream.read(size - header_size + 1))
     if len(content) != size - header_size:
         held = header_size + len(content)
         more = " or more" if held > size else ""
-        raise _broken(path, f"it holds {held} bytes{more}", f"{size}, as its header says {shape}")
-    # frombuffer refuses to make an empty tensor.
+        raise _broken(path, f"it holds {held} bytes{more}", f"{size}, as its header states {shape}")
+    # frombuffer cannot create an empty tensor.
     values = torch.frombuffer(content, dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
     return values.reshape(shape)
 
 
 def _shape(path: Path, stream: _Stream, num_dims: int) -> tuple[int, ...]:
-    """The dimensions that the header names."""
+    """Read the dimensions from the header."""
     header_size = 4 + 4 * num_dims
     header = stream.read(header_size)
     magic = bytes([0, 0, _UINT8, num_dims])
@@ -73,12 +73,12 @@ def _shape(path: Path, stream: _Stream, num_dims: int) -> tuple[int, ...]:
 
 
 def _check_size(path: Path, size: int, shape: tuple[int, ...], most: int, exact: bool) -> None:
-    """Raise unless a file with room for `most` bytes can hold what its header says: before anything is read."""
+    """Raise if the header states more than MAX_BYTES or than the file can hold; before any data is read."""
     if size > MAX_BYTES:
-        raise _broken(path, f"its header says {shape}, {size} bytes", f"{MAX_BYTES} bytes at most")
+        raise _broken(path, f"its header states {shape}, {size} bytes", f"{MAX_BYTES} bytes at most")
     if size > most or (exact and size != most):
         held = f"it holds {most} bytes" if exact else f"it is packed and holds {most} bytes at most"
-        raise _broken(path, held, f"{size}, as its header says {shape}")
+        raise _broken(path, held, f"{size}, as its header states {shape}")
 
 
 def _broken(path: Path, found: str, expected: str) -> UsageError:

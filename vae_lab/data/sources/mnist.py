@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST: four IDX files, downloaded when they are missing."""
+"""MNIST and Fashion-MNIST: four IDX files, downloaded if missing."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from vae_lab.utils.errors import UsageError
 
 _PARTS = ("train", "t10k")
 _FILES = tuple(f"{part}-{kind}" for part in _PARTS for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
-_MANNER = RequestPolicy(timeout=30.0, attempts=3, longest_wait=10.0)  # then the next mirror
+_REQUEST_POLICY = RequestPolicy(timeout=30.0, attempts=3, longest_wait=10.0)  # then the next mirror
 
 
 @dataclass(frozen=True)
 class MNIST:
-    """70,000 handwritten digits in grey, 28x28, the official training images first.
+    """70,000 grey handwritten digits, 28x28, the official training images first.
 
     `root` is the folder that holds `MNIST/raw`; `val_size` and `test_size` count images from the end, so the
     defaults are the official test set and the last 5,000 training images.
@@ -37,18 +37,18 @@ class MNIST:
     val_size: int = 5000
     test_size: int = 10000
 
-    dataset: ClassVar[str] = "MNIST"  # the folder, and the name in torchvision.datasets
+    dataset: ClassVar[str] = "MNIST"  # name of the folder and of the class in torchvision.datasets
     class_names: ClassVar[tuple[str, ...]] = tuple("0123456789")
 
     @property
     def folder(self) -> Path:
-        """Where the four files are, raw or with .gz."""
+        """Folder of the four files, raw or with .gz."""
         return Path(self.root).expanduser().absolute() / self.dataset / "raw"
 
     def load(self) -> DecodedImages:
-        """Uint8 pixels (70000, 1, 28, 28), downloaded first when a file is missing.
+        """Uint8 pixels (70000, 1, 28, 28); missing files are downloaded first.
 
-        Raises UsageError when a file is broken, or missing where no download is possible.
+        Raises UsageError if a file is damaged, or missing and cannot be downloaded.
         """
         if missing := [name for name in _FILES if not _find(self.folder, name).is_file()]:
             _download(self.dataset, self.folder, missing)
@@ -72,18 +72,18 @@ class MNIST:
         if len(images) != len(labels):
             raise UsageError(
                 f"{label_file}: {len(labels)} labels for the {len(images)} images of {image_file.name}.\n"
-                "Expected as many; remove both files, and the next run downloads them again."
+                "Expected as many labels as images; remove both files, and the next run downloads them again."
             )
         if len(labels) and int(labels.max()) >= len(self.class_names):
             raise UsageError(
-                f"{label_file}: a label is {int(labels.max())}.\nExpected 0 to {len(self.class_names) - 1}; "
+                f"{label_file}: found label {int(labels.max())}.\nExpected 0 to {len(self.class_names) - 1}; "
                 "remove the file, and the next run downloads it again."
             )
         return images, labels
 
 
 class FashionMNIST(MNIST):
-    """70,000 pictures of clothes in grey, 28x28; all as MNIST."""
+    """70,000 grey pictures of clothes, 28x28; otherwise as MNIST."""
 
     dataset: ClassVar[str] = "FashionMNIST"
     class_names: ClassVar[tuple[str, ...]] = (
@@ -93,7 +93,7 @@ class FashionMNIST(MNIST):
 
 
 def _find(folder: Path, name: str) -> Path:
-    """Where the file is, or where it would be."""
+    """Path of the file: with .gz only if that exists and the raw file does not."""
     raw, packed = folder / name, folder / f"{name}.gz"
     return packed if packed.is_file() and not raw.is_file() else raw
 
@@ -103,7 +103,7 @@ def _size(images: Tensor) -> str:
 
 
 def _download(dataset: str, folder: Path, missing: list[str]) -> None:
-    """Fetch the missing files, gzipped, each one whole and with the right checksum before it gets its name."""
+    """Download the missing files, gzipped; each is renamed to its final name once its checksum is verified."""
     import torchvision.datasets
 
     source = getattr(torchvision.datasets, dataset)
@@ -112,25 +112,25 @@ def _download(dataset: str, folder: Path, missing: list[str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name in with_progress(missing, len(missing), f"Downloading {dataset}"):
             file = f"{name}.gz"
-            _from_a_mirror(source.mirrors, folder / file, partial(_problem, checksum=checksums[file]))
+            _download_from_mirrors(source.mirrors, folder / file, partial(_problem, checksum=checksums[file]))
     except (OSError, TransferError) as error:
         raise UsageError(
             f"{dataset} could not be downloaded: {error or type(error).__name__}\n"
             f"Looked for {missing[0]} (or .gz) in {folder}, then at {' and '.join(source.mirrors)}\n"
-            "The same command goes on from there; to start now, without a download: data=digits"
+            "Run the same command to resume; to start now, without a download: data=digits"
         ) from error
 
 
-def _from_a_mirror(mirrors: Sequence[str], final: Path, check: Check) -> None:
-    """Fetch the file from the first mirror that has it. Raises the last one's TransferError."""
+def _download_from_mirrors(mirrors: Sequence[str], final: Path, check: Check) -> None:
+    """Download the file from the first mirror that succeeds. Raises the TransferError of the last one."""
     *others, last = mirrors
     for mirror in others:
         with suppress(TransferError):
-            return transfer(mirror + final.name, final, check, _MANNER)
-    return transfer(last + final.name, final, check, _MANNER)
+            return transfer(mirror + final.name, final, check, _REQUEST_POLICY)
+    return transfer(last + final.name, final, check, _REQUEST_POLICY)
 
 
 def _problem(path: Path, checksum: str) -> str:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "md5").hexdigest()
-    return "" if found == checksum else f"what was sent has the checksum {found}, expected {checksum}"
+    return "" if found == checksum else f"the downloaded file has the checksum {found}, expected {checksum}"

@@ -1,4 +1,4 @@
-"""What an objective adds to its bound: penalties of a batch, and discriminators trained beside the model."""
+"""Regularizers: penalties added to the bound, and discriminators trained alongside the model."""
 
 from vae_lab.objectives.regularizers.adversarial import AdversarialImages, AdversarialPosterior
 from vae_lab.objectives.regularizers.commitment import Commitment

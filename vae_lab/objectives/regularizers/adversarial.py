@@ -1,4 +1,4 @@
-"""Penalties by discriminators that tell latents or images of the model from those that they should look like: AAE, VAE-GAN."""
+"""Adversarial regularizers: match latents to prior samples (AAE), or decoded images to real ones (VAE-GAN)."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from vae_lab.objectives.regularizers.discriminators import (
 
 
 class AdversarialPosterior(nn.Module):
-    """How surely a discriminator tells the posterior's latents from the prior's, in nats: the adversarial autoencoder.
+    """Adversarial loss of posterior samples against prior samples, in nats: the adversarial autoencoder.
 
-    Makhzani et al. 2016, arXiv:1511.05644; with `objective.beta=0` it takes the place of the KL, as there and in
-    WAE-GAN (Tolstikhin et al. 2018, arXiv:1711.01558, algorithm 1). It matches the aggregate q(z) to p(z), of which
-    only samples are needed. Those carry no gradient: a prior that learns does so by the KL alone. The discriminator does not
-    see labels: a prior p(z|y) is matched as a whole, not class by class.
+    Makhzani et al. 2016, arXiv:1511.05644; with `objective.beta=0` it replaces the KL, as there and in WAE-GAN
+    (Tolstikhin et al. 2018, arXiv:1711.01558, algorithm 1). It matches the aggregate posterior q(z) to p(z), of which
+    only samples are needed. Prior samples carry no gradient: a learned prior is trained by the KL alone. The
+    discriminator is not conditional on labels: a prior p(z|y) is matched as a whole, not class by class.
 
-    Other than there, one step updates all networks, so that `weight` counts. hidden: the paper's is [1000, 1000].
+    Unlike the paper, one step updates all networks, so that `weight` matters. hidden: [1000, 1000] in the paper.
     ValueError: several layers of latents, latents that are codes; at the first step, a prior that has no samples.
     """
 
@@ -46,31 +46,33 @@ class AdversarialPosterior(nn.Module):
         self.discriminator = LatentDiscriminator(latent.shape, hidden)
 
     def forward(self, inputs: RegularizerInputs) -> Tensor:
-        """-log of the chance that the discriminator gives to the prior, (B,), averaged over the samples; ln 2 at a match."""
+        """-log D(z), (B,), averaged over samples, D the probability of a prior sample; ln 2 where q(z) matches p(z)."""
         logits: Tensor = apply_frozen(self.discriminator, inputs.trace.latents[0].z)
         return non_saturating_loss(logits).mean(0)
 
     def discriminator_loss(self, inputs: RegularizerInputs) -> Tensor:
-        """Cross-entropy of telling draws from the prior from the posterior's, in nats, ()."""
+        """Cross-entropy of prior samples against posterior samples, in nats, ()."""
         latent = inputs.trace.latents[0]
         prior = sample_prior(latent, latent.z.shape[:2])
-        of_prior, of_posterior = self.discriminator(torch.cat((prior, latent.z.detach()))).chunk(2)
-        return real_fake_cross_entropy(of_prior, of_posterior)
+        prior_logits, posterior_logits = self.discriminator(torch.cat((prior, latent.z.detach()))).chunk(2)
+        return real_fake_cross_entropy(prior_logits, posterior_logits)
 
 
 class AdversarialImages(nn.Module):
-    """How surely a discriminator tells decoded images from real ones, in nats: VAE-GAN. Larsen et al. 2016, arXiv:1512.09300.
+    """Adversarial loss of decoded images against real ones, in nats: VAE-GAN. Larsen et al. 2016, arXiv:1512.09300.
 
-    Decoded are the reconstructions and, with `prior_samples`, draws from the prior, both counting half; of a model of
-    several layers, whose prior is no one distribution, the reconstructions alone. feature_weight: of half the squared
-    distance between an image and its reconstruction in the discriminator's middle map, the paper's likelihood (eq. 7) in the
-    place of the pixels', here beside it.
+    Decoded images are the reconstructions and, with `prior_samples`, prior samples, both weighted by half; with several
+    layers of latents, whose prior is not a single distribution, the reconstructions alone. feature_weight: weight of
+    half the squared distance between an image and its reconstruction in the discriminator's middle feature map. In the
+    paper this distance replaces the likelihood of the pixels (eq. 7), here it is added.
 
-    The discriminator is shown means; of binary images, which it would know from grey means at a glance, pixels drawn with the
-    means as chances, with the gradient of the means (straight through: Bengio et al. 2013, arXiv:1308.3432).
+    The discriminator's input is the mean of p(x|z); for binary images, which are trivially separable from grey means,
+    pixels sampled with the means as probabilities and a straight-through gradient (Bengio et al. 2013,
+    arXiv:1308.3432).
 
-    Other than there, the encoder too hears the discriminator, through the reconstructions; and nothing is batch-normalised:
-    spectral_norm keeps the discriminator smooth instead. ValueError: at the first step, a prior that has no samples.
+    Unlike the paper, the encoder also gets a gradient from the discriminator, through the reconstructions, and there is
+    no batch normalisation: spectral_norm keeps the discriminator smooth instead. ValueError: at the first step, a prior
+    that has no samples.
     """
 
     def __init__(
@@ -93,12 +95,13 @@ class AdversarialImages(nn.Module):
         self.discriminator = ImageDiscriminator(spec.image.shape, 1, width, max_width, spectral_norm)
 
     def forward(self, inputs: RegularizerInputs) -> Tensor:
-        """-log of the chance that the discriminator gives to `real`, averaged over the samples, plus the distance, (B,)."""
+        """-log D(decoded), D the probability of a real image, plus the feature distance, (B,); mean over samples."""
         means = inputs.trace.likelihood.mean  # (S, B, C, H, W)
-        of_means: DiscriminatorOutput = apply_frozen(self.discriminator, self._shown(means.flatten(0, 1)))
+        of_means: DiscriminatorOutput = apply_frozen(self.discriminator, self._discriminator_input(means.flatten(0, 1)))
         penalty = non_saturating_loss(of_means.logits).view(means.shape[:2]).mean(0)
         if self.prior_samples:
-            of_samples: DiscriminatorOutput = apply_frozen(self.discriminator, self._shown(self._samples(inputs)))
+            samples = self._discriminator_input(self._prior_sample_means(inputs))
+            of_samples: DiscriminatorOutput = apply_frozen(self.discriminator, samples)
             penalty = (penalty + non_saturating_loss(of_samples.logits).squeeze(1)) / 2
         if self.feature_weight:
             of_x: DiscriminatorOutput = apply_frozen(self.discriminator, inputs.x)
@@ -106,32 +109,32 @@ class AdversarialImages(nn.Module):
         return penalty
 
     def discriminator_loss(self, inputs: RegularizerInputs) -> Tensor:
-        """Cross-entropy of telling real images from decoded ones, in nats, ()."""
+        """Cross-entropy of real images against decoded ones, in nats, ()."""
         with torch.no_grad():
-            shown = [inputs.x, self._shown(inputs.trace.likelihood.mean.flatten(0, 1))]
+            groups = [inputs.x, self._discriminator_input(inputs.trace.likelihood.mean.flatten(0, 1))]
             if self.prior_samples:
-                shown.append(self._shown(self._samples(inputs)))
-        judged: DiscriminatorOutput = self.discriminator(torch.cat(shown))
-        real, *decoded = judged.logits.split([len(images) for images in shown])
+                groups.append(self._discriminator_input(self._prior_sample_means(inputs)))
+        output: DiscriminatorOutput = self.discriminator(torch.cat(groups))
+        real, *decoded = output.logits.split([len(images) for images in groups])
         return real_fake_cross_entropy(real, *decoded)
 
-    def _samples(self, inputs: RegularizerInputs) -> Tensor:
-        """Means of decoded draws from the prior, one for each image of the batch, (B, C, H, W)."""
+    def _prior_sample_means(self, inputs: RegularizerInputs) -> Tensor:
+        """Means of p(x|z) at prior samples z, one per image of the batch, (B, C, H, W)."""
         samples: Tensor = inputs.decode(sample_prior(inputs.trace.latents[0], inputs.x.shape[:1])).mean
         return samples
 
-    def _shown(self, means: Tensor) -> Tensor:
+    def _discriminator_input(self, means: Tensor) -> Tensor:
         return straight_through_bernoulli(means) if self.binary else means
 
 
 def straight_through_bernoulli(means: Tensor) -> Tensor:
-    """Pixels of 0 and 1 with these chances, and the gradient of the chances; any shape."""
+    """Bernoulli samples with these means, and the gradient of the means; any shape."""
     pixels: Tensor = (torch.rand_like(means) < means).to(means.dtype)
-    return pixels + (means - means.detach())  # exactly 0; as no number where the mean is none, for a bad step shows
+    return pixels + (means - means.detach())  # adds exactly 0, or NaN if the mean is NaN: a non-finite step is detected
 
 
 def middle_layer_distance(of_x: DiscriminatorOutput, of_means: DiscriminatorOutput) -> Tensor:
-    """Half the squared distance of S reconstructions from their images in the middle map, (S, B)."""
+    """Half the squared distance between S reconstructions and their images in the middle feature map, (S, B)."""
     middle = len(of_x.features) // 2
     ours, theirs = of_x.features[middle], of_means.features[middle]
     differences: Tensor = theirs.unflatten(0, (-1, len(ours))) - ours

@@ -1,4 +1,4 @@
-"""What every regularizer offers."""
+"""Interfaces of the regularizers."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from vae_lab.core import RegularizerInputs
 
 
 class Regularizer(Protocol):
-    """A penalty, to be minimised; an nn.Module."""
+    """A penalty to minimise; an nn.Module."""
 
     weight: float
 
     def __call__(self, inputs: RegularizerInputs) -> Tensor:
-        """(B,) of each image, or () of the whole batch; without `weight`. Its gradient reaches the model alone."""
+        """(B,) per image, or () for the whole batch; without `weight`. Its gradient reaches the model alone."""
         ...
 
 
 class AdversarialRegularizer(Protocol):
-    """A regularizer with networks of its own, trained inside the step beside the model."""
+    """A regularizer with a discriminator, trained in the same step as the model."""
 
     discriminator: nn.Module
     discriminator_lr: float
 
     def discriminator_loss(self, inputs: RegularizerInputs) -> Tensor:
-        """What the discriminator minimises, (). Its gradient reaches the discriminator alone."""
+        """The loss of the discriminator, (). Its gradient reaches the discriminator alone."""
         ...

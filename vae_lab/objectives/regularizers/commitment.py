@@ -1,4 +1,4 @@
-"""What keeps an encoder's output near the codes that it is quantised to."""
+"""Commitment loss: keeps the encoder's output near its codebook vectors."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from vae_lab.core import RegularizerInputs, TrainingSpec
 from vae_lab.distributions.codes import QuantizedDelta
 from vae_lab.distributions.unflatten import UnflattenedBatch
 
-CHOOSE = "choose model/posterior=nearest_code, or leave commitment out of objective/regularizers"
+REMEDY = "choose model/posterior=nearest_code, or remove commitment from objective/regularizers"
 
 
 class Commitment(nn.Module):
-    """Squared distance of the encoder's output from its codes, which are held constant; all layers of codes summed.
+    """Squared distance between the encoder's output and its detached codes, summed over all layers of codes.
 
-    Summed over features and places, as a likelihood sums over pixels; `weight` is the beta of van den Oord et al. 2017,
-    arXiv:1711.00937, eq. 3. ValueError: no latent of codes; none that is quantised, when first called.
+    Summed over features and positions, as a likelihood sums over pixels; `weight` is the beta of van den Oord et al.
+    2017, arXiv:1711.00937, eq. 3. ValueError: no latent of the kind codes; at the first call, none that is quantised.
     """
 
     def __init__(self, spec: TrainingSpec, weight: float = 0.25) -> None:
@@ -25,23 +25,23 @@ class Commitment(nn.Module):
         if weight < 0:
             raise ValueError(f"objective.regularizers.commitment.weight is at least 0; found {weight}")
         if all(latent.kind != "codes" for latent in spec.latents):
-            raise ValueError(f"objective.regularizers.commitment: these latents are no codes; {CHOOSE}")
+            raise ValueError(f"objective.regularizers.commitment: the model has no latents of the kind codes; {REMEDY}")
         self.weight = weight
 
     def forward(self, inputs: RegularizerInputs) -> Tensor:
-        """(B,), averaged over samples where a layer has codes of its own for each sample of those above."""
-        distances = [distance(latent.posterior) for latent in inputs.trace.latents]
+        """(B,), averaged over samples where a layer has separate codes for each sample of the layers above."""
+        distances = [commitment_distance(latent.posterior) for latent in inputs.trace.latents]
         quantized = [each for each in distances if each is not None]
         if not quantized:
-            raise ValueError(f"objective.regularizers.commitment: these latents are not quantised; {CHOOSE}")
+            raise ValueError(f"objective.regularizers.commitment: the latents are not quantised; {REMEDY}")
         return torch.stack(quantized).sum(0)
 
 
-def distance(posterior: Distribution) -> Tensor | None:
-    """|inputs - codes|^2, (B,), with a gradient for the inputs; None of a posterior that does not quantise."""
+def commitment_distance(posterior: Distribution) -> Tensor | None:
+    """|inputs - codes|^2, (B,), with a gradient for the inputs; None for a posterior that does not quantise."""
     if isinstance(posterior, UnflattenedBatch):
-        folded = distance(posterior.flat)
-        return None if folded is None else folded.unflatten(0, posterior.batch_shape).mean(0)
+        flat = commitment_distance(posterior.flat)
+        return None if flat is None else flat.unflatten(0, posterior.batch_shape).mean(0)
     if isinstance(posterior, QuantizedDelta):
         return (posterior.inputs - posterior.mode.detach()).square().flatten(1).sum(1)
     return None

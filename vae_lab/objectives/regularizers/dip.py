@@ -1,4 +1,4 @@
-"""The covariance of the aggregate posterior, drawn towards the identity: DIP-VAE I and II."""
+"""Penalty on the covariance of the aggregate posterior, towards the identity: DIP-VAE I and II."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ CovarianceOf = Literal["means", "latents"]
 
 
 class DisentangledInferredPrior(nn.Module):
-    """Squared distance of a covariance from the identity: off the diagonal, plus `diagonal` times on it.
+    """Squared distance between a covariance and the identity: off the diagonal, plus `diagonal` times on the diagonal.
 
     Kumar et al. 2018, arXiv:1711.00848, eqs. 6 and 7. covariance: of the `means` of q(z|x) (DIP-VAE-I), or of the
     `latents` themselves (DIP-VAE-II), which is that plus the mean covariance of q(z|x). The batch stands for the
     training set. weight: the paper's lambda_od; diagonal: its lambda_d / lambda_od.
 
-    ValueError: several layers of latents, latents that are no vectors; at the first step, a posterior that is not
+    ValueError: several layers of latents, latents that are not vectors; at the first step, a posterior that is not
     Gaussian.
     """
 
@@ -31,7 +31,7 @@ class DisentangledInferredPrior(nn.Module):
         name = "dip_vae_ii" if covariance == "latents" else "dip_vae_i"
         if covariance not in get_args(CovarianceOf):
             raise ValueError(
-                f"objective.regularizers.{name}.covariance is of {' or '.join(get_args(CovarianceOf))}; found {covariance}"
+                f"objective.regularizers.{name}.covariance is {' or '.join(get_args(CovarianceOf))}; found {covariance}"
             )
         require_single_latent(spec, name)
         require_number(name, "weight", weight)
@@ -39,7 +39,7 @@ class DisentangledInferredPrior(nn.Module):
         self.weight, self.diagonal, self.covariance = weight, diagonal, covariance
 
     def forward(self, inputs: RegularizerInputs) -> Tensor:
-        """The penalty of the batch, (); 0 of a single image, which has no covariance."""
+        """The penalty of the batch, (); 0 for a single image, which has no covariance."""
         [latent] = inputs.trace.latents
         if latent.z.shape[1] == 1:
             return latent.z.new_zeros(())
@@ -51,11 +51,11 @@ class DisentangledInferredPrior(nn.Module):
 
     def _covariance(self, posterior: Distribution) -> Tensor:
         means, within = gaussian_moments(posterior)
-        between = covariance_of(means)
+        between = sample_covariance(means)
         return between + within if self.covariance == "latents" else between
 
 
-def covariance_of(rows: Tensor) -> Tensor:
+def sample_covariance(rows: Tensor) -> Tensor:
     """The unbiased covariance of the columns of `rows` (B, D), over B > 1 rows, (D, D)."""
     centred = rows - rows.mean(0)
     return centred.mT @ centred / (len(rows) - 1)

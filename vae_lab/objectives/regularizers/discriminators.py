@@ -1,7 +1,8 @@
-"""Networks that judge latents and images, trained inside the step; how a penalty calls one, and how one is trained.
+"""Discriminators of latents and images, their losses, and how a penalty evaluates one.
 
-A penalty calls its discriminator with constant parameters, so that its gradient reaches the model alone; what trains the
-discriminator is shown detached latents and images, and adds to the same backward pass. No layer mixes the images of a batch.
+A penalty evaluates its discriminator with constant parameters, so that its gradient reaches the model alone; the
+discriminator's own loss takes detached latents and images, and joins the same backward pass. No layer mixes the images
+of a batch.
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ from torch.nn.functional import softplus
 from torch.nn.utils import parametrizations
 
 from vae_lab.core import ImageShape
-from vae_lab.networks.conv import conv_output_size, same_padding
+from vae_lab.networks.conv import conv_output_side, same_padding
 from vae_lab.networks.linear import Linear
 from vae_lab.networks.mlp import dense
 from vae_lab.objectives.regularizers.checks import require_number
 
-KERNEL = 4  # of each convolution of stride 2
+KERNEL = 4  # kernel size of the convolutions of stride 2
 
 
 def leaky_relu() -> nn.Module:
-    """The activation of discriminators: it passes a gradient on from where the discriminator is sure, too."""
+    """Activation of the discriminators: non-zero gradient everywhere, also where the discriminator is confident."""
     return nn.LeakyReLU(0.2)
 
 
 class LatentDiscriminator(nn.Module):
-    """Hidden layers and one logit for each latent."""
+    """An MLP with one logit per latent."""
 
     def __init__(self, shape: Sequence[int], hidden: Sequence[int]) -> None:
         super().__init__()
@@ -39,23 +40,23 @@ class LatentDiscriminator(nn.Module):
         self.layers = nn.Sequential(nn.Flatten(), *dense(sizes, leaky_relu), Linear(sizes[-1], 1))
 
     def forward(self, z: Tensor) -> Tensor:
-        """z (S, B, *shape) to logits (S, B), float32."""
+        """Logits (S, B), float32, of z (S, B, *shape)."""
         logits: Tensor = self.layers(z.flatten(0, 1))
         return logits.float().view(z.shape[:2])
 
 
 class DiscriminatorOutput(NamedTuple):
-    """What a discriminator makes of N images."""
+    """Output of an image discriminator for N images."""
 
     logits: Tensor  # (N, K), float32
     features: tuple[Tensor, ...]  # the map after each convolution, (N, channels, h, w)
 
 
 class ImageDiscriminator(nn.Module):
-    """Convolutions of stride 2, and K = num_logits logits of the last map.
+    """Convolutions of stride 2, and K = num_logits logits of the last feature map.
 
-    The map is halved, rounding down, while its shorter side is at least 4, so any image of 2x2 or more will do.
-    Channels: `width`, then twice as many each time, up to max_width.
+    The map is halved, rounding down, while its shorter side is at least 4, so any image of at least 2x2 is accepted.
+    Channels: `width`, doubled at each convolution up to max_width.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class ImageDiscriminator(nn.Module):
             wider, pad = min(width << len(self.stages), max_width), same_padding(KERNEL, 2)
             layer = nn.Conv2d(channels, wider, KERNEL, 2, pad)
             self.stages.append(nn.Sequential(layer, leaky_relu()))
-            channels, sides = wider, [conv_output_size(side, KERNEL, 2, pad) for side in sides]
+            channels, sides = wider, [conv_output_side(side, KERNEL, 2, pad) for side in sides]
         self.head = nn.Sequential(nn.Flatten(), nn.Linear(channels * math.prod(sides), num_logits))
         if spectral_norm:
             apply_spectral_norm(self)
@@ -82,42 +83,42 @@ class ImageDiscriminator(nn.Module):
 
 
 def apply_spectral_norm(network: nn.Module) -> None:
-    """Divide every weight by its largest singular value, as power iterations in training find it. arXiv:1802.05957."""
+    """Divide every weight by its largest singular value, estimated by power iteration in training. arXiv:1802.05957."""
     for layer in list(network.modules()):
         if isinstance(layer, nn.Linear | nn.Conv2d):
             parametrizations.spectral_norm(layer)
 
 
 def apply_frozen(discriminator: nn.Module, inputs: Tensor) -> Any:
-    """What the discriminator says of inputs, its parameters held constant and its buffers left alone."""
+    """Output of the discriminator with constant parameters; its buffers are not updated."""
     state = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
     state |= {name: buffer.clone() for name, buffer in discriminator.named_buffers()}
     return functional_call(discriminator, state, (inputs,))
 
 
 def non_saturating_loss(logits: Tensor) -> Tensor:
-    """-log of the chance that the discriminator gives to `true`, in nats, of logits of any shape; ln 2 of a logit of 0.
+    """-log of the discriminator's probability of `real`, in nats, for logits of any shape; ln 2 at a logit of 0.
 
-    As a penalty of what is false, the non-saturating loss of Goodfellow et al. 2014, arXiv:1406.2661, section 3.
+    As a penalty on fake inputs, the non-saturating loss of Goodfellow et al. 2014, arXiv:1406.2661, section 3.
     """
     return softplus(-logits)
 
 
 def real_fake_cross_entropy(true: Tensor, *false: Tensor) -> Tensor:
-    """Cross-entropy of telling true from false by their logits, both as likely, in nats, (); ln 2 where none can.
+    """Cross-entropy of real against fake inputs given their logits, equally likely, in nats, (); ln 2 at chance level.
 
-    Several groups of what is false weigh the same.
+    Several groups of fake inputs have equal weight.
     """
-    wrong = torch.stack([non_saturating_loss(-logits).mean() for logits in false]).mean()
-    return (non_saturating_loss(true).mean() + wrong) / 2
+    fake_loss = torch.stack([non_saturating_loss(-logits).mean() for logits in false]).mean()
+    return (non_saturating_loss(true).mean() + fake_loss) / 2
 
 
 def require_discriminator(name: str, weight: float, discriminator_lr: float, widths: Sequence[int]) -> None:
-    """ValueError unless the options that every regularizer with a discriminator has make sense. widths: of its layers."""
+    """Raise ValueError unless the options shared by all discriminators are valid. widths: of the layers."""
     require_number(name, "weight", weight)
     require_number(name, "discriminator_lr", discriminator_lr, above=True)
     if not widths or min(widths) < 1:
         raise ValueError(
-            f"objective.regularizers.{name}: a discriminator has at least one hidden layer, each at least 1 wide; "
+            f"objective.regularizers.{name}: a discriminator needs at least one hidden layer, each at least 1 wide; "
             f"found {list(widths)}"
         )

@@ -1,4 +1,4 @@
-"""Total correlation of the aggregate posterior, estimated from the minibatch alone: beta-TCVAE."""
+"""Total correlation of the aggregate posterior, estimated from the minibatch: beta-TCVAE."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ Estimator = Literal["minibatch_stratified", "minibatch_weighted"]
 class TotalCorrelation(nn.Module):
     """KL(q(z) || prod_d q(z_d)) in nats, q(z) the mean of q(z|x) over the N training images.
 
-    Chen et al. 2018, arXiv:1802.04942, eq. 2 and appendix C. It adds to the one that the KL contains: the paper's beta
-    is `1 + weight` with `objective.beta=1`. Costs S B^2 D densities. estimate: see `log_importance_weights`.
+    Chen et al. 2018, arXiv:1802.04942, eq. 2 and appendix C. It adds to the total correlation within the KL: the
+    paper's beta is `1 + weight` with `objective.beta=1`. Costs S B^2 D densities. estimate: see
+    `log_importance_weights`.
 
-    ValueError: several layers of latents, latents that are no vectors; at the first step, a posterior whose dimensions
-    depend on one another.
+    ValueError: several layers of latents, latents that are not vectors; at the first step, a posterior that does not
+    factorise.
     """
 
     def __init__(self, spec: TrainingSpec, weight: float, estimate: Estimator = "minibatch_stratified") -> None:
@@ -36,7 +37,7 @@ class TotalCorrelation(nn.Module):
         self.weight, self.num_images, self.estimate = weight, spec.num_images, estimate
 
     def forward(self, inputs: RegularizerInputs) -> Tensor:
-        """The estimate of log q(z) / prod_d q(z_d), (B,), averaged over samples; its mean is that of the KL."""
+        """Estimate of log q(z) / prod_d q(z_d), (B,), averaged over samples; its mean estimates the KL."""
         [latent] = inputs.trace.latents
         return total_correlation(latent.z, latent.posterior, self.num_images, self.estimate)
 
@@ -46,20 +47,20 @@ def total_correlation(
 ) -> Tensor:
     """log q(z) - sum_d log q(z_d) at samples z (S, B, *event), averaged over S: (B,), in nats.
 
-    posterior: q(z|x) of the B images that the samples are of, drawn without replacement from `num_images`.
+    posterior: q(z|x) of the B images of the batch, sampled without replacement from `num_images`.
     """
     log_q = pairwise_log_densities(z, posterior)
-    shares = log_importance_weights(z, num_images, estimate)
-    # A share is an image's, not a dimension's: it comes once into the sum over dimensions, and once into each factor.
-    joint = (log_q.sum(-1) + shares).logsumexp(-1)
-    product = (log_q + shares.unsqueeze(-1)).logsumexp(-2).sum(-1)
+    log_weights = log_importance_weights(z, num_images, estimate)
+    # A weight belongs to an image, not a dimension: it enters the sum over dimensions once, and each factor once.
+    joint = (log_q.sum(-1) + log_weights).logsumexp(-1)
+    product = (log_q + log_weights.unsqueeze(-1)).logsumexp(-2).sum(-1)
     return (joint - product).mean(0)
 
 
 def pairwise_log_densities(z: Tensor, posterior: Distribution) -> Tensor:
     """log q(z_d | x_j) of the sample of each image i under each image j, (S, B_i, B_j, D).
 
-    ValueError: a posterior whose dimensions depend on one another.
+    ValueError: a posterior that does not factorise.
     """
     if (base := as_diagonal_normal(posterior)) is None:
         raise ValueError(
@@ -72,17 +73,17 @@ def pairwise_log_densities(z: Tensor, posterior: Distribution) -> Tensor:
 
 
 def log_importance_weights(z: Tensor, num_images: int, estimate: Estimator) -> Tensor:
-    """Logarithm of what q(.|x_j) counts for in the estimate of q(.) at a sample of image i, (B, B), row i.
+    """Log weight of q(.|x_j) in the estimate of q(.) at a sample of image i, (B, B), row i.
 
-    minibatch_stratified: image i itself has its share of 1 / N, the others of the batch stand for the other N - 1
-    images: without bias. (In appendix C.2 one of the others counts for 1 / N less than each of the rest; here they
-    share that, or a batch of all images would not be exact.) An image alone stands for all.
+    minibatch_stratified: image i has weight 1 / N, the others of the batch represent the other N - 1 images: unbiased.
+    (In appendix C.2 one of the others has 1 / N less weight than each of the rest; here all have the same, otherwise a
+    batch of all images would not be exact.) A single image represents all.
 
-    minibatch_weighted: 1 / N each, as if the images outside the batch had no density there: a lower bound of q(z). (The
-    1 / (N B) of appendix C.1 is for batches drawn with replacement. These are not, so p(batch) / r(batch | i) there is
-    B / N; the gradient is the same.)
+    minibatch_weighted: 1 / N each, as if the images outside the batch had no density there: a lower bound on q(z). (The
+    1 / (N B) of appendix C.1 is for batches sampled with replacement. These are not, so p(batch) / r(batch | i) there
+    is B / N; the gradient is the same.)
 
-    Of a batch of all the images, both are exact.
+    Both are exact for a batch of all images.
     """
     batch_size = z.shape[1]
     if estimate == "minibatch_weighted":
