@@ -26,7 +26,7 @@ def test_the_run_directory_keeps_its_contract(fast_run):
     run = fast_run.run
     assert run.parent.name == "mlp-digits"
     for name in (".hydra/config.yaml", "train.log", "metrics.csv", "summary.json", "checkpoints/best.ckpt",
-                 "checkpoints/last.ckpt", "images/samples_epoch=0002.png"):  # fmt: skip
+                 "checkpoints/last.ckpt", "images/samples_epoch=0002.png", "images/samples.png"):  # fmt: skip
         assert (run / name).stat().st_size > 0, name
     assert list((run / "tensorboard").glob("events.out.tfevents.*"))
     assert "val elbo" in (run / "train.log").read_text()

@@ -63,11 +63,10 @@ def _train(config: DictConfig, folder: Path, stop_signals: StopSignals) -> float
     from vae_lab.training.build import build, initialize_from
 
     check_targets(config)
-    data, module = build(config)
+    data, module = build(config, lambda: stop_signals.requested is not None)
     if config.init_from is not None and config.resume is None:
         initialize_from(module, config.init_from)
     trainer = assemble_trainer(config, folder, stop_signals)
-    module.stop_requested = lambda: stop_signals.requested is not None
     require_known_monitors(trainer, module.model, data, config.optimized_metric)
     # An experiment file may set an option of second_stage while the command line sets second_stage=none.
     chosen = config.second_stage is not None and "_target_" in config.second_stage
@@ -97,9 +96,6 @@ def assemble_trainer(config: DictConfig, folder: Path, stop_signals: StopSignals
 
     chosen = {name: build_node(node) for name, node in (config.callbacks or {}).items() if node is not None}
     loggers = [build_node(node, save_dir=str(folder)) for node in (config.logger or {}).values() if node is not None]
-    for callback in chosen.values():
-        if isinstance(callback, callbacks.ImageLogger):
-            callback.stop_requested = lambda: stop_signals.requested is not None
     throughput = callbacks.Throughput()
     always = [
         throughput,

@@ -19,6 +19,7 @@ from vae_lab.posteriors.codes import NearestCode
 from vae_lab.priors.codes import UniformCodes
 from vae_lab.utils.errors import UsageError
 
+GRIDS = ("reconstructions", "samples")  # bare, of a model with more than two latents
 OF_VECTORS = (
     *("aggregate_posterior", "interpolations", "kl_per_dimension", "latent_grid", "latent_scatter"),
     *("reconstructions", "samples", "traversals"),
@@ -38,10 +39,18 @@ def finished(tmp_path_factory):
     return SimpleNamespace(run=run, images=images, experiment=experiment, events=events(run))
 
 
-def test_every_picture_is_a_png_and_a_summary_of_every_epoch(finished):
-    expected = [f"{what}_epoch={epoch:04d}.png" for what in OF_VECTORS for epoch in (1, 2)]
-    assert names(finished.run) == sorted([*expected, "network.png", "samples.gif"])
+def test_every_figure_is_a_png_and_a_summary_of_the_end(finished):
+    grids = [f"{what}_epoch={epoch:04d}.png" for what in GRIDS for epoch in (1, 2)]
+    figures = [f"{what}.png" for what in OF_VECTORS]
+    assert names(finished.run) == sorted([*grids, *figures, "network.png", "samples.gif"])
     for what in OF_VECTORS:
+        (event,) = finished.events.Images(f"figures/{what}")
+        assert event.step == 8
+        assert event.encoded_image_string == (finished.run / "images" / f"{what}.png").read_bytes()
+
+
+def test_every_grid_is_a_png_and_a_summary_of_every_epoch(finished):
+    for what in GRIDS:
         shown = finished.events.Images(f"images/{what}")
         assert [event.step for event in shown] == [4, 8]
         for event, epoch in zip(shown, (1, 2), strict=True):
@@ -52,7 +61,7 @@ def test_every_picture_is_a_png_and_a_summary_of_every_epoch(finished):
 
 def test_no_picture_is_blank(finished):
     for what in OF_VECTORS:
-        pixels = np.asarray(decoded(finished.events.Images(f"images/{what}")[-1]), dtype=float)
+        pixels = np.asarray(decoded(finished.events.Images(f"figures/{what}")[-1]), dtype=float)
         height, width = pixels.shape[:2]
         assert pixels[height // 4 : -height // 4, width // 4 : -width // 4].std() > 5, what
 
@@ -74,7 +83,7 @@ def test_histograms_graph_and_network_are_there(finished):
     assert set(tags["histograms"]) == {"latents/kl_per_dimension", "latents/aggregate_posterior"}
     assert len(finished.events.Histograms("latents/aggregate_posterior")) == 2
     assert tags["graph"] and "encoder" in str(finished.events.Graph())
-    assert "images/network" in tags["images"]
+    assert "figures/network" in tags["images"]
 
 
 def test_the_projector_has_points_classes_and_thumbnails(finished):
@@ -96,7 +105,7 @@ def test_config_and_hyperparameters_are_there(finished):
 
 
 def test_pictures_take_time_and_leave_the_model_in_training_mode(finished):
-    assert finished.images.seconds > 0
+    assert finished.experiment.stopwatch.seconds["pictures"] > 0
     assert all(module.training for module in finished.experiment.evaluation_model.modules())
 
 
@@ -132,14 +141,14 @@ def test_the_samples_come_from_the_same_latents_every_time(tmp_path):
     )
     trainer.fit(experiment, datamodule=Data())
     first, second = (Image.open(tmp_path / "images" / f"samples_epoch=000{k}.png") for k in (1, 2))
-    title = 40  # pixels, where the epoch stands
-    assert (np.asarray(first)[title:] == np.asarray(second)[title:]).all()
+    assert (np.asarray(first) == np.asarray(second)).all()
 
 
 def test_pictures_of_steps_are_named_by_step_and_the_last_state_is_drawn(tmp_path):
     train(tmp_path, ImageLogger(every_n_epochs=None, every_n_steps=3, pictures=["samples"], **SMALL))
     expected = [f"samples_step={step:08d}.png" for step in (3, 6)]
-    assert names(tmp_path) == sorted([*expected, "samples_epoch=0002.png", "network.png", "samples.gif"])
+    last = ["samples_epoch=0002.png", "samples.png", "network.png", "samples.gif"]
+    assert names(tmp_path) == sorted([*expected, *last])
     assert Image.open(tmp_path / "images" / "samples.gif").n_frames == 3
 
 
@@ -168,26 +177,28 @@ def test_the_animation_takes_up_the_frames_of_an_earlier_session(tmp_path):
 @pytest.mark.parametrize(("latent_dim", "shape"), [(1, (1, 8, 8)), (2, (3, 8, 8)), (40, (1, 8, 8))])
 def test_other_latent_dimensions_and_colour(tmp_path, latent_dim, shape):
     train(tmp_path, ImageLogger(**SMALL), model=Model(latent_dim, shape), data=Data(shape), epochs=1)
-    assert {f"{what}_epoch=0001.png" for what in OF_VECTORS} <= set(names(tmp_path))
+    assert {f"{what}.png" for what in OF_VECTORS} <= set(names(tmp_path))
+    assert ("latent_grid_epoch=0001.png" in names(tmp_path)) == (latent_dim <= 2)
     assert ("latent_grid.gif" in names(tmp_path)) == (latent_dim <= 2)
 
 
 def test_without_labels_validation_or_test_images(tmp_path):
     data = Data(labels=False, splits=("train",))
     train(tmp_path, ImageLogger(**SMALL), data=data, epochs=1, limit_val_batches=0)
-    assert len(list((tmp_path / "images").glob("*_epoch=0001.png"))) == len(OF_VECTORS)
+    assert {f"{what}.png" for what in OF_VECTORS} <= set(names(tmp_path))
 
 
 def test_without_any_images_what_needs_none_is_drawn(tmp_path):
     train(tmp_path, ImageLogger(**SMALL), data=Data(splits=()), epochs=1)
-    assert "samples_epoch=0001.png" in names(tmp_path)
-    assert "reconstructions_epoch=0001.png" not in names(tmp_path)
+    assert {"samples_epoch=0001.png", "samples.png"} <= set(names(tmp_path))
+    assert not [name for name in names(tmp_path) if name.startswith("reconstructions")]
 
 
 def test_a_model_of_codes_has_the_pictures_of_codes(tmp_path):
     model = Model(4, posterior=partial(NearestCode, num_codes=5), prior=UniformCodes)
     train(tmp_path, ImageLogger(**SMALL), model=model, epochs=1, preprocess=Preprocess(corruption=torch.zeros_like))
-    drawn = [f"{what}_epoch=0001.png" for what in ("code_usage", "denoising", "reconstructions", "samples")]
+    drawn = [f"{what}.png" for what in ("code_usage", "denoising", "reconstructions", "samples")]
+    drawn += [f"{what}_epoch=0001.png" for what in GRIDS]
     assert names(tmp_path) == sorted([*drawn, "network.png", "samples.gif"])
     tags = events(tmp_path).Tags()
     assert tags["graph"] and not tags["histograms"]
@@ -203,7 +214,7 @@ def test_no_more_than_256_images_are_decoded_at_once(tmp_path):
     model = Model(2)
     train(
         tmp_path,
-        ImageLogger(**{**SMALL, "grid_size": 20}, pictures=["latent_grid"], background=False),
+        ImageLogger(**{**SMALL, "grid_size": 20}, pictures=["latent_grid"]),
         model=model,
         epochs=1,
     )
@@ -211,10 +222,15 @@ def test_no_more_than_256_images_are_decoded_at_once(tmp_path):
 
 
 def test_an_interruption_is_noticed_between_pictures(tmp_path):
-    images = ImageLogger(**SMALL)
-    images.stop_requested = lambda: True
-    train(tmp_path, images, epochs=1)
-    assert not (tmp_path / "images").exists()
+    images, calls = ImageLogger(**SMALL), iter([False] * 4)
+    train(tmp_path, images, epochs=1, stop_requested=lambda: next(calls, True))
+    assert [name for name in names(tmp_path) if "=" not in name] == [
+        "interpolations.png",
+        "reconstructions.png",
+        "samples.gif",
+    ]
+    (warning,) = images.warnings
+    assert warning.startswith("pictures were skipped: ") and "latent_scatter, aggregate_posterior" in warning
 
 
 @pytest.mark.parametrize(

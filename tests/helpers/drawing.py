@@ -15,6 +15,7 @@ from vae_lab.likelihoods import ContinuousBernoulli
 from vae_lab.models.vae import VAE
 from vae_lab.posteriors.gaussian import DiagonalGaussian
 from vae_lab.priors.fixed import StandardNormal
+from vae_lab.utils.stopwatch import Stopwatch
 
 SMALL = {"num_images": 4, "num_samples": 4, "grid_size": 3, "num_steps": 3, "num_pairs": 2, "num_scatter": 20}
 
@@ -49,6 +50,8 @@ class Experiment(lightning.LightningModule):
             "model": {"latent_dim": model.latent_shape[0], "act": None, "sizes": [4, 4]},
         }
         self.noise = []
+        self.stopwatch = Stopwatch()
+        self.stop_requested = lambda: False
 
     def training_step(self, batch, index):
         self.noise.append(float(torch.rand(())))
@@ -88,7 +91,9 @@ class Data(lightning.LightningDataModule):
     val_dataloader = test_dataloader = train_dataloader
 
 
-def train(run, *callbacks, model=None, data=None, epochs=2, test=False, preprocess=None, **options):
+def train(
+    run, *callbacks, model=None, data=None, epochs=2, test=False, preprocess=None, stop_requested=None, **options
+):
     torch.manual_seed(0)
     trainer = lightning.Trainer(
         default_root_dir=run,
@@ -104,6 +109,7 @@ def train(run, *callbacks, model=None, data=None, epochs=2, test=False, preproce
     )
     experiment = Experiment(model or Model(3))
     experiment.preprocess = preprocess or Preprocess()
+    experiment.stop_requested = stop_requested or experiment.stop_requested
     data = data or Data()
     trainer.fit(experiment, datamodule=data)
     if test:

@@ -7,18 +7,14 @@ import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from vae_lab.callbacks.images import image_loggers
-from vae_lab.callbacks.workers import BackgroundError
 from vae_lab.data.datamodule import datamodule_of, final_step, has_validation, is_within_epoch
 from vae_lab.runs.checkpoint_io import BEST, LAST, PREVIOUS_BEST, AtomicCheckpointIO
 from vae_lab.training.nonfinite import NonFiniteLoss
-
-PATIENCE = 3  # times every_n_seconds: how long a save is postponed while pictures are being drawn
 
 
 def checkpoint_folder(trainer: Trainer) -> Path:
@@ -108,8 +104,6 @@ class LastCheckpoint(Checkpoint):
     """Saves the state to resume from: after an epoch, every `every_n_steps`, and at the end of training.
 
     every_n_seconds: minimum time between saves at the ends of epochs, so that short epochs are not dominated by saving.
-    A save waits for pictures that are still being drawn, so that a run resumed after a kill lacks none; at the end of
-    an epoch it is first postponed for up to `PATIENCE * every_n_seconds`.
     """
 
     def __init__(self, every_n_seconds: float = 10.0, every_n_steps: int | None = None) -> None:
@@ -123,7 +117,8 @@ class LastCheckpoint(Checkpoint):
 
     def save_now(self, trainer: Trainer) -> None:
         """Save last.ckpt at the current step, within an epoch or at its end."""
-        trainer.save_checkpoint(checkpoint_folder(trainer) / LAST)
+        with cast(Any, trainer.lightning_module).stopwatch.timed("checkpoints"):
+            trainer.save_checkpoint(checkpoint_folder(trainer) / LAST)
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
@@ -135,17 +130,15 @@ class LastCheckpoint(Checkpoint):
         A stop within an epoch is saved before its extra validation and metrics row, which a resumed run must not have.
         """
         if is_within_epoch(trainer) and (self._is_due(trainer.global_step) or _training_ends(trainer)):
-            self._save_with_pictures(trainer)
+            self.save_now(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Save if due by steps or by time; by time, postponed while pictures are being drawn."""
+        """Save if due by steps or by time."""
         if is_within_epoch(trainer):
             return
         step = trainer.global_step
         passed = trainer.strategy.broadcast(time.monotonic() - self._saved_at)  # one decision for all processes
-        if self._is_due(step) or passed >= PATIENCE * self.every_n_seconds:
-            self._save_with_pictures(trainer)
-        elif passed >= self.every_n_seconds and not any(callback.busy for callback in image_loggers(trainer)):
+        if self._is_due(step) or passed >= self.every_n_seconds:
             self.save_now(trainer)
 
     def on_train_end(self, trainer: Trainer, *args: Any) -> None:
@@ -156,18 +149,13 @@ class LastCheckpoint(Checkpoint):
             writer.flush()  # best.ckpt of the extra validation, beside the state before it
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Save after a non-finite loss or a failed picture: the weights are still valid."""
-        if isinstance(exception, NonFiniteLoss | BackgroundError) and trainer.global_step and trainer.training:
+        """Save after a non-finite loss: the weights are still valid."""
+        if isinstance(exception, NonFiniteLoss) and trainer.global_step and trainer.training:
             with suppress(NonFiniteLoss):
                 self.save_now(trainer)
 
     def _is_due(self, step: int) -> bool:
         return self.every_n_steps is not None and step % self.every_n_steps == 0 and step != self._saved_step
-
-    def _save_with_pictures(self, trainer: Trainer) -> None:
-        for callback in image_loggers(trainer):
-            callback.wait()
-        self.save_now(trainer)
 
 
 def _link_or_copy(file: Path, name: Path) -> None:

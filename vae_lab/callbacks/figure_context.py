@@ -46,11 +46,12 @@ class ExampleSource(Protocol):
 
 @contextmanager
 def figure_context(
-    trainer: Trainer, pl_module: LightningModule, sizes: FigureSizes, when: str
+    trainer: Trainer, pl_module: LightningModule, sizes: FigureSizes, when: str, num_examples: int
 ) -> Iterator[FigureContext]:
     """The model in evaluation mode with example images; modes and random state are restored on exit."""
     shown = cast(EvaluatedModule, pl_module)
-    examples = _examples(cast(ExampleSource, cast(Any, trainer).datamodule), sizes, shown.evaluation_model.latents)
+    wanted = max(num_examples, sizes.num_images)
+    examples = _examples(cast(ExampleSource, cast(Any, trainer).datamodule), wanted, shown.evaluation_model.latents)
     with evaluation_mode(shown.evaluation_model, shown.device, sizes.seed):
         corrupted = _corruption(pl_module)
         yield FigureContext(shown.evaluation_model, shown.device, examples, sizes, when, shown.kl_per_dim, corrupted)
@@ -72,9 +73,8 @@ def _corruption(pl_module: LightningModule) -> Callable[[Tensor], Tensor] | None
     return None if preprocess is None or preprocess.corruption is None else preprocess.corrupt
 
 
-def _examples(data: ExampleSource, sizes: FigureSizes, latents: Sequence[LatentSpec]) -> ExampleImages:
+def _examples(data: ExampleSource, wanted: int, latents: Sequence[LatentSpec]) -> ExampleImages:
     """Images of the first split that has any, bounded by MAX_VALUES and MAX_COORDINATES."""
-    wanted = max(sizes.num_scatter, sizes.num_images)
     for split in SPLITS:
         first, _ = data.example_images(split, 1)
         if len(first):

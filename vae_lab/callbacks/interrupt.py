@@ -9,7 +9,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from vae_lab.callbacks.checkpoint import LastCheckpoint
-from vae_lab.callbacks.images import image_loggers
 from vae_lab.utils.signals import StopSignals
 
 
@@ -57,11 +56,6 @@ class StopOnSignal(Checkpoint):
         if not self._any_requested(trainer):
             return
         self._save(trainer)
-        busy = [callback for callback in image_loggers(trainer) if callback.busy]
-        for callback in busy:
-            callback.finish(self.stop_signals.requested)
-        if busy:
-            self._save(trainer)  # again, with the pictures finished since
         self.stop_signals.raise_if_requested()
 
     def _save(self, trainer: Trainer) -> None:

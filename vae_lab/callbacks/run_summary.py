@@ -34,6 +34,7 @@ DISK_ERRNOS = (
     errno.ESTALE,
     errno.ENOENT,
 )
+PARTS = ("training", "validation", "pictures", "checkpoints", "last_pictures")
 INTERRUPTIONS = (Interrupted, ForcedInterrupt, KeyboardInterrupt)
 
 
@@ -156,7 +157,7 @@ class RunSummary:
             "images_per_second": throughput.images_per_second,
             "images_per_second_whole_run": throughput.num_images / seconds,
             "seconds": seconds,
-            "seconds_in": throughput.seconds_in(self.trainer),
+            "seconds_in": {part: self.module.stopwatch.seconds[part] for part in PARTS},
             "epochs": steps // steps_per_epoch,
             "steps": steps,
         }

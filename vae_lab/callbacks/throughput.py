@@ -1,16 +1,18 @@
-"""Training throughput in images per second, and the seconds spent on validation, pictures and checkpoints."""
+"""Training throughput in images per second, and the seconds spent on training and validation."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from typing import Any
+from collections import defaultdict
+from typing import Any, cast
 
 from lightning.pytorch import Callback, Trainer
 
-from vae_lab.callbacks.images import image_loggers
 from vae_lab.data.datamodule import datamodule_of
-from vae_lab.runs.checkpoint_io import AtomicCheckpointIO
+from vae_lab.utils.stopwatch import Stopwatch
+
+BESIDE = ("pictures", "checkpoints")  # parts of an epoch that training waits for
 
 
 class Throughput(Callback):
@@ -19,7 +21,6 @@ class Throughput(Callback):
     def __init__(self) -> None:
         self.rates: list[float] = []
         self.num_images = 0  # trained on
-        self.seconds_training = self.seconds_validating = 0.0
         self._started = self._beside = self._validating = 0.0
         self._first_step = 0
 
@@ -29,18 +30,8 @@ class Throughput(Callback):
         rates = self.rates[1:] or self.rates
         return statistics.median(rates) if rates else None
 
-    def seconds_in(self, trainer: Trainer) -> dict[str, float]:
-        """Seconds of each part of the fit; `last_pictures` come after the last epoch."""
-        return {
-            "training": self.seconds_training,
-            "validation": self.seconds_validating,
-            "pictures": seconds_drawing(trainer),
-            "checkpoints": seconds_saving(trainer),
-            "last_pictures": sum(callback.seconds_at_end for callback in image_loggers(trainer)),
-        }
-
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
-        self._started, self._beside = time.perf_counter(), seconds_beside(trainer)
+        self._started, self._beside = time.perf_counter(), _seconds_beside(trainer)
         self._first_step = trainer.global_step
 
     def so_far(self, trainer: Trainer) -> float:
@@ -51,8 +42,8 @@ class Throughput(Callback):
         self._stop(trainer, pl_module)
         self._validating = time.perf_counter()
 
-    def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
-        self.seconds_validating += time.perf_counter() - self._validating
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        pl_module.stopwatch.seconds["validation"] += time.perf_counter() - self._validating
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """End the epoch's measurement if no validation did."""
@@ -72,7 +63,7 @@ class Throughput(Callback):
 
     def _count(self, trainer: Trainer) -> None:
         self.num_images += self._images(trainer)
-        self.seconds_training += self._seconds(trainer)
+        _seconds(trainer)["training"] += self._seconds(trainer)
         self._started = 0.0
 
     def _images(self, trainer: Trainer) -> int:
@@ -80,20 +71,14 @@ class Throughput(Callback):
         return min(steps * data.step_size * trainer.world_size, data.size("train"))
 
     def _seconds(self, trainer: Trainer) -> float:
-        return time.perf_counter() - self._started - seconds_beside(trainer) + self._beside
+        return time.perf_counter() - self._started - _seconds_beside(trainer) + self._beside
 
 
-def seconds_beside(trainer: Trainer) -> float:
-    """Seconds that training waited for pictures and checkpoints."""
-    return seconds_drawing(trainer) + seconds_saving(trainer)
+def _seconds(trainer: Trainer) -> defaultdict[str, float]:
+    watch: Stopwatch = cast(Any, trainer.lightning_module).stopwatch
+    return watch.seconds
 
 
-def seconds_drawing(trainer: Trainer) -> float:
-    """Seconds that training waited for pictures."""
-    return sum(callback.seconds for callback in image_loggers(trainer))
-
-
-def seconds_saving(trainer: Trainer) -> float:
-    """Seconds that training waited for checkpoints to be written."""
-    writer = trainer.strategy.checkpoint_io
-    return writer.seconds if isinstance(writer, AtomicCheckpointIO) else 0.0
+def _seconds_beside(trainer: Trainer) -> float:
+    seconds = _seconds(trainer)
+    return sum(seconds[part] for part in BESIDE)

@@ -16,14 +16,13 @@ from torch import Tensor
 from vae_lab.figures import charts, tiles
 from vae_lab.figures import latent_paths as latents
 from vae_lab.figures.context import FigureContext
+from vae_lab.figures.grids import latent_plane, sample_images
 from vae_lab.figures.network import network_drawing as draw_network
 from vae_lab.figures.network import trace_layers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-GRID_PIXELS = 1400  # longest side of the latent grid: large images reduce the number of its cells
-QUANTILES = 0.05, 0.95
 REACH = 3.0  # half-width of traversals, in standard deviations
 ROW = 8  # samples per row in pictures with a row per class or temperature
 MAX_CLASSES = 20  # rows of samples at most
@@ -58,11 +57,8 @@ def denoising(context: FigureContext) -> Figure:
 
 def samples(context: FigureContext) -> Figure:
     """Samples from the prior, with the same random numbers every time; a learned prior still changes them."""
-    count = context.sizes.num_samples
-    classes = context.model.image.num_classes
-    y = torch.arange(count) % classes if context.model.conditional else None
-    title = "Samples from the prior" + ("" if y is None else f", cycling through the {classes} classes")
-    return tiles.samples(context.sample(count, y), title=context.title(title), numbered=True)
+    classes = f", cycling through the {context.model.image.num_classes} classes" if context.model.conditional else ""
+    return tiles.samples(sample_images(context), title=context.title(f"Samples from the prior{classes}"), numbered=True)
 
 
 def samples_per_class(context: FigureContext) -> Figure:
@@ -85,20 +81,12 @@ def samples_by_temperature(context: FigureContext) -> Figure:
 
 def latent_grid(context: FigureContext) -> Figure:
     """Plane of the two most active dimensions at normal quantiles, the others at their means."""
-    space = context.space
-    dims = sorted(space.dims_by_activity[:2]) if space.size == 2 else space.dims_by_activity[:2]
-    side = max(context.model.image.shape[1:])
-    size = min(context.sizes.grid_size, max(8, GRID_PIXELS // side))
-    quantiles = torch.linspace(*QUANTILES, size)
-    values = torch.special.ndtri(quantiles)
-    z = space.location.mean + space.location.scale * latents.plane(values, dims, space.size)
-    images = space.decode(z, context.first_label)
+    space, plane = context.space, latent_plane(context)
     standard = space.prior_is_standard_normal
     normal, middle = ("N(0, 1)", "at 0") if standard else ("a normal with q(z)'s mean and scale", "at their means")
     what = "Latent space" if space.size <= 2 else f"The two most {space.activity} latent dimensions, others {middle}"
-    along = space.location.mean[dims, None] + space.location.scale[dims, None] * values
     title = context.title(what + class_suffix(context))
-    return tiles.latent_grid(images, along, dims, quantiles=quantiles, of=normal, title=title)
+    return tiles.latent_grid(plane.images, plane.along, plane.dims, quantiles=plane.quantiles, of=normal, title=title)
 
 
 def traversals(context: FigureContext) -> Figure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,7 +41,7 @@ def build_node(node: DictConfig, **parts: Any) -> Any:
         raise UsageError(str(error)) from error
 
 
-def build(config: DictConfig) -> tuple[ImageDataModule, VAEModule]:
+def build(config: DictConfig, stop_requested: Callable[[], bool] = lambda: False) -> tuple[ImageDataModule, VAEModule]:
     """The data module and the Lightning module of a checked config; equal seeds give equal initial weights."""
     data: ImageDataModule = build_node(config.data)
     settings: OptimizerSettings = build_node(config.optimizer)
@@ -51,11 +52,16 @@ def build(config: DictConfig) -> tuple[ImageDataModule, VAEModule]:
         config.trainer.limit_train_batches,
     )
     require_capturable(settings, config.trainer.cuda_graphs)
-    return data, build_module(config, data, data.image, data.size("train"), settings)
+    return data, build_module(config, data, data.image, data.size("train"), settings, stop_requested)
 
 
 def build_module(
-    config: DictConfig, data: ImageDataModule, image: ImageSpec, num_images: int, settings: OptimizerSettings
+    config: DictConfig,
+    data: ImageDataModule,
+    image: ImageSpec,
+    num_images: int,
+    settings: OptimizerSettings,
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> VAEModule:
     """The Lightning module for `num_images` training images; only batch size and preprocessing of `data` are used."""
     torch.manual_seed(mix(config.seed, INITIALIZE))
@@ -70,6 +76,7 @@ def build_module(
         config=cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True)),
         execution=Execution(config.trainer.compile, config.trainer.cuda_graphs),
         on_nonfinite=config.trainer.on_nonfinite,
+        stop_requested=stop_requested,
     )
     if config.trainer.channels_last:
         module.to(memory_format=torch.channels_last)

@@ -30,6 +30,7 @@ from vae_lab.training.optimizer import OptimizerSettings, WeightAverage
 from vae_lab.training.step import Execution, TrainingStep, term_names
 from vae_lab.training.step_dump import capture_step, write_step_dump
 from vae_lab.training.step_log import StepLog
+from vae_lab.utils.stopwatch import Stopwatch
 
 log = logging.getLogger("vae_lab")
 NON_VALIDATION_PREFIXES = (
@@ -47,7 +48,8 @@ NON_VALIDATION_PREFIXES = (
 class VAEModule(LightningModule):
     """Trains, validates and tests a VAE; logs the terms of the ELBO in nats per image.
 
-    config: the composed config as plain values, for the loggers.
+    config: the composed config as plain values, for the loggers. stop_requested: checked between steps and pictures;
+    True ends the call, and skips the last pictures.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class VAEModule(LightningModule):
         config: Mapping[str, Any],
         execution: Execution | None = None,
         on_nonfinite: OnNonFinite = "stop",
+        stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -76,7 +79,8 @@ class VAEModule(LightningModule):
         self.metrics: dict[str, float] = {}  # latest value of each, by name
         self.on_nonfinite = on_nonfinite
         self.nonfinite_policy = NonFinitePolicy(on_nonfinite)
-        self.stop_requested: Callable[[], bool] = lambda: False  # checked between steps: True ends the call
+        self.stop_requested = stop_requested
+        self.stopwatch = Stopwatch()
         self.step_log = StepLog(term_names(objective))
 
     @property
