@@ -57,7 +57,7 @@ def remove_empty_run_dir(folder: Path) -> None:
 def _train(config: DictConfig, folder: Path, stop_signals: StopSignals) -> float | None:
     silence_libraries()
     from vae_lab.callbacks.monitors import require_known_monitors
-    from vae_lab.callbacks.rollback import roll_back_run
+    from vae_lab.callbacks.resume import load_resumed, prepare_resume
     from vae_lab.callbacks.run_summary import RunSummary
     from vae_lab.config.validation import check_targets
     from vae_lab.training.build import build, initialize_from
@@ -66,7 +66,8 @@ def _train(config: DictConfig, folder: Path, stop_signals: StopSignals) -> float
     data, module = build(config, lambda: stop_signals.requested is not None)
     if config.init_from is not None and config.resume is None:
         initialize_from(module, config.init_from)
-    trainer = assemble_trainer(config, folder, stop_signals)
+    checkpoint = None if config.resume is None else load_resumed(config.resume)
+    trainer = assemble_trainer(config, folder, stop_signals, None if checkpoint is None else checkpoint["global_step"])
     require_known_monitors(trainer, module.model, data, config.optimized_metric)
     # An experiment file may set an option of second_stage while the command line sets second_stage=none.
     chosen = config.second_stage is not None and "_target_" in config.second_stage
@@ -76,9 +77,9 @@ def _train(config: DictConfig, folder: Path, stop_signals: StopSignals) -> float
     extra_warnings = collect_warnings(trainer, data, module)
     stop_signals.defer_to_safe_points()
     stop_signals.raise_if_requested()
-    if config.resume is not None:
+    if checkpoint is not None:
         changed = any(map(is_run_override, HydraConfig.get().overrides.task))
-        roll_back_run(config.resume, folder, trainer, data, changed)
+        prepare_resume(config.resume, checkpoint, folder, trainer, data, changed)
     with RunSummary(folder, config, trainer, module) as summary:
         summary.extra_warnings += extra_warnings
         trainer.fit(module, data, ckpt_path=resumed_checkpoint(config))
@@ -89,22 +90,33 @@ def _train(config: DictConfig, folder: Path, stop_signals: StopSignals) -> float
     return optimized_value(config, module, data)
 
 
-def assemble_trainer(config: DictConfig, folder: Path, stop_signals: StopSignals) -> Trainer:
-    """The trainer of a config, with its callbacks and those that every run has."""
+def assemble_trainer(
+    config: DictConfig, folder: Path, stop_signals: StopSignals, resumed_step: int | None = None
+) -> Trainer:
+    """The trainer of a config, with its callbacks and those that every run has.
+
+    resumed_step: TensorBoard hides what the run logged after it.
+    """
     from vae_lab import callbacks
     from vae_lab.training.build import build_node
 
     chosen = {name: build_node(node) for name, node in (config.callbacks or {}).items() if node is not None}
-    loggers = [build_node(node, save_dir=str(folder)) for node in (config.logger or {}).values() if node is not None]
+    loggers = []
+    for node in (config.logger or {}).values():
+        if node is not None:
+            purge = {"purge_step": resumed_step + 1} if "purge_step" in node and resumed_step is not None else {}
+            loggers.append(build_node(node, save_dir=str(folder), **purge))
     throughput = callbacks.Throughput()
     always = [
         throughput,
         callbacks.MetricsCSV(),
-        callbacks.EventFileLengths(),
         callbacks.Progress(throughput, enabled=config.trainer.enable_progress_bar is not False),
     ]
     every = [*always, *chosen.values(), callbacks.StopOnSignal(stop_signals)]
-    trainer: Trainer = build_node(config.trainer, default_root_dir=str(folder), callbacks=every, logger=loggers)
+    hold_best = any(isinstance(callback, callbacks.LastCheckpoint) for callback in every)
+    trainer: Trainer = build_node(
+        config.trainer, default_root_dir=str(folder), callbacks=every, logger=loggers, hold_best=hold_best
+    )
     return trainer
 
 

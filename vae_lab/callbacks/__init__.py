@@ -2,7 +2,6 @@
 
 from vae_lab.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
 from vae_lab.callbacks.collapse import CollapseMonitor
-from vae_lab.callbacks.event_files import EventFileLengths
 from vae_lab.callbacks.images import ImageLogger
 from vae_lab.callbacks.interrupt import StopOnSignal
 from vae_lab.callbacks.metrics_csv import MetricsCSV
@@ -14,7 +13,6 @@ from vae_lab.callbacks.throughput import Throughput
 __all__ = [
     "BestCheckpoint",
     "CollapseMonitor",
-    "EventFileLengths",
     "ImageLogger",
     "LastCheckpoint",
     "MetricsCSV",

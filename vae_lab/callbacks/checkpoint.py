@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
+from vae_lab.callbacks.tensorboard import writers
 from vae_lab.data.datamodule import datamodule_of, final_step, has_validation, is_within_epoch
-from vae_lab.runs.checkpoint_io import BEST, LAST, PREVIOUS_BEST, AtomicCheckpointIO
+from vae_lab.runs.checkpoint_io import BEST, LAST
 from vae_lab.training.nonfinite import NonFiniteLoss
+from vae_lab.utils.stopwatch import Stopwatch
+
+MIN_RATIO = 20  # of the time between saves to the time of one
 
 
 def checkpoint_folder(trainer: Trainer) -> Path:
@@ -73,21 +77,13 @@ class BestCheckpoint(ModelCheckpoint):
             self.kth_best_model_path = (min if self.mode == "max" else max)(kept, key=kept.__getitem__, default="")
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Defer writes of best.ckpt until last.ckpt is saved: it may improve faster than the disk can write."""
         super().on_train_start(trainer, pl_module)
-        writer = trainer.strategy.checkpoint_io
-        saved_otherwise = any(isinstance(callback, LastCheckpoint) for callback in trainer.checkpoint_callbacks)
-        if isinstance(writer, AtomicCheckpointIO) and saved_otherwise and not self._keeps_several:
-            writer.deferred.add(Path(self.dirpath or "") / BEST)
         self._link_best(trainer)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        best = Path(filepath)
-        if is_within_epoch(trainer) and best.is_file():
-            # Stopping within an epoch adds a validation that a longer run does not have: it resumes with the old best.
-            _link_or_copy(best, best.with_name(PREVIOUS_BEST))
-        super()._save_checkpoint(trainer, filepath)
-        self._link_best(trainer)
+        with _timed(trainer):
+            super()._save_checkpoint(trainer, filepath)
+            self._link_best(trainer)
 
     @property
     def _keeps_several(self) -> bool:
@@ -101,9 +97,11 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(Checkpoint):
-    """Saves the state to resume from: after an epoch, every `every_n_steps`, and at the end of training.
+    """Saves the state to resume from: between calls of the trainer, after a complete epoch, and at the end of training.
 
-    every_n_seconds: minimum time between saves at the ends of epochs, so that short epochs are not dominated by saving.
+    Never between the last step of an epoch and the end of its validation, so a resumed run has nothing to repeat.
+    every_n_seconds: minimum time between saves; at least 20 times what a save takes, so that saving stays below 5%.
+    every_n_steps: saves also at these optimiser steps; at the end of an epoch, after its validation.
     """
 
     def __init__(self, every_n_seconds: float = 10.0, every_n_steps: int | None = None) -> None:
@@ -112,50 +110,61 @@ class LastCheckpoint(Checkpoint):
         if every_n_seconds < 0:
             raise ValueError(f"callbacks.last.every_n_seconds must be at least 0; found {every_n_seconds}")
         self.every_n_seconds, self.every_n_steps = every_n_seconds, every_n_steps
-        self._saved_at = time.monotonic()
-        self._saved_step = -1
+        self._saved_at, self._saved_step, self._seconds = time.monotonic(), -1, 0.0
 
     def save_now(self, trainer: Trainer) -> None:
-        """Save last.ckpt at the current step, within an epoch or at its end."""
-        with cast(Any, trainer.lightning_module).stopwatch.timed("checkpoints"):
+        """Save last.ckpt at the current step, once; and flush TensorBoard's events up to it."""
+        if trainer.global_step == self._saved_step:
+            return
+        start = time.monotonic()
+        with _timed(trainer):
             trainer.save_checkpoint(checkpoint_folder(trainer) / LAST)
+            for writer in writers(trainer):
+                writer.flush()
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+        self._seconds = self._saved_at - start
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         self._saved_step = checkpoint["global_step"]
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Save where `every_n_steps` is due or training stops, if within an epoch; at its end, after the validation.
-
-        A stop within an epoch is saved before its extra validation and metrics row, which a resumed run must not have.
-        """
-        if is_within_epoch(trainer) and (self._is_due(trainer.global_step) or _training_ends(trainer)):
+        """Save within an epoch, where due. Several processes save by time after an epoch only, where they agree."""
+        if can_stop_here(trainer) and (
+            self._steps_passed(trainer) or (trainer.world_size == 1 and self._time_passed())
+        ):
             self.save_now(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Save if due by steps or by time."""
-        if is_within_epoch(trainer):
-            return
-        step = trainer.global_step
-        passed = trainer.strategy.broadcast(time.monotonic() - self._saved_at)  # one decision for all processes
-        if self._is_due(step) or passed >= self.every_n_seconds:
+        passed = trainer.strategy.broadcast(self._time_passed())  # one decision for all processes
+        if not is_within_epoch(trainer) and (self._steps_passed(trainer) or passed):
             self.save_now(trainer)
 
     def on_train_end(self, trainer: Trainer, *args: Any) -> None:
-        """Save the end of training; a stop within an epoch was saved before its extra validation."""
-        if not is_within_epoch(trainer) or self._saved_step != trainer.global_step:
-            self.save_now(trainer)
-        elif isinstance(writer := trainer.strategy.checkpoint_io, AtomicCheckpointIO):
-            writer.flush()  # best.ckpt of the extra validation, beside the state before it
+        self._saved_step = -1  # a stop within an epoch has been validated since
+        self.save_now(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         """Save after a non-finite loss: the weights are still valid."""
-        if isinstance(exception, NonFiniteLoss) and trainer.global_step and trainer.training:
+        if isinstance(exception, NonFiniteLoss) and is_within_epoch(trainer):
             with suppress(NonFiniteLoss):
                 self.save_now(trainer)
 
-    def _is_due(self, step: int) -> bool:
-        return self.every_n_steps is not None and step % self.every_n_steps == 0 and step != self._saved_step
+    def _steps_passed(self, trainer: Trainer) -> bool:
+        return self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
+
+    def _time_passed(self) -> bool:
+        return time.monotonic() - self._saved_at >= max(self.every_n_seconds, MIN_RATIO * self._seconds)
+
+
+def can_stop_here(trainer: Trainer) -> bool:
+    """Whether training can be saved and stopped after this call: the epoch, and so its validation, is not due yet."""
+    ends = trainer.should_stop or trainer.global_step == final_step(trainer, datamodule_of(trainer).steps_per_epoch)
+    return is_within_epoch(trainer) and not ends
+
+
+def _timed(trainer: Trainer) -> AbstractContextManager[None]:
+    watch: Stopwatch = cast(Any, trainer.lightning_module).stopwatch
+    return watch.timed("checkpoints")
 
 
 def _link_or_copy(file: Path, name: Path) -> None:
@@ -166,10 +175,6 @@ def _link_or_copy(file: Path, name: Path) -> None:
         shutil.copyfile(file, partial)
     partial.replace(name)
     partial.unlink(missing_ok=True)  # renaming onto a hard link of the same file does nothing
-
-
-def _training_ends(trainer: Trainer) -> bool:
-    return trainer.should_stop or trainer.global_step == final_step(trainer, datamodule_of(trainer).steps_per_epoch)
 
 
 def _relocated(path: str | None, folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Stops a run after a signal where it is safe: between calls of the trainer, and between validation batches."""
+"""Stops a run after a signal where nothing is lost: between calls of the trainer, and after a complete epoch."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from vae_lab.callbacks.checkpoint import LastCheckpoint
+from vae_lab.callbacks.checkpoint import LastCheckpoint, can_stop_here
+from vae_lab.data.datamodule import is_within_epoch
 from vae_lab.utils.signals import StopSignals
+
+GRACE = 2.0  # seconds that a validation may still take after a signal: schedulers kill a job within seconds
 
 
 class StopOnSignal(Checkpoint):
     """Saves last.ckpt and raises Interrupted once `stop_signals` has received a signal.
+
+    A validation is completed first if that takes at most GRACE seconds; if not, last.ckpt stays as it was.
 
     Must be the last callback, so that the others have completed the epoch before it stops the run.
     """
@@ -26,16 +31,18 @@ class StopOnSignal(Checkpoint):
         self.stop_signals.install()
 
     def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
-        self._stop(trainer)
+        if not is_within_epoch(trainer):
+            self._stop(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        self._stop(trainer)
+        if can_stop_here(trainer):
+            self._stop(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Stop between batches; a resumed run repeats the missed validation."""
+        """Stop without saving if the validation takes too long."""
         # With several processes the numbers of batches may differ, so they can agree only at the end.
-        if not trainer.sanity_checking and trainer.world_size == 1:
-            self._stop(trainer)
+        if not trainer.sanity_checking and trainer.world_size == 1 and self.stop_signals.seconds_since > GRACE:
+            self.stop_signals.raise_if_requested()
 
     def on_test_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Raise without saving: training is saved by then."""
@@ -55,10 +62,7 @@ class StopOnSignal(Checkpoint):
     def _stop(self, trainer: Trainer) -> None:
         if not self._any_requested(trainer):
             return
-        self._save(trainer)
-        self.stop_signals.raise_if_requested()
-
-    def _save(self, trainer: Trainer) -> None:
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, LastCheckpoint):
                 callback.save_now(trainer)
+        self.stop_signals.raise_if_requested()

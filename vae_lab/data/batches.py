@@ -73,7 +73,7 @@ class TrainingBatches:
 
     step_size: images per optimiser step on this device. clock: returns the index of the next optimiser step.
     boundaries: calls end at every multiple of these step counts (logging, pictures, checkpoints). last_step: no call
-    continues past it. skip_steps: True for an epoch whose steps are all done and of which only the end remains.
+    continues past it.
     """
 
     split: ImageSplit
@@ -84,13 +84,10 @@ class TrainingBatches:
     clock: Callable[[], int]
     boundaries: Sequence[int] = ()
     last_step: int | None = None
-    skip_steps: Callable[[], bool] = lambda: False
     rank: int = 0
     world_size: int = 1
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        if self.skip_steps():
-            return
         self.steps_per_call.asked_at = None  # so that a validation in between is not timed as a slow step
         epoch, at = divmod(self.clock(), self.steps_per_epoch)
         rows = self._rows(epoch)

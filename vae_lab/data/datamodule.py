@@ -74,7 +74,6 @@ class ImageDataModule(LightningDataModule):
         self.preprocess = Preprocess(binarize, flip, shift, corruption)
         self.binarize_seed, self.device_resident = binarize_seed, device_resident
         self.loader_options = LoaderOptions()
-        self.finishing_epoch = False  # True while an epoch without remaining steps is ended
         self._loaded: DecodedImages | None = None
         self._splits: dict[Split, ImageSplit] = {}
 
@@ -161,7 +160,6 @@ class ImageDataModule(LightningDataModule):
             clock=lambda: trainer.global_step,
             boundaries=call_boundaries(trainer),
             last_step=final_step(trainer, self.steps_per_epoch),
-            skip_steps=lambda: self.finishing_epoch,
             **self._world(),
         )
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import pickle
 import struct
-import time
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -24,69 +22,47 @@ from vae_lab.utils.signals import defer_sigint
 
 LAST = "last.ckpt"  # the state that a run resumes from
 BEST = "best.ckpt"
-PREVIOUS_BEST = ".best.ckpt.before"  # kept by a stop within an epoch
 DAMAGE_ERRORS = (zipfile.BadZipFile, EOFError, zlib.error, struct.error, ValueError, NotImplementedError, RuntimeError)
-PENDING = ".next"  # suffix of a file that is renamed once another file is saved
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write a temporary file, flush it to the disk, read it back, then rename it over the old one.
+    """Write a temporary file, flush it to the disk, then rename it over the old one.
 
-    The files in `deferred` (the best weights, which change faster than a disk can follow if epochs take milliseconds)
-    are held in memory until another file (the last state) is saved, and are renamed right after it. So a killed run has
-    the best weights as of the state that it resumes from, never later ones; `finish_interrupted_saves` completes a save
-    that was killed between the two renames.
+    hold_best: keep best.ckpt in memory until last.ckpt is saved, and write both together: if epochs take milliseconds,
+    the best weights change faster than a disk can follow.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hold_best: bool = False) -> None:
         super().__init__()
-        self.seconds = 0.0  # of training time spent on saving
-        self.deferred: set[Path] = set()  # during a fit
-        self._held: dict[Path, dict[str, Any]] = {}
+        self.hold_best = hold_best
+        self._held: tuple[Path, dict[str, Any]] | None = None
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
         """Save `checkpoint` as `path`; after a crash the previous file is intact."""
-        start, target = time.perf_counter(), Path(path)
-        if target in self.deferred:
-            self._held[target] = apply_to_collection(checkpoint, Tensor, copy_to_cpu)
-        else:
-            self._held.pop(target, None)
-            self._write_held()
-            try:
-                write_checkpoint(checkpoint, target)
-            except OSError:
-                for held in self._held:  # newer than the last state on the disk
-                    pending_path(held).unlink(missing_ok=True)
-                raise
-            self._rename_held()
-        self.seconds += time.perf_counter() - start
+        if self.hold_best and Path(path).name == BEST:
+            self._held = Path(path), apply_to_collection(checkpoint, Tensor, copy_to_cpu)
+            return
+        self.flush()
+        write_checkpoint(checkpoint, Path(path))
 
     def flush(self) -> None:
-        """Write the deferred checkpoints."""
-        self._write_held()
-        self._rename_held()
-
-    def _write_held(self) -> None:
-        for held, content in self._held.items():
-            write_checkpoint(content, pending_path(held))
-
-    def _rename_held(self) -> None:
-        for held in self._held:
-            pending_path(held).replace(held)
-            fsync_folder(held.parent)
-        self._held.clear()
+        """Write the best weights, if they are held."""
+        if self._held is not None:
+            path, checkpoint = self._held
+            write_checkpoint(checkpoint, path)
+            self._held = None
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove the file, and its deferred save if there is one."""
-        self._held.pop(Path(path), None)
+        """Remove the file, and its held save if there is one."""
+        if self._held is not None and self._held[0] == Path(path):
+            self._held = None
         super().remove_checkpoint(path)
 
     def teardown(self) -> None:
-        """Discard deferred checkpoints: they are newer than the state that a run resumes from."""
-        self.deferred.clear()
-        self._held.clear()
+        """Discard what is held: it is newer than the state that a run resumes from."""
+        self._held = None
 
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None
@@ -96,31 +72,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return load_checkpoint(path)
 
 
-def pending_path(path: Path) -> Path:
-    """The temporary path of a complete file that is renamed once another file is saved."""
-    return path.with_name(f".{path.name}{PENDING}")
-
-
-def finish_interrupted_saves(folder: Path, step: int) -> None:
-    """Rename or remove the temporary files that a kill left, for a run that resumes from `step`."""
-    for waiting in folder.glob(f".*{PENDING}"):
-        if _step_of(waiting) <= step:  # the last state was saved after it: it is the best as of that state
-            waiting.replace(folder / waiting.name[1:].removesuffix(PENDING))
-        else:
-            waiting.unlink()
-    if (before := folder / PREVIOUS_BEST).is_file():
-        before.replace(folder / BEST)
-    for partial in folder.glob(".*.partial"):
-        partial.unlink()
-
-
-def _step_of(path: Path) -> int:
-    step: int = load_checkpoint(path)["global_step"]
-    return step
-
-
 def write_checkpoint(checkpoint: dict[str, Any], target: Path) -> None:
-    """Save as `target` and verify it, or raise OSError (no space, no permission) and keep the previous file."""
+    """Save as `target`, or raise OSError (no space, no permission) and keep the previous file."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     with defer_sigint():
@@ -128,8 +81,6 @@ def write_checkpoint(checkpoint: dict[str, Any], target: Path) -> None:
             with partial.open("wb") as file:
                 _save(checkpoint, file)
                 fsync(file)
-            if (found := find_damage(partial)) is not None:
-                raise OSError(errno.EIO, f"the written file does not read back ({found})", str(partial))
             partial.replace(target)
         except OSError as error:
             error.filename = error.filename or str(target)  # a failed write does not name its file

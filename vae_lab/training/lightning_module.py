@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
 from torch import Tensor
 
 from vae_lab.data.batches import Batch
-from vae_lab.data.datamodule import datamodule_of, has_validation
+from vae_lab.data.datamodule import datamodule_of, final_step, has_validation, is_within_epoch
 from vae_lab.data.images import Split
 from vae_lab.data.transforms import Preprocess
 from vae_lab.metrics.diagnostics import Diagnostics
@@ -24,7 +25,6 @@ from vae_lab.metrics.evaluator import SplitEvaluator
 from vae_lab.models.base import LabelledBatches, Model
 from vae_lab.objectives.constraints import DistortionConstraint
 from vae_lab.objectives.objective import Objective
-from vae_lab.training.epoch_end import EpochEnd, drop_absent_callback_states
 from vae_lab.training.nonfinite import NonFinitePolicy, OnNonFinite, require_finite
 from vae_lab.training.optimizer import OptimizerSettings, WeightAverage
 from vae_lab.training.step import Execution, TrainingStep, term_names
@@ -75,7 +75,6 @@ class VAEModule(LightningModule):
         self.sums = ElboSums.for_latents(model.latents)  # a submodule, so that it moves with the model
         self.diagnostics = Diagnostics(model)
         self.evaluation = SplitEvaluator(self.sums, self.diagnostics, objective, preprocess, seed)
-        self.epoch_end = EpochEnd()
         self.metrics: dict[str, float] = {}  # latest value of each, by name
         self.on_nonfinite = on_nonfinite
         self.nonfinite_policy = NonFinitePolicy(on_nonfinite)
@@ -134,10 +133,12 @@ class VAEModule(LightningModule):
             execution=self.execution,
             on_nonfinite=self.on_nonfinite,
         )
-        self.epoch_end.run_missed_validation(self.trainer)
+        for stopping in self.trainer.early_stopping_callbacks:  # of a run that was killed after it had stopped early
+            if stopping.wait_count >= stopping.patience:
+                self.trainer.should_stop = True
 
     def _total_steps(self) -> int | None:
-        return self.epoch_end.last_step(self.trainer)
+        return final_step(self.trainer, datamodule_of(self.trainer).steps_per_epoch)
 
     def training_step(self, call: list[Batch], batch_idx: int) -> None:
         """Run the optimiser steps of one call; read back from the device only every `log_every_n_steps`."""
@@ -208,9 +209,7 @@ class VAEModule(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Reset the sums of the epoch, unless a resumed run continues it."""
-        self.epoch_end.epoch_started(self.trainer)
-        data = datamodule_of(self.trainer)
-        if self.global_step % data.steps_per_epoch == 0 and not data.finishing_epoch:
+        if not is_within_epoch(self.trainer):
             self.step_log.epoch.reset()
 
     def epoch_means(self) -> dict[str, float]:
@@ -241,7 +240,6 @@ class VAEModule(LightningModule):
         self.log_steps()
         if not has_validation(self.trainer):
             self.evaluation.fit_likelihood(self.evaluation_model, self._training_batches())
-        self.epoch_end.epoch_finished(self.trainer)
 
     def _start_split(self) -> None:
         self.evaluation.start(self.evaluation_model, self._training_batches())
@@ -262,7 +260,6 @@ class VAEModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         if not self.trainer.sanity_checking:
-            self.epoch_end.validated_at = self.global_step
             self._log_split("val")
 
     def on_test_epoch_end(self) -> None:
@@ -292,7 +289,6 @@ class VAEModule(LightningModule):
         require_finite((self.model, self.objective), self.global_step)
         checkpoint["image"] = dataclasses.asdict(self.model.image)
         checkpoint["steps_per_epoch"] = datamodule_of(self.trainer).steps_per_epoch
-        checkpoint["epoch_end"] = self.epoch_end.state_dict()
         checkpoint["kl_per_dim"] = self.kl_per_dim
         checkpoint["metrics"] = self.metrics
         checkpoint["step_log"] = self.step_log.state_dict()
@@ -308,8 +304,26 @@ class VAEModule(LightningModule):
             return
         self.evaluation.kl_per_dim = checkpoint["kl_per_dim"]
         self.metrics = dict(checkpoint["metrics"])
-        self.epoch_end.load_state_dict(checkpoint["epoch_end"])
         self.step_log.load_state_dict(checkpoint["step_log"])
         self.nonfinite_policy.load_state_dict(checkpoint["nonfinite_policy"])
-        checkpoint["loops"]["fit_loop"] = self.epoch_end.resume(self.trainer, checkpoint["global_step"])
+        steps = checkpoint["global_step"]
+        fresh = self.trainer.fit_loop.state_dict()
+        checkpoint["loops"]["fit_loop"] = fit_loop_progress(fresh, steps // checkpoint["steps_per_epoch"], steps)
         drop_absent_callback_states(self.trainer, checkpoint)
+
+
+def drop_absent_callback_states(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Drop the states of callbacks this trainer lacks, and of Timer, since max_time limits one session."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    present = {callback.state_key for callback in callbacks if not isinstance(callback, Timer)}
+    checkpoint["callbacks"] = {key: state for key, state in checkpoint["callbacks"].items() if key in present}
+
+
+def fit_loop_progress(fresh: dict[str, Any], epochs: int, steps: int) -> dict[str, Any]:
+    """The state of a fit loop after `epochs` whole epochs and `steps` optimiser steps, none in progress."""
+    for when in ("total", "current"):
+        for event in ("ready", "started", "processed", "completed"):
+            fresh["epoch_progress"][when][event] = epochs
+    for event in ("ready", "completed"):
+        fresh["epoch_loop.manual_optimization.optim_step_progress"]["total"][event] = steps
+    return fresh

@@ -39,13 +39,15 @@ def build_trainer(
     compile: bool = False,
     cuda_graphs: bool = False,
     on_nonfinite: OnNonFinite = "stop",
+    hold_best: bool = False,
     matmul_precision: Literal["highest", "high", "medium"] | None = None,
     **options: Any,
 ) -> Trainer:
     """A Trainer that writes below `default_root_dir`; options are Lightning's, named and typed in `TrainerConfig`.
 
     steps_per_execution and limit_train_batches are read by the data module, which forms the calls; channels_last,
-    compile, cuda_graphs and on_nonfinite by `build`, for the step. The progress bar is a callback of vae_lab.
+    compile, cuda_graphs and on_nonfinite by `build`, for the step. hold_best: see
+    `AtomicCheckpointIO`. The progress bar is a callback of vae_lab.
     UsageError: an unavailable device, or an option incompatible with several steps per call.
     """
     require_supported(options, steps_per_execution, limit_train_batches)
@@ -54,7 +56,7 @@ def build_trainer(
     torch.set_num_threads(num_threads or cpu.num_threads(num_processes(options)))
     if matmul_precision is not None:
         torch.set_float32_matmul_precision(matmul_precision)
-    trainer = _lightning_trainer(options, default_root_dir, list(callbacks), list(logger))
+    trainer = _lightning_trainer(options, default_root_dir, list(callbacks), list(logger), hold_best)
     require_reduction(trainer)
     require_graphs(trainer, cuda_graphs)
     if trainer.strategy.root_device.type == "cpu":
@@ -65,7 +67,7 @@ def build_trainer(
 
 
 def _lightning_trainer(
-    options: dict[str, Any], folder: str | Path, callbacks: list[Callback], loggers: list[Logger]
+    options: dict[str, Any], folder: str | Path, callbacks: list[Callback], loggers: list[Logger], hold_best: bool
 ) -> Trainer:
     """Lightning's Trainer with the given options, overridden where vae_lab needs its own."""
     summarize = options.get("enable_model_summary") is not False
@@ -77,7 +79,7 @@ def _lightning_trainer(
         "strategy": AllReduceStrategy() if options.get("strategy") == "ddp" else options.get("strategy", "auto"),
         "log_every_n_steps": options.get("log_every_n_steps") or DEFAULT_LOG_EVERY_N_STEPS,
         "enable_progress_bar": False,
-        "plugins": [AtomicCheckpointIO()],
+        "plugins": [AtomicCheckpointIO(hold_best)],
     }
     if options.get("accelerator", "auto") == "auto":  # Lightning would also choose devices that are not supported here
         ours["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -43,6 +44,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.requested: int | None = None
         self._at_once = True
+        self._requested_at = 0.0
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -68,9 +70,16 @@ class StopSignals:
         if self.requested is not None:
             raise Interrupted(self.requested)
 
+    @property
+    def seconds_since(self) -> float:
+        """Seconds since the first signal; 0 without one."""
+        return 0.0 if self.requested is None else time.monotonic() - self._requested_at
+
     def _handle(self, signum: int, _: FrameType | None) -> None:
         if self.requested is not None and signum == signal.SIGINT:
             raise ForcedInterrupt
+        if self.requested is None:
+            self._requested_at = time.monotonic()
         self.requested = signum
         if self._at_once:
             raise Interrupted(signum)

@@ -1,4 +1,4 @@
-"""Prepares a resume: checks that there are steps left, and rolls the run directory back to the checkpoint."""
+"""Prepares a resume: checks that there is something left to do, before anything is written."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from vae_lab.callbacks.event_files import truncate_event_files
 from vae_lab.data.datamodule import ImageDataModule, final_step
-from vae_lab.runs.checkpoint_io import BEST, finish_interrupted_saves, load_checkpoint
+from vae_lab.runs.checkpoint_io import BEST, load_checkpoint
 from vae_lab.runs.resume import read_summary, resume_checkpoint
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.files import write_json
@@ -17,26 +16,32 @@ from vae_lab.utils.files import write_json
 # Keys that a checkpoint needs for a resume.
 REQUIRED_STATE = (
     *("global_step", "state_dict", "optimizer_states", "callbacks", "loops"),
-    *("steps_per_epoch", "epoch_end", "step_log", "nonfinite_policy", "kl_per_dim", "metrics"),
+    *("steps_per_epoch", "step_log", "nonfinite_policy", "kl_per_dim", "metrics"),
 )
 
 
-def roll_back_run(resume: str, folder: Path, trainer: Trainer, data: ImageDataModule, changed: bool) -> None:
-    """Undo what the run wrote after the checkpoint.
+def load_resumed(resume: str) -> dict[str, Any]:
+    """The checkpoint to resume from. UsageError: missing, damaged, or without a part of the state."""
+    return load_checkpoint(resume_checkpoint(resume), needed=REQUIRED_STATE)
+
+
+def prepare_resume(
+    resume: str, checkpoint: dict[str, Any], folder: Path, trainer: Trainer, data: ImageDataModule, changed: bool
+) -> None:
+    """Check that the run can go on, and mark it as unfinished.
 
     changed: whether the command line changes the config. UsageError, with nothing changed: the run is complete, already
     past the requested end, or would have another number of steps per epoch.
     """
     before = read_summary(folder)
-    checkpoint = load_checkpoint(resume_checkpoint(resume), needed=REQUIRED_STATE)
     if (best := folder / "checkpoints" / BEST).exists():
         load_checkpoint(best, needed=REQUIRED_STATE)  # a damaged one would fail only after training, at the test
     _require_same_epochs(resume, checkpoint["steps_per_epoch"], data.steps_per_epoch)
     completed = before.get("status") == "completed"
     _require_something_to_do(folder, checkpoint["global_step"], completed, changed, trainer, data)
     if trainer.is_global_zero:
-        finish_interrupted_saves(folder / "checkpoints", checkpoint["global_step"])
-        truncate_event_files(trainer, checkpoint)
+        for partial in (folder / "checkpoints").glob(".*.partial"):  # of a session that was killed
+            partial.unlink()
         if completed:  # if this session is killed, the run must count as unfinished
             write_json(folder / "summary.json", before | {"status": "interrupted"})
 
