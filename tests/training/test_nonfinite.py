@@ -1,15 +1,13 @@
-"""A step whose loss or gradient is not finite changes nothing, is kept, and can be made again."""
+"""A step whose loss or gradient is not finite changes nothing, and is located."""
 
 import pytest
 import torch
 from helpers.data import FAST
 from helpers.named import nan_at
-from helpers.refusals import refused
 from helpers.steps import BATCH, images_of, small_model, step_of, weights
 from torch import nn
 from torch.testing import assert_close
 
-from vae_lab.data.batches import Batch
 from vae_lab.runs.checkpoint_io import load_checkpoint
 from vae_lab.training.nonfinite import (
     BufferSnapshot,
@@ -20,11 +18,10 @@ from vae_lab.training.nonfinite import (
     propagate_nonfinite,
     require_finite,
     set_skip_flag,
+    watch_nonfinite,
 )
-from vae_lab.training.nonfinite_report import watch_nonfinite
 from vae_lab.training.optimizer import WeightAverage
 from vae_lab.training.step import Execution
-from vae_lab.training.step_dump import capture_step, read_step_dump, write_step_dump
 from vae_lab.utils.errors import UsageError
 
 INF, NAN = float("inf"), float("nan")
@@ -174,34 +171,34 @@ def test_an_optimiser_that_cannot_leave_out_is_looked_after_at_each_step(algorit
 TERMS = {"loss": NAN, "log_px": -3.0, "kl": INF}
 
 
-def test_stop_says_which_term_where_it_is_kept_and_what_to_try(tmp_path):
-    kept = tmp_path / "checkpoints" / "nonfinite_step=00000008.ckpt"
+def test_stop_says_which_term_and_where_and_what_to_try():
+    where = "First non-finite output: encoder.1 (Linear)"
     with pytest.raises(NonFiniteLoss) as caught:
-        NonFinitePolicy("stop").handle(7, TERMS, lambda: kept)
+        NonFinitePolicy("stop").handle(7, TERMS, lambda: where)
     text = str(caught.value)
     assert "kl became inf at optimiser step 8 (loss nan, log_px -3, kl inf)" in text
-    assert kept.name in text and f"replay run={tmp_path}" in text and "optimizer.clip_norm=1" in text
+    assert where in text and "optimizer.clip_norm=1" in text
     finite = {"loss": 1.0, "log_px": -1.0, "kl": 0.0}
     with pytest.raises(NonFiniteLoss, match="a gradient became infinite or NaN"):
-        NonFinitePolicy("stop").handle(7, finite, lambda: kept)
+        NonFinitePolicy("stop").handle(7, finite, lambda: where)
 
 
-def test_skip_keeps_the_first_three_counts_all_and_gives_up_after_a_hundred_in_a_row(tmp_path):
-    steps, kept = NonFinitePolicy("skip"), []
+def test_skip_locates_the_first_three_counts_all_and_gives_up_after_a_hundred_in_a_row():
+    steps, located = NonFinitePolicy("skip"), []
 
-    def keep():
-        kept.append(number)
-        return tmp_path / "checkpoints" / "x.ckpt"
+    def locate():
+        located.append(number)
+        return ""
 
     for number in (1, 5, 6, 7, 9):
-        steps.handle(number, TERMS, keep)
-    assert kept == [1, 5, 6] and steps.num_skipped == 5
+        steps.handle(number, TERMS, locate)
+    assert located == [1, 5, 6] and steps.num_skipped == 5
     again = NonFinitePolicy("skip")
     again.load_state_dict(steps.state_dict())
     for number in range(10, 108):
-        again.handle(number, TERMS, keep)
+        again.handle(number, TERMS, locate)
     with pytest.raises(NonFiniteLoss, match="99 steps before it"):
-        again.handle(108, TERMS, keep)
+        again.handle(108, TERMS, locate)
     assert again.num_skipped == 104
 
 
@@ -214,73 +211,53 @@ def test_weights_that_are_not_finite_replace_no_checkpoint():
         require_finite((model,), 3)
 
 
-def test_a_kept_step_is_read_back_whole(tmp_path):
-    step = spoilt_step(True)
-    step(images_of(BATCH), 0)
-    bad = capture_step(
-        step, 1, 1, Batch(images_of(BATCH, seed=1), None), TERMS, 100, {"precision": "32-true", "seed": 1}
-    )
-    back = read_step_dump(write_step_dump(bad, tmp_path))
-    assert back.name == "nonfinite_step=00000002.ckpt" and (tmp_path / back.name).is_file()
-    assert back._replace(rank=1).name == "nonfinite_step=00000002_rank=1.ckpt"
-    assert torch.equal(back.images, bad.images) and torch.equal(back.random_state, bad.random_state)
-    assert all(torch.equal(value, back.weights[name]) for name, value in bad.weights.items())
-    torch.save({"step": 1}, tmp_path / "other.ckpt")
-    with pytest.raises(UsageError, match=r"expected the dump of a non-finite step"):
-        read_step_dump(tmp_path / "other.ckpt")
-
-
-def test_the_first_layer_and_the_gradients_that_are_not_finite_are_named():
+def test_the_first_module_and_parameter_that_are_not_finite_are_named():
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
     with torch.no_grad():
         model[0].weight.fill_(3e38)
-    with watch_nonfinite(model) as findings:
+    with watch_nonfinite(model) as source:
         model(torch.full((1, 2), 9.0)).sum().backward()
-    assert findings.weights == [] and findings.layers[0] == "0 (Linear)"
-    assert "2.weight" in findings.gradients
-    rows = dict(findings.rows())
-    assert rows["weights before the step"] == "finite" and "non-finite: 2.weight" in rows["gradients"]
+    assert str(source) == "First non-finite output: 0 (Linear); first non-finite gradient: 2.weight."
     with torch.no_grad():
         model[2].bias.fill_(NAN)
-    with watch_nonfinite(model) as findings:
+    with watch_nonfinite(model) as source:
         model(torch.zeros(1, 2))
-    assert findings.weights == ["2.bias"] and findings.layers == ["2 (Linear)"]
+    assert str(source) == "Before the step, the weights 2.bias were not finite."
 
 
-# --- the commands -----------------------------------------------------------------------------------------
+def test_locating_changes_neither_weights_nor_gradients_nor_modes():
+    step = spoilt_step(True)
+    step(images_of(BATCH), 0)
+    before = everything(step)
+    step.model.eval()
+    with torch.no_grad():
+        step.model.encoder[1].bias[0] = INF
+    with torch.inference_mode():
+        found = step.locate_nonfinite(images_of(BATCH, seed=1), 1)
+    assert "encoder.1.bias were not finite" in found
+    with torch.no_grad():
+        step.model.encoder[1].bias[0] = before_bias(before, step)
+    assert all(torch.equal(a, b) for a, b in zip(everything(step), before, strict=True))
+    assert not step.model.training and all(weight.grad is None for weight in step.parameters)
 
 
-def kept_steps(run):
-    return sorted(path.name for path in (run / "checkpoints").glob("nonfinite*"))
+def before_bias(before, step):
+    index = [name for name, _ in step.model.named_parameters()].index("encoder.1.bias")
+    return before[index][0]
 
 
-def test_a_run_stops_at_the_step_keeps_it_and_it_can_be_made_again(command):
+# --- the command ------------------------------------------------------------------------------------------
+
+
+def test_a_run_stops_at_the_step_and_says_where_it_became_nonfinite(command):
     done = command(*FAST, "callbacks.images=null", *nan_at(4), "callbacks.last.every_n_steps=1")
     assert done.code == 1 and "Traceback" not in done.stderr, done.stderr
-    assert "became nan at optimiser step 5" in done.stderr
-    run = done.run
-    assert kept_steps(run) == ["nonfinite_step=00000005.ckpt"] and done.summary["steps"] == 4
-    assert load_checkpoint(run / "checkpoints/last.ckpt")["global_step"] == 4
-    bad = read_step_dump(run / "checkpoints/nonfinite_step=00000005.ckpt")
-    last = load_checkpoint(run / "checkpoints/last.ckpt")["state_dict"]
-    assert all(torch.equal(value, last[f"model.{name}"]) for name, value in bad.weights.items())
-
-    refused = command(str(run), module="vae_lab.replay")
-    assert refused.code == 2 and "trusted=true" in refused.stderr
-    again = command(str(run), "trusted=true", module="vae_lab.replay")
-    assert again.code == 0, again.stderr
-    assert "bit for bit" in again.stdout and "optimiser step 5" in again.stdout
-    assert "arose in the densities or later" in " ".join(again.stdout.split())
-
-
-def test_replay_says_when_other_numbers_come_of_it(command):
-    done = command(*FAST, "callbacks.images=null", *nan_at(1))
-    path = done.run / "checkpoints/nonfinite_step=00000002.ckpt"
-    bad = load_checkpoint(path)
-    bad["terms"]["log_px"] = -1.0
-    torch.save(bad, path)
-    again = command(f"run={done.run}", "trusted=true", module="vae_lab.replay")
-    assert again.code == 1 and "was not reproduced" in again.stderr and "Traceback" not in again.stderr
+    said = " ".join(done.stderr.split())
+    assert "became nan at optimiser step 5" in said
+    assert "First non-finite output: none, it arose in the densities or the objective" in said
+    assert "first non-finite gradient: encoder" in said
+    assert done.summary["steps"] == 4
+    assert load_checkpoint(done.run / "checkpoints/last.ckpt")["global_step"] == 4
 
 
 def test_skip_leaves_the_step_out_and_says_so(command):
@@ -289,11 +266,9 @@ def test_skip_leaves_the_step_out_and_says_so(command):
     assert "1 of 6 steps were skipped: a loss or gradient was not finite" in done.summary["warnings"]
     assert done.stderr.index("skipped step: loss became nan") < done.stderr.index("test elbo")
     assert "1 of 6 steps" in (done.run / "train.log").read_text()
-    assert kept_steps(done.run) == ["nonfinite_step=00000005.ckpt"]
+    assert "First non-finite output" in done.stderr
     assert "nan" not in (done.run / "metrics.csv").read_text()
     assert done.summary["metrics"]["skipped_steps"] == 1
-    replayed = command(f"run={done.run}", "step=5", "trusted=true", module="vae_lab.replay")
-    assert replayed.code == 0, replayed.stderr
 
 
 def test_a_run_of_nothing_but_bad_steps_gives_up(command):
@@ -301,7 +276,7 @@ def test_a_run_of_nothing_but_bad_steps_gives_up(command):
                    "data.batch_size=4", "trainer.limit_train_batches=300")  # fmt: skip
     assert done.code == 1 and "Traceback" not in done.stderr, done.stderr
     assert "optimiser step 102" in done.stderr and "were skipped too" in done.stderr
-    assert len(kept_steps(done.run)) == 3
+    assert done.stderr.count("skipped step") == 3
 
 
 def test_a_rate_that_throws_the_weights_away_saves_nothing(command):
@@ -310,31 +285,6 @@ def test_a_rate_that_throws_the_weights_away_saves_nothing(command):
     assert "became infinite or NaN by optimiser step 1" in done.stderr
     assert not list((done.run / "checkpoints").glob("*.ckpt"))
     assert done.summary["status"] == "failed"
-
-
-@pytest.mark.parametrize(
-    ("argv", "words"),
-    [
-        (["run=nowhere"], ["Not a run directory: nowhere"]),
-        ([], ["run: has no value"]),
-        (["run=x", "stepp=3"], ["stepp", "step"]),
-    ],
-)
-def test_a_wrong_request_is_refused(command, argv, words):
-    refused(command(*argv, module="vae_lab.replay"), *words)
-
-
-def test_a_run_without_such_a_step_says_so(command, fast_run):
-    done = command(f"run={fast_run.run}", module="vae_lab.replay")
-    assert done.code == 2 and "no dump of a non-finite step" in done.stderr
-    help_ = command("--help", module="vae_lab.replay")
-    assert help_.code == 0 and "python -m vae_lab.replay" in help_.stdout
-
-
-def test_an_unknown_number_names_those_there_are(command):
-    done = command(*FAST, "callbacks.images=null", *nan_at(1))
-    again = command(f"run={done.run}", "step=7", "trusted=true", module="vae_lab.replay")
-    assert again.code == 2 and "nonfinite_step=00000002.ckpt" in again.stderr
 
 
 def test_a_word_that_is_no_answer_is_refused(command):

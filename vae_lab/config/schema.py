@@ -80,15 +80,6 @@ class Config:
 
 
 @dataclass
-class ReplayConfig:
-    """Config of vae_lab.replay."""
-
-    run: str = MISSING
-    step: int | None = None
-    trusted: bool = False
-
-
-@dataclass
 class FitPriorConfig:
     """Config of vae_lab.fit_prior."""
 
@@ -103,7 +94,6 @@ class FitPriorConfig:
 def register() -> None:
     """Register the schemas in Hydra's config store, for `defaults: [schema, ...]` of a primary config."""
     ConfigStore.instance().store(name="schema", node=Config)
-    ConfigStore.instance().store(name="replay_schema", node=ReplayConfig)
     ConfigStore.instance().store(name="fit_prior_schema", node=FitPriorConfig)
 
 

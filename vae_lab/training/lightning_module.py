@@ -7,7 +7,6 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +27,6 @@ from vae_lab.objectives.objective import Objective
 from vae_lab.training.nonfinite import NonFinitePolicy, OnNonFinite, require_finite
 from vae_lab.training.optimizer import OptimizerSettings, WeightAverage
 from vae_lab.training.step import Execution, TrainingStep, term_names
-from vae_lab.training.step_dump import capture_step, write_step_dump
 from vae_lab.training.step_log import StepLog
 from vae_lab.utils.stopwatch import Stopwatch
 
@@ -166,20 +164,18 @@ class VAEModule(LightningModule):
         first = self.global_step - len(self.step_log)
         # Mean over devices: a non-finite value in one process stops all.
         nonfinite = self.step_log.read(lambda terms: self.trainer.strategy.reduce(terms, reduce_op="mean"))
-        for row, (terms, own) in nonfinite.items():
+        for row, terms in nonfinite.items():
             step = first + row
             if self.on_nonfinite == "stop":  # no later step changed anything: set the step back
                 self._count_steps(step - self.global_step)
-            self.nonfinite_policy.handle(step, terms, partial(self._dump_step, step, own))
+            self.nonfinite_policy.handle(step, terms, partial(self._locate_nonfinite, step))
 
-    def _dump_step(self, step: int, terms: dict[str, float]) -> Path:
-        """Save a non-finite step to a file."""
-        unchanged = self.on_nonfinite == "stop" or self.step.checks_every_step  # by later steps
-        data = datamodule_of(self.trainer)
-        batch = data.train_dataloader().step(step)
-        now = step if unchanged else self.global_step
-        nonfinite = capture_step(self.step, step, now, batch, terms, data.size("train"), self.config.get("trainer", {}))
-        return write_step_dump(nonfinite, Path(self.trainer.default_root_dir) / "checkpoints")
+    def _locate_nonfinite(self, step: int) -> str:
+        batch = datamodule_of(self.trainer).train_dataloader().step(step)
+        images, labels = (None if part is None else part.to(self.device) for part in batch)
+        assert images is not None
+        with self.trainer.precision_plugin.train_step_context():
+            return self.step.locate_nonfinite(images, step, labels)
 
     def log_steps(self) -> None:
         """Read the steps since the last log entry and log their mean."""

@@ -1,12 +1,14 @@
-"""Non-finite losses and gradients: detect them, skip the step exactly, stop training or continue."""
+"""Non-finite losses and gradients: detect and locate them, skip the step exactly, stop training or continue."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -67,8 +69,54 @@ class BufferSnapshot:
             buffer.copy_(before if nonfinite is None else torch.where(nonfinite > 0, before, buffer))
 
 
+@dataclass
+class NonFiniteSource:
+    """Where a step first became non-finite; empty names: nowhere."""
+
+    weight: str = ""  # a parameter, before the step
+    module: str = ""  # with a non-finite output, in the order of the forward pass
+    parameter: str = ""  # with a non-finite gradient, in the order of the backward pass
+
+    def __str__(self) -> str:
+        if self.weight:
+            return f"Before the step, the weights {self.weight} were not finite."
+        output = self.module or "none, it arose in the densities or the objective"
+        gradient = self.parameter or "none"
+        return f"First non-finite output: {output}; first non-finite gradient: {gradient}."
+
+    def check_output(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if not self.module and isinstance(output, Tensor) and not output.isfinite().all():
+            self.module = f"{name} ({type(module).__name__})"
+
+    def check_gradient(self, name: str, gradient: Tensor) -> None:
+        if not self.parameter and not gradient.isfinite().all():
+            self.parameter = name
+
+
+@contextmanager
+def watch_nonfinite(model: nn.Module) -> Iterator[NonFiniteSource]:
+    """Record the first non-finite values of the forward and backward passes of the model inside the context."""
+    weights = (name for name, weight in model.named_parameters() if not weight.isfinite().all())
+    source = NonFiniteSource(weight=next(weights, ""))
+    hooks = [
+        module.register_forward_hook(partial(source.check_output, name))
+        for name, module in model.named_modules()
+        if not any(module.children())
+    ]
+    hooks += [
+        weight.register_hook(partial(source.check_gradient, name))
+        for name, weight in model.named_parameters()
+        if weight.requires_grad
+    ]
+    try:
+        yield source
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 log = logging.getLogger("vae_lab")
-MAX_DUMPS = 3  # files of skipped steps: each holds the weights and the optimiser's state
+MAX_LOCATED = 3  # skipped steps that are repeated to locate the first non-finite value
 MAX_CONSECUTIVE = 100
 ADVICE = (
     "Training stopped; the checkpoints hold the last finite weights. Try a smaller optimizer.lr, "
@@ -81,22 +129,25 @@ class NonFiniteLoss(RunFailed):
 
 
 class NonFinitePolicy:
-    """Stops at the first non-finite step; or skips and counts them, saves the first few, stops at too many in a row."""
+    """Stops at the first non-finite step; or skips and counts them, and stops at too many in a row."""
 
     def __init__(self, answer: OnNonFinite) -> None:
         self.stops = answer == "stop"
         self.num_skipped = 0
         self._at, self._in_a_row = -1, 0
 
-    def handle(self, step: int, terms: dict[str, float], keep: Callable[[], Path]) -> None:
-        """Handle non-finite step number `step` (from 0); `keep` saves it. NonFiniteLoss: training must stop."""
+    def handle(self, step: int, terms: dict[str, float], locate: Callable[[], str]) -> None:
+        """Handle non-finite step number `step` (from 0); `locate` names its first non-finite module and parameter.
+
+        NonFiniteLoss: training must stop.
+        """
         values = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
         message = f"{_first_nonfinite_term(terms)} at optimiser step {step + 1} ({values})."
         if self.stops:
-            raise NonFiniteLoss(f"{message}\n{ADVICE}\n{_replay_hint(keep())}")
+            raise NonFiniteLoss(f"{message}\n{locate()}\n{ADVICE}")
         self.num_skipped += 1
-        if self.num_skipped <= MAX_DUMPS:
-            log.warning("warning: skipped step: %s\n%s", message, _replay_hint(keep()))
+        if self.num_skipped <= MAX_LOCATED:
+            log.warning("warning: skipped step: %s\n%s", message, locate())
         self._in_a_row = self._in_a_row + 1 if step == self._at + 1 else 1
         self._at = step
         if self._in_a_row == MAX_CONSECUTIVE:
@@ -121,7 +172,3 @@ def _first_nonfinite_term(terms: dict[str, float]) -> str:
     # log_px and kl before the loss, which is computed from them.
     named = [name for name in ("log_px", "kl", "loss") if not math.isfinite(terms[name])]
     return f"{named[0]} became {terms[named[0]]}" if named else "a gradient became infinite or NaN"
-
-
-def _replay_hint(path: Path) -> str:
-    return f"The step was saved to {path.name}; to replay it: python -m vae_lab.replay run={path.parents[1]}"

@@ -1,6 +1,6 @@
 """One training step: model, objective, optimiser, schedule, averaging, clipping; no Lightning.
 
-This is the unit that is compiled, recorded, profiled or replayed. All noise of a step comes from a generator seeded by
+This is the unit that is compiled or recorded. All noise of a step comes from a generator seeded by
 (seed, step), so a step is a pure function of the weights, the optimiser's state, the images and the step number.
 """
 
@@ -25,6 +25,7 @@ from vae_lab.training.nonfinite import (
     nonfinite_flag,
     propagate_nonfinite,
     set_skip_flag,
+    watch_nonfinite,
 )
 from vae_lab.training.optimizer import OptimizerSettings, WeightAverage, adapt_optimizer_state
 from vae_lab.utils.errors import UsageError
@@ -137,6 +138,26 @@ class TrainingStep:
         factor = self.settings.schedule(step, self.total_steps)
         beta, capacity = self.objective.weights_at(step, self.total_steps)
         return ScheduledValues(self.settings.lr * factor, beta, capacity, average, factor)
+
+    def locate_nonfinite(self, images: Tensor, step: int, labels: Tensor | None = None) -> str:
+        """Repeat a step without its update, and name its first non-finite module and parameter.
+
+        On the weights of now: with `on_nonfinite="skip"` on a device, later steps may have changed them.
+        """
+        seed_noise(self.device, self.seed, TRAIN, self.rank, step)
+        y = labels if self.model.conditional else None
+        labels_of = [None] * len(images) if y is None else y.split(self.batch_size)
+        training = self.model.training
+        self.model.train()
+        self._buffers.save()
+        with torch.inference_mode(False), torch.enable_grad(), watch_nonfinite(self.model) as source:
+            for part, part_labels in zip(images.split(self.batch_size), labels_of, strict=False):
+                self._score(part, part_labels, self.rates(step).weights)[0].backward()
+        self._buffers.restore()
+        self.model.train(training)
+        for parameter in self.trained:
+            parameter.grad = None
+        return str(source)
 
     def _update(self, images: Tensor, y: Tensor | None, rates: ScheduledValues, measure: bool = True) -> Outputs:
         """Run one step; returns the means of the terms, the skip flag (), and the gradient norm if measured."""

@@ -61,23 +61,22 @@ class StepLog:
         """Append a step; nothing is read from the device."""
         self._unread.append(record)
 
-    def read(self, mean: Callable[[Tensor], Tensor]) -> dict[int, tuple[Terms, Terms]]:
+    def read(self, mean: Callable[[Tensor], Tensor]) -> dict[int, Terms]:
         """Read and sum all unread steps; `mean` averages over devices.
 
-        Returns the non-finite steps: index among the unread steps -> terms (mean over devices, this device).
+        Returns the non-finite steps: index among the unread steps -> terms, the mean over devices.
         """
         records, self._unread = self._unread, []
         if not records:
             return {}
-        own = torch.stack([record.terms for record in records])
-        terms = mean(own.clone()).double().cpu()
+        terms = mean(torch.stack([record.terms for record in records])).double().cpu()
         nonfinite = torch.stack([record.nonfinite for record in records]).cpu() > 0
         images = torch.tensor([float(record.num_images) for record in records], dtype=torch.float64)
         for sums in (self.since_log, self.epoch):
             sums.add(terms[~nonfinite], images[~nonfinite])
         self.last_norm = records[-1].gradient_norm
         rows = nonfinite.nonzero().flatten().tolist()
-        return {row: (_by_name(self.names, terms[row]), _by_name(self.names, own[row])) for row in rows}
+        return {row: _by_name(self.names, terms[row]) for row in rows}
 
     def state_dict(self) -> dict[str, Any]:
         """Sums only: all steps must have been read before."""
