@@ -106,7 +106,7 @@ def test_a_half_written_cache_is_made_again(pictures):
     here = source(pictures)
     here.load()
     key = cache_key(pictures, find_pictures(pictures), here.options)
-    (pictures.parent / "cache" / key / "pixels.u8").write_bytes(b"half")
+    (pictures.parent / "cache" / f"{key}.npy").write_bytes(b"half")
     assert greys(here.load()) == list(GREYS)
 
 
