@@ -2,12 +2,8 @@
 
 import gzip
 import hashlib
-import os
-import resource
 import struct
 import threading
-import time
-import zlib
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -25,11 +21,7 @@ NOBODY = "http://127.0.0.1:9/"  # discard: refused
 
 
 def idx(values):
-    return idx_header(*values.shape) + bytes(values.flatten())
-
-
-def idx_header(*shape):
-    return bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape)
+    return bytes([0, 0, 8, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape) + bytes(values.flatten())
 
 
 def contents(num_train=12, num_test=4):
@@ -93,12 +85,10 @@ def broken_cases():
         "not IDX": (b"<html>" + whole, r"magic number is 3c68746d"),
         "empty": (b"", r"magic number is an empty file"),
         "gzip cut short": (packed[:-20], "gzip is corrupt"),
-        "gzip of more": (gzip.compress(whole + b"x"), rf"holds {len(whole) + 1} bytes or more.*\n.*{len(whole)}, as"),
+        "gzip of more": (gzip.compress(whole + b"x"), rf"holds {len(whole) + 1} bytes.*\n.*{len(whole)}, as"),
         "gzip of less": (gzip.compress(whole[:-1]), f"holds {len(whole) - 1} bytes.*\n.*{len(whole)}, as"),
         "gzip, then more": (packed + b"more", "gzip is corrupt"),
         "gzip of another checksum": (packed[:-8] + bytes(8), "gzip is corrupt"),
-        "too many": (idx_header(60_000, 28_000, 28_000), r"47040000000016 bytes.\n.*1073741824 bytes at most"),
-        "too many for the gzip": (gzip.compress(idx_header(1000, 1000, 1000)), "is packed and holds .* at most"),
         "gzip corrupt": (packed[:200] + bytes(50) + packed[250:], "gzip is corrupt"),
     }
 
@@ -110,41 +100,6 @@ def test_a_broken_file_is_named_with_what_was_found_and_what_to_do(tmp_path, cas
     with pytest.raises(UsageError, match=rf"{IMAGES}: .*{message}") as raised:
         load(tmp_path)
     assert "Remove the file" in str(raised.value) and str(raised.value).count("\n") == 2
-
-
-def test_a_gzip_bomb_is_not_unpacked(tmp_path):
-    """A quarter of a gigabyte of zeros behind the header of twelve images: neither time nor memory goes into it."""
-    path, before = tmp_path / "bomb.gz", peak_bytes()
-    packer = zlib.compressobj(wbits=31)
-    with path.open("wb") as file:
-        file.write(packer.compress(idx_header(12, 28, 28)))
-        for _ in range(32):
-            file.write(packer.compress(bytes(2**23)))
-        file.write(packer.flush())
-    start = time.process_time()
-    with pytest.raises(UsageError, match="holds 9425 bytes or more"):
-        read_idx(path, num_dims=3)
-    assert time.process_time() - start < 0.5 and peak_bytes() - before < 2**26
-
-
-def peak_bytes():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def test_a_file_that_is_too_long_is_not_read(tmp_path):
-    path = tmp_path / "sparse"
-    path.write_bytes(idx_header(12, 28, 28))
-    os.truncate(path, 10**13)
-    with pytest.raises(UsageError, match="holds 10000000000000 bytes"):
-        read_idx(path, num_dims=3)
-
-
-def test_what_is_no_file_is_named_and_waits_for_nothing(tmp_path):
-    folder = write(tmp_path, contents())
-    (folder / IMAGES).unlink()
-    os.mkfifo(folder / IMAGES)
-    with pytest.raises(UsageError, match=rf"{IMAGES}: it is a named pipe.\nExpected a file"):
-        read_idx(folder / IMAGES, num_dims=3)
 
 
 def test_no_dimension_may_be_made_up(tmp_path):

@@ -21,7 +21,7 @@ from vae_lab.core import ImageShape
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.files import fsync, write_atomically
 
-_FORMAT = 3  # increase it when decoding or the files below change: older caches are then ignored
+_FORMAT = 4  # increase it when decoding or the files below change: older caches are then ignored
 
 
 class DecodedPicture(NamedTuple):

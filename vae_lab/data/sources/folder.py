@@ -31,7 +31,7 @@ _Out = TypeVar("_Out")
 class ImageFolder:
     """The pictures in `folder` (or in an archive) and its subfolders, hidden ones excluded.
 
-    `image_size` to `max_seconds` as in PictureOptions. `val_size` and `test_size` are fractions, met on
+    `image_size` to `max_pixels` as in PictureOptions. `val_size` and `test_size` are fractions, met on
     average: a picture's split depends on its own name only. The labels are the first-level subfolders, if
     every picture is in one. Raises UsageError for invalid values.
     """
@@ -42,8 +42,6 @@ class ImageFolder:
     fit: Fit = "pad"
     background: str = "white"
     max_pixels: int = 50_000_000
-    max_bytes: int = 100_000_000
-    max_seconds: float = 30.0
     on_bad_image: OnBadImage = "stop"  # or "skip": leave the picture out and list it in DecodedImages.skipped
     val_size: float = 0.1
     test_size: float = 0.1
