@@ -1,4 +1,4 @@
-"""Break runs on purpose and look what is left: kills, full disks, damaged files, hostile pictures.
+"""Break runs on purpose and look what is left: kills, full disks, damaged files.
 
     python scripts/stress.py                     # every part: about five minutes on two cores
     python scripts/stress.py kills --kills 50    # one part
@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:1] = [str(ROOT)]  # in place of scripts/, whose profile.py would hide Python's own
 
-from scripts.stressing import cases, fuzz, matrix, signals  # noqa: E402
+from scripts.stressing import cases, matrix, signals  # noqa: E402
 from scripts.stressing.cases import Case  # noqa: E402
 from scripts.stressing.commands import Command, warm_process  # noqa: E402
 from scripts.stressing.kills import Kills, Session, killed_run  # noqa: E402
@@ -85,16 +85,6 @@ def together(commands: Command, folder: Path, options: argparse.Namespace) -> It
     yield cases.same_run(commands, fresh(folder, "run"))
 
 
-def pictures(commands: Command, folder: Path, options: argparse.Namespace) -> Iterator[Case]:
-    """Mutated pictures and IDX files."""
-    report = fuzz.fuzz(options.inputs, options.seed)
-    for kind, outcomes in sorted(report.outcomes.items()):
-        counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
-        yield Case(f"{kind}: {sum(outcomes.values())} mutated inputs", counts, outcomes.keys() <= {"right", "refused"})
-    found = f"slowest {report.slowest:.2f} s, {report.per_second:,.0f} a second"
-    yield Case("all of them", "; ".join(report.failures) or found, not report.failures)
-
-
 PARTS: dict[str, Callable[[Command, Path, argparse.Namespace], Iterable[Case]]] = {
     "kills": kills,
     "experiments": experiments,
@@ -102,7 +92,6 @@ PARTS: dict[str, Callable[[Command, Path, argparse.Namespace], Iterable[Case]]] 
     "disks": disks,
     "files": files,
     "together": together,
-    "pictures": pictures,
 }
 
 
@@ -127,8 +116,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; default: all")
     parser.add_argument("--kills", type=int, default=50, help="how many (default 50)")
-    parser.add_argument("--inputs", type=int, default=20_000, help="mutated pictures and files (default 20,000)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments of kills and of the mutations")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of kills")
     parser.add_argument("--picture", type=Path, help="draw the sessions of one killed run there, as PNG")
     parser.add_argument("--json", type=Path, help="write the report there")
     found = parser.parse_args(argv)

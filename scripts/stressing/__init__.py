@@ -1,1 +1,1 @@
-"""Faults made on purpose: kills, full disks, damaged files, hostile pictures."""
+"""Faults made on purpose: kills, full disks, damaged files."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import signal
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,6 @@ import numpy as np
 
 from scripts.stressing.cases import Case, case, told, wait_for, write_pictures
 from scripts.stressing.commands import Command
-from scripts.stressing.fuzz_corpus import idx
 from scripts.stressing.leavings import differences
 
 CONF = Path(__file__).parents[2] / "conf" / "experiment"
@@ -39,7 +39,8 @@ def write_data(root: Path) -> Path:
 
 
 def _write_idx(path: Path, values: np.ndarray) -> None:
-    path.write_bytes(gzip.compress(idx(values), 1))
+    header = bytes([0, 0, 8, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape)
+    path.write_bytes(gzip.compress(header + values.tobytes(), 1))
 
 
 def matrix(commands: Command, root: Path, folder: Path, names: list[str]) -> Iterator[Case]:

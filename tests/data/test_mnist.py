@@ -2,34 +2,26 @@
 
 import gzip
 import hashlib
-import os
-import resource
 import struct
 import threading
-import time
-import zlib
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 import torch
+from torchvision import datasets
 
-from vae_lab.data import transfer
 from vae_lab.data.sources.idx import read_idx
 from vae_lab.data.sources.mnist import MNIST, FashionMNIST
 from vae_lab.utils.errors import UsageError
 
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 NAMES = (IMAGES, LABELS, "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+NOBODY = "http://127.0.0.1:9/"  # discard: refused
 
 
 def idx(values):
-    return idx_header(*values.shape) + bytes(values.flatten())
-
-
-def idx_header(*shape):
-    return bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape)
+    return bytes([0, 0, 8, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape) + bytes(values.flatten())
 
 
 def contents(num_train=12, num_test=4):
@@ -93,12 +85,10 @@ def broken_cases():
         "not IDX": (b"<html>" + whole, r"magic number is 3c68746d"),
         "empty": (b"", r"magic number is an empty file"),
         "gzip cut short": (packed[:-20], "gzip is corrupt"),
-        "gzip of more": (gzip.compress(whole + b"x"), rf"holds {len(whole) + 1} bytes or more.*\n.*{len(whole)}, as"),
+        "gzip of more": (gzip.compress(whole + b"x"), rf"holds {len(whole) + 1} bytes.*\n.*{len(whole)}, as"),
         "gzip of less": (gzip.compress(whole[:-1]), f"holds {len(whole) - 1} bytes.*\n.*{len(whole)}, as"),
         "gzip, then more": (packed + b"more", "gzip is corrupt"),
         "gzip of another checksum": (packed[:-8] + bytes(8), "gzip is corrupt"),
-        "too many": (idx_header(60_000, 28_000, 28_000), r"47040000000016 bytes.\n.*1073741824 bytes at most"),
-        "too many for the gzip": (gzip.compress(idx_header(1000, 1000, 1000)), "is packed and holds .* at most"),
         "gzip corrupt": (packed[:200] + bytes(50) + packed[250:], "gzip is corrupt"),
     }
 
@@ -110,41 +100,6 @@ def test_a_broken_file_is_named_with_what_was_found_and_what_to_do(tmp_path, cas
     with pytest.raises(UsageError, match=rf"{IMAGES}: .*{message}") as raised:
         load(tmp_path)
     assert "Remove the file" in str(raised.value) and str(raised.value).count("\n") == 2
-
-
-def test_a_gzip_bomb_is_not_unpacked(tmp_path):
-    """A quarter of a gigabyte of zeros behind the header of twelve images: neither time nor memory goes into it."""
-    path, before = tmp_path / "bomb.gz", peak_bytes()
-    packer = zlib.compressobj(wbits=31)
-    with path.open("wb") as file:
-        file.write(packer.compress(idx_header(12, 28, 28)))
-        for _ in range(32):
-            file.write(packer.compress(bytes(2**23)))
-        file.write(packer.flush())
-    start = time.process_time()
-    with pytest.raises(UsageError, match="holds 9425 bytes or more"):
-        read_idx(path, num_dims=3)
-    assert time.process_time() - start < 0.5 and peak_bytes() - before < 2**26
-
-
-def peak_bytes():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def test_a_file_that_is_too_long_is_not_read(tmp_path):
-    path = tmp_path / "sparse"
-    path.write_bytes(idx_header(12, 28, 28))
-    os.truncate(path, 10**13)
-    with pytest.raises(UsageError, match="holds 10000000000000 bytes"):
-        read_idx(path, num_dims=3)
-
-
-def test_what_is_no_file_is_named_and_waits_for_nothing(tmp_path):
-    folder = write(tmp_path, contents())
-    (folder / IMAGES).unlink()
-    os.mkfifo(folder / IMAGES)
-    with pytest.raises(UsageError, match=rf"{IMAGES}: it is a named pipe.\nExpected a file"):
-        read_idx(folder / IMAGES, num_dims=3)
 
 
 def test_no_dimension_may_be_made_up(tmp_path):
@@ -173,8 +128,6 @@ def test_train_and_test_must_have_one_size(tmp_path):
 @pytest.fixture
 def mirror(tmp_path, monkeypatch):
     """A local mirror with the checksums of generated files; yields the folder it serves."""
-    import torchvision.datasets
-
     served, resources = tmp_path / "mirror", []
     served.mkdir()
     for name, content in contents().items():
@@ -184,48 +137,33 @@ def mirror(tmp_path, monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Mirror, directory=str(served)))
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(transfer.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(torchvision.datasets.MNIST, "resources", resources)
-    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
-    Mirror.asked, Mirror.cut = [], False
+    monkeypatch.setattr(datasets.MNIST, "resources", resources)
+    monkeypatch.setattr(datasets.MNIST, "mirrors", [NOBODY, f"http://127.0.0.1:{server.server_port}/"])
+    Mirror.asked = []
     yield served
     server.shutdown()
     server.server_close()
 
 
 class Mirror(SimpleHTTPRequestHandler):
-    """Sends files, from where it is asked to; the first one only in part where `cut` is set."""
-
     def do_GET(self):
-        name, start = self.path.strip("/"), int((self.headers["Range"] or "bytes=0-")[6:-1])
-        Mirror.asked.append((name, start))
-        content = Path(self.directory, name).read_bytes()
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - start))
-        self.end_headers()
-        end = len(content) // 2 if Mirror.cut else None
-        Mirror.cut = False
-        self.wfile.write(content[start:end])
+        Mirror.asked.append(self.path)
+        super().do_GET()
 
     def log_message(self, *args):
         """Nothing on the test's output."""
 
 
-def raw(root):
-    return root / "MNIST" / "raw"
+def files_in(root):
+    return sorted(path.name for path in (root / "MNIST" / "raw").iterdir())
 
 
-def files_in(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
-def test_missing_files_are_downloaded_and_only_they(tmp_path, mirror):
+def test_missing_files_are_downloaded_once_from_the_mirror_that_works(tmp_path, mirror):
     images = load(tmp_path / "data")
-    assert files_in(raw(tmp_path / "data")) == sorted(f"{name}.gz" for name in NAMES)
+    assert files_in(tmp_path / "data") == sorted(f"{name}.gz" for name in NAMES)
     assert bytes(images.pixels[:12].flatten()) == contents()[IMAGES][16:] and len(images.pixels) == 16
     load(tmp_path / "data")
-    assert len(Mirror.asked) == 4  # none of them twice
+    assert len(Mirror.asked) == 4
 
 
 def test_a_file_that_is_there_is_not_replaced(tmp_path, mirror):
@@ -235,48 +173,21 @@ def test_a_file_that_is_there_is_not_replaced(tmp_path, mirror):
     assert (folder / LABELS).read_bytes() == mine and len(Mirror.asked) == 3
 
 
-def test_a_download_that_was_cut_goes_on_where_it_stopped(tmp_path, mirror):
-    Mirror.cut = True
-    assert len(load(tmp_path / "data").pixels) == 16
-    half = (mirror / f"{IMAGES}.gz").stat().st_size // 2
-    assert Mirror.asked[:2] == [(f"{IMAGES}.gz", 0), (f"{IMAGES}.gz", half)] and len(Mirror.asked) == 5
-
-
-def test_a_partial_file_of_another_download_is_thrown_away(tmp_path, mirror):
-    write(tmp_path / "data", {f"{IMAGES}.gz.part": b"something else"})
-    assert len(load(tmp_path / "data").pixels) == 16
-    assert [start for name, start in Mirror.asked if name == f"{IMAGES}.gz"] == [14, 0]
-    assert files_in(raw(tmp_path / "data")) == sorted(f"{name}.gz" for name in NAMES)
-
-
-def test_the_next_mirror_is_asked_where_one_fails(tmp_path, mirror, monkeypatch):
-    import torchvision.datasets
-
-    (works,) = torchvision.datasets.MNIST.mirrors
-    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/", works])
-    assert len(load(tmp_path / "data").pixels) == 16
-
-
 def test_a_download_with_a_wrong_checksum_never_gets_its_name(tmp_path, mirror):
     (mirror / f"{NAMES[3]}.gz").write_bytes(b"damaged on the way")
-    with pytest.raises(
-        UsageError, match=r"MNIST could not be downloaded: the downloaded file has the checksum \w+, expected"
-    ):
+    with pytest.raises(UsageError, match=r"MNIST could not be downloaded: .* has the checksum \w+, expected"):
         load(tmp_path / "data")
-    assert files_in(raw(tmp_path / "data")) == sorted(f"{name}.gz" for name in NAMES[:3])
+    assert files_in(tmp_path / "data") == sorted(f"{name}.gz" for name in NAMES[:3])
 
 
 def test_no_network_is_three_lines_and_names_the_digits(tmp_path, mirror, monkeypatch):
-    import torchvision.datasets
-
-    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])  # discard: refused
+    monkeypatch.setattr(datasets.MNIST, "mirrors", [NOBODY])
     with pytest.raises(UsageError) as raised:
         load(tmp_path / "data")
     first, second, third = str(raised.value).split("\n")
     assert "MNIST could not be downloaded" in first and "refused" in first
-    assert IMAGES in second and str(tmp_path / "data") in second and "http://127.0.0.1:9/" in second
+    assert IMAGES in second and str(tmp_path / "data") in second and NOBODY in second
     assert "data=digits" in third
-    assert files_in(raw(tmp_path / "data")) == []
 
 
 def test_a_root_that_cannot_be_written_is_named(tmp_path, mirror):

@@ -1,19 +1,16 @@
-"""On-disk cache of decoded pictures: one memory-mapped tensor, written atomically.
+"""On-disk cache of decoded pictures: one memory-mapped .npy file, named by its key, and their names beside it.
 
-A cache is a folder named by its key, with `pixels.u8` (the concatenated rows) and `index.json`, which holds the
-checksums of both. It may be deleted at any time; the next run rebuilds it.
+Both may be deleted at any time; the next run builds them again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-import zlib
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import torch
@@ -21,14 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vae_lab.core import ImageShape
-from vae_lab.data.atomic_folders import publish_folder, temporary_folder
-from vae_lab.utils.cpu import num_cores
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.files import fsync, write_atomically
 
-_FORMAT = 2  # increase it when decoding or the files below change: older caches are then ignored
-_PIXELS, _INDEX = "pixels.u8", "index.json"
-_BLOCK = 2**24  # bytes per checksum: zlib releases the GIL, so the blocks are checked on all cores
+_FORMAT = 4  # increase it when decoding or the files below change: older caches are then ignored
 
 
 class DecodedPicture(NamedTuple):
@@ -49,7 +42,7 @@ def cache_key(folder: Path, names: Sequence[str], options: object) -> str:
     """Hash of the relative name, size and modification time of each file, and of the repr of the options."""
     digest = hashlib.sha256(repr((_FORMAT, options)).encode())
     for name in names:
-        digest.update(repr((name, *_state(folder / name))).encode("utf-8", "surrogateescape"))
+        digest.update(repr((name, *_state(folder / name))).encode())
     return digest.hexdigest()
 
 
@@ -63,77 +56,65 @@ def _state(path: Path) -> tuple[int, int]:
 
 
 def open_cache(cache_dir: Path, key: str, shape: ImageShape) -> CachedImages | None:
-    """Open the cache of this key, rows shaped (C, H, W); None if it is missing or damaged."""
-    folder = cache_dir / key
+    """Open the cache of this key, rows shaped (C, H, W); None if it is missing or incomplete."""
     try:
-        index = json.loads((folder / _INDEX).read_text("utf-8"))
-        size = (folder / _PIXELS).stat().st_size
-        names, skipped, checksums = tuple(index["names"]), dict(index["skipped"]), index["checksums"]
-        as_written = index["digest"] == _digest(index)
-    except (OSError, ValueError, LookupError, TypeError):
-        return None  # missing or damaged: either way it is rebuilt
-    if not as_written or size != len(names) * math.prod(shape):
+        names, skipped = json.loads((cache_dir / f"{key}.json").read_text("utf-8"))
+        pixels = np.lib.format.open_memmap(cache_dir / f"{key}.npy", mode="c")  # raises ValueError if cut short
+    except (OSError, ValueError):
         return None
-    pixels = _map(folder / _PIXELS, (len(names), *shape))
-    return CachedImages(pixels, names, skipped) if _checksums(pixels) == checksums else None
+    if pixels.shape != (len(names), *shape):
+        return None
+    return CachedImages(torch.from_numpy(pixels), tuple(names), skipped)
 
 
 def build_cache(cache_dir: Path, key: str, shape: ImageShape, rows: Iterable[DecodedPicture]) -> CachedImages:
-    """Write the rows one by one and open the cache, or open that of another process that finished first.
+    """Write the rows one by one under a temporary name, rename the file and open it.
 
-    An exception raised by `rows` propagates and leaves no files. Raises UsageError if the folder cannot be written.
+    Other processes may do the same at once: the last one's file, of the same pictures, stays. An exception raised by
+    `rows` propagates and leaves no files. Raises UsageError if the folder cannot be written.
     """
+    temporary = cache_dir / f".{key}-{uuid.uuid4().hex}"
     try:
-        with temporary_folder(cache_dir) as temporary:
-            _write(temporary, shape, rows)
-            publish_folder(
-                temporary, cache_dir / key, lambda folder: open_cache(cache_dir, folder.name, shape) is not None
-            )
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            names, skipped = _write(file, shape, rows)
+            fsync(file)
+        # ASCII with escapes: file names need not be valid UTF-8.
+        write_atomically(cache_dir / f"{key}.json", json.dumps([names, skipped]).encode("ascii"))
+        temporary.replace(cache_dir / f"{key}.npy")
     except OSError as error:
         raise UsageError(
             f"data.cache_dir={cache_dir}: cannot be written ({error.strerror or error}).\n"
             "Expected a writable folder with space for the decoded pictures; set data.cache_dir to one."
         ) from error
+    finally:
+        if temporary.is_file():
+            temporary.unlink()
     cached = open_cache(cache_dir, key, shape)
     if cached is None:
-        raise UsageError(f"data.cache_dir={cache_dir}: {key} was deleted while it was being opened; run again.")
+        raise UsageError(f"data.cache_dir={cache_dir}: {key}.npy was deleted while it was being opened; run again.")
     return cached
 
 
-def _write(folder: Path, shape: ImageShape, rows: Iterable[DecodedPicture]) -> None:
-    names, skipped = [], {}
-    with (folder / _PIXELS).open("wb") as file:
-        for name, pixels, problem in rows:
-            if pixels is None:
-                skipped[name] = problem
-                continue
-            if pixels.shape != shape or pixels.dtype != np.uint8:
-                raise ValueError(f"{name}: {pixels.dtype} {pixels.shape}, expected uint8 {shape}")
-            names.append(name)
-            file.write(np.ascontiguousarray(pixels).data)
-        fsync(file)
-    checksums = _checksums(_map(folder / _PIXELS, (len(names), *shape)))
-    index = {"names": names, "skipped": skipped, "checksums": checksums}
-    # ASCII with escapes: file names need not be valid UTF-8.
-    write_atomically(folder / _INDEX, json.dumps(index | {"digest": _digest(index)}).encode("ascii"))
+def _write(file: IO[bytes], shape: ImageShape, rows: Iterable[DecodedPicture]) -> tuple[list[str], dict[str, str]]:
+    """Write the rows as .npy; returns the names and the skipped names with their problems."""
+    names: list[str] = []
+    skipped: dict[str, str] = {}
+    _write_header(file, 0, shape)
+    for name, pixels, problem in rows:
+        if pixels is None:
+            skipped[name] = problem
+            continue
+        if pixels.shape != shape or pixels.dtype != np.uint8:
+            raise ValueError(f"{name}: {pixels.dtype} {pixels.shape}, expected uint8 {shape}")
+        names.append(name)
+        file.write(np.ascontiguousarray(pixels).data)
+    file.seek(0)
+    _write_header(file, len(names), shape)
+    return names, skipped
 
 
-def _digest(index: Mapping[str, object]) -> str:
-    """SHA-256 of the index without its digest."""
-    content = {name: value for name, value in index.items() if name != "digest"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode("ascii")).hexdigest()
-
-
-def _checksums(pixels: Tensor) -> list[int]:
-    """CRC-32 of each block of the pixels; this also reads the file into the page cache for the first epoch."""
-    content = pixels.flatten().numpy().data
-    blocks = [content[start : start + _BLOCK] for start in range(0, len(content), _BLOCK)]
-    with ThreadPoolExecutor(num_cores()) as pool:
-        return list(pool.map(zlib.crc32, blocks))
-
-
-def _map(path: Path, shape: tuple[int, int, int, int]) -> Tensor:
-    size = math.prod(shape)
-    if size == 0:
-        return torch.empty(shape, dtype=torch.uint8)  # an empty file cannot be memory-mapped
-    return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).reshape(shape)
+def _write_header(file: IO[bytes], count: int, shape: ImageShape) -> None:
+    # Its length does not depend on the count: numpy leaves space for arrays that grow along the first axis.
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
+    np.lib.format.write_array_header_1_0(file, header)

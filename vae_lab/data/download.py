@@ -1,136 +1,130 @@
-"""Download a picture set: `python -m vae_lab.data.download pokemon`.
-
-One request at a time, with a pause after each and back-off on server errors. An interrupted download
-resumes where it stopped. Imports no torch.
-"""
+"""Download files, each complete or not at all: `python -m vae_lab.data.download pokemon`. Imports no torch."""
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from http.client import HTTPException
 from pathlib import Path
-from typing import Literal
+from typing import TypeVar
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 from PIL import Image
 
-from vae_lab.data.decode import READ_ERRORS, check_png
-from vae_lab.data.progress import with_progress
-from vae_lab.data.transfer import NotFoundError, RequestPolicy, TransferError, transfer
 from vae_lab.utils.errors import UsageError
+from vae_lab.utils.files import write_atomically
 
 ARTWORK = "https://raw.githubusercontent.com/PokeAPI/sprites/master/sprites/pokemon/other/official-artwork"
 LAST_POKEMON = 1025
-
-FetchResult = Literal["fetched", "already here", "not there"]
-
-_PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"  # the last chunk of every complete PNG
-_MAX_BYTES = 100_000_000  # per picture
+TIMEOUT = 30.0  # seconds without receiving a byte
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class DownloadSource:
-    """Numbered PNG files at `base_url`/<number>.png, saved in `folder` as 0001.png and so on."""
-
-    base_url: str
-    folder: Path
-    policy: RequestPolicy
+class DownloadError(Exception):
+    """A file could not be downloaded; the message is the reason."""
 
 
-def fetch_all(source: DownloadSource, numbers: Sequence[int]) -> Counter[FetchResult]:
-    """Fetch the pictures that are not in the folder yet; returns the count of each `FetchResult`.
+class NotFoundError(DownloadError):
+    """HTTP 404."""
 
-    Raises UsageError if the server cannot be reached, refuses, keeps failing or has none of them, or if the
-    folder cannot be written. Pictures fetched before the error are kept.
-    """
-    outcomes = Counter[FetchResult]()
+
+def read_url(url: str) -> bytes:
+    """The file at an address, whole and in memory. Raises DownloadError."""
+    request = Request(url, headers={"User-Agent": "vae_lab"})  # some servers refuse Python's default
     try:
-        source.folder.mkdir(parents=True, exist_ok=True)
-        for number in with_progress(numbers, len(numbers), "Fetching pictures"):
-            outcomes[fetch(source, number)] += 1
-    except OSError as error:
-        raise UsageError(
-            f"{source.folder}: cannot be written ({error.strerror}).\nSet --folder DIR to a writable folder."
-        ) from error
-    if numbers and outcomes["not there"] == len(numbers):
-        raise _download_error(f"the server has none of the {len(numbers)} pictures (404)", source, numbers[0])
+        with urlopen(request, timeout=TIMEOUT) as response:
+            content: bytes = response.read()  # raises IncompleteRead, an HTTPException, if it is cut short
+    except HTTPError as error:
+        kind = NotFoundError if error.code == 404 else DownloadError
+        raise kind(f"HTTP {error.code} {error.reason}") from error
+    except (OSError, HTTPException) as error:
+        raise DownloadError(str(getattr(error, "reason", error)) or type(error).__name__) from error
+    return content
+
+
+def with_progress(items: Sequence[T], description: str) -> Iterator[T]:
+    """The items, with a progress bar on stderr if it is a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(items, description, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+
+
+def fetch_pictures(base_url: str, folder: Path, numbers: Sequence[int]) -> Counter[str]:
+    """Save `base_url`/<number>.png as 0001.png and so on in `folder`, skipping those present; counts by outcome.
+
+    Raises UsageError if the server fails or has none of them, or if the folder cannot be written. Pictures fetched
+    before the error are kept.
+    """
+    outcomes: Counter[str] = Counter()
+    for number in with_progress(numbers, "Fetching pictures"):
+        try:
+            outcomes[_fetch(f"{base_url}/{number}.png", folder / f"{number:04d}.png")] += 1
+        except DownloadError as error:
+            raise _failed(str(error), f"{base_url}/{number}.png", folder) from error
+        except OSError as error:
+            raise UsageError(
+                f"{folder}: cannot be written ({error.strerror}).\nSet --folder DIR to a writable folder."
+            ) from error
+    if outcomes["not there"] == len(numbers):
+        raise _failed(f"the server has none of the {len(numbers)} (404)", f"{base_url}/{numbers[0]}.png", folder)
     return outcomes
 
 
-def fetch(source: DownloadSource, number: int) -> FetchResult:
-    """Fetch one picture atomically, resuming from its `.part` file. Raises UsageError as fetch_all."""
-    final = source.folder / f"{number:04d}.png"
-    if _is_whole(final):
+def _fetch(url: str, final: Path) -> str:
+    if final.is_file():
         return "already here"
     try:
-        transfer(f"{source.base_url}/{number}.png", final, _png_problem, source.policy)
+        content = read_url(url)
     except NotFoundError:
         return "not there"
-    except TransferError as error:
-        raise _download_error(str(error), source, number) from error
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
+            picture.verify()
+    except (OSError, SyntaxError) as error:
+        raise DownloadError("the server did not send a complete PNG") from error
+    write_atomically(final, content)
     return "fetched"
 
 
-def _png_problem(path: Path) -> str:
-    """The problem with the file as a PNG, after checking checksums and decoding; empty if it is valid."""
-    try:
-        check_png(path.read_bytes())
-        with Image.open(path, formats=["PNG"]) as picture:
-            picture.load()
-    except READ_ERRORS:
-        return "the server did not send a complete PNG"
-    return ""
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether the file ends as a PNG does; enough, since only checked files get the final name."""
-    return path.is_file() and path.read_bytes().endswith(_PNG_END)
-
-
-def _download_error(reason: str, source: DownloadSource, number: int) -> UsageError:
+def _failed(reason: str, url: str, folder: Path) -> UsageError:
     return UsageError(
-        f"The pictures could not be downloaded: {reason}\n"
-        f"Looked for {source.base_url}/{number}.png, to save in {source.folder}\n"
+        f"The pictures could not be downloaded: {reason}\nLooked for {url}, to save in {folder}\n"
         "Run the same command to resume; to start now, without a download: data=digits"
     )
-
-
-def _default_folder() -> Path:
-    return Path(os.environ.get("VAE_LAB_DATA", "data")) / "pokemon"
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m vae_lab.data.download",
-        description="Download a picture set, one request at a time. Run it again to resume an interrupted download.",
+        description="Download a picture set. Run it again to resume an interrupted download.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    folder = Path(os.environ.get("VAE_LAB_DATA", "data")) / "pokemon"
     parser.add_argument("name", choices=["pokemon"], help="which set: pokemon, the official artwork (475x475 PNG)")
-    parser.add_argument("--folder", type=Path, default=_default_folder(), help="where to save the pictures")
+    parser.add_argument("--folder", type=Path, default=folder, help="where to save the pictures")
     parser.add_argument("--first", type=int, default=1, help="number of the first picture")
     parser.add_argument("--last", type=int, default=LAST_POKEMON, help="number of the last picture")
     parser.add_argument("--base-url", default=ARTWORK, help="URL that <number>.png is relative to")
-    parser.add_argument("--delay", type=float, default=0.05, help="seconds to wait after each request")
     arguments = parser.parse_args(argv)
     if not 0 < arguments.first <= arguments.last:
         parser.error(f"--first {arguments.first} --last {arguments.last}: expected 1 <= first <= last")
     if not arguments.base_url.startswith(("http://", "https://")):
         parser.error(f"--base-url {arguments.base_url}: expected an address with http:// or https://")
-    if not arguments.delay >= 0:
-        parser.error(f"--delay {arguments.delay}: expected 0 seconds or more")
     return arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Exit code 0; 2 for wrong arguments or a failed download; 130 after Ctrl-C."""
     arguments = _arguments(argv)
-    policy = RequestPolicy(delay=arguments.delay, max_bytes=_MAX_BYTES)
-    source = DownloadSource(arguments.base_url.rstrip("/"), arguments.folder.expanduser().absolute(), policy)
+    folder = arguments.folder.expanduser().absolute()
     try:
-        outcomes = fetch_all(source, range(arguments.first, arguments.last + 1))
+        outcomes = fetch_pictures(arguments.base_url.rstrip("/"), folder, range(arguments.first, arguments.last + 1))
     except UsageError as error:
         sys.stderr.write(f"{error}\n")
         return 2
@@ -138,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write("Stopped. Run the same command to resume.\n")
         return 130
     counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
-    sys.stdout.write(f"{source.folder}: {counts}\nTrain on them: python -m vae_lab.train model=conv data=pokemon\n")
+    sys.stdout.write(f"{folder}: {counts}\nTrain on them: python -m vae_lab.train model=conv data=pokemon\n")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,12 +17,11 @@ from torch import Tensor
 from vae_lab.data.cache import CachedImages, DecodedPicture, build_cache, cache_key, open_cache
 from vae_lab.data.decode import SUFFIXES, Fit, PictureOptions, UnreadableImageError, decode
 from vae_lab.data.images import DecodedImages
-from vae_lab.data.progress import with_progress
-from vae_lab.data.sources.archives import is_archive, unpack_archive
 from vae_lab.data.splits import check_fractions, split_by_hash
 from vae_lab.utils.cpu import num_cores
 from vae_lab.utils.errors import UsageError
 
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 OnBadImage = Literal["stop", "skip"]
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -31,7 +31,7 @@ _Out = TypeVar("_Out")
 class ImageFolder:
     """The pictures in `folder` (or in an archive) and its subfolders, hidden ones excluded.
 
-    `image_size` to `max_seconds` as in PictureOptions. `val_size` and `test_size` are fractions, met on
+    `image_size` to `max_pixels` as in PictureOptions. `val_size` and `test_size` are fractions, met on
     average: a picture's split depends on its own name only. The labels are the first-level subfolders, if
     every picture is in one. Raises UsageError for invalid values.
     """
@@ -42,8 +42,6 @@ class ImageFolder:
     fit: Fit = "pad"
     background: str = "white"
     max_pixels: int = 50_000_000
-    max_bytes: int = 100_000_000
-    max_seconds: float = 30.0
     on_bad_image: OnBadImage = "stop"  # or "skip": leave the picture out and list it in DecodedImages.skipped
     val_size: float = 0.1
     test_size: float = 0.1
@@ -73,7 +71,7 @@ class ImageFolder:
         Raises UsageError if the folder is missing or empty, a picture is unreadable and `on_bad_image` is stop,
         no picture is readable, none is left to train on, or the cache cannot be written.
         """
-        if is_archive(self.path):
+        if self.path.is_file() and self.path.name.lower().endswith(ARCHIVE_SUFFIXES):
             return self._load_archive()
         names = find_pictures(self.path)
         if not names:
@@ -85,7 +83,12 @@ class ImageFolder:
         return DecodedImages(cached.pixels, splits, labels, class_names, tuple(cached.skipped))
 
     def _load_archive(self) -> DecodedImages:
-        folder = unpack_archive(self.path, self._cache_dir, self.max_bytes)
+        from vae_lab.data.sources.archives import unpack_archive
+
+        folder = unpack_archive(self.path, self._cache_dir)
+        tops = {name.partition("/")[0] for name in find_pictures(folder)}
+        if len(tops) == 1 and folder.joinpath(*tops).is_dir():  # most programs pack one folder around everything
+            folder = folder.joinpath(*tops)
         try:
             return replace(self, folder=str(folder)).load()
         except UsageError as error:
@@ -100,9 +103,7 @@ class ImageFolder:
         shape = (self.channels, self.image_size, self.image_size)
         cached = open_cache(cache_dir, key, shape)
         if cached is None:
-            cached = build_cache(
-                cache_dir, key, shape, with_progress(self._rows(names), len(names), "Decoding pictures")
-            )
+            cached = build_cache(cache_dir, key, shape, _with_progress(self._rows(names), len(names)))
         if cached.skipped and self.on_bad_image == "stop":  # an earlier run skipped them
             raise _unreadable(next(iter(cached.skipped.values())))
         if not cached.names:
@@ -171,6 +172,15 @@ def _in_order(function: Callable[[_In], _Out], items: Iterable[_In], num_threads
                 yield ahead.popleft().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _with_progress(rows: Iterator[DecodedPicture], total: int) -> Iterator[DecodedPicture]:
+    """The rows, with a progress bar on stderr if it is a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    shown = sys.stderr.isatty()
+    yield from track(rows, "Decoding pictures", total, console=Console(stderr=True), transient=True, disable=not shown)
 
 
 def _unreadable(problem: str) -> UsageError:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,15 +12,13 @@ import torch
 from torch import Tensor
 
 from vae_lab.data.images import DecodedImages
-from vae_lab.data.progress import with_progress
 from vae_lab.data.sources.idx import read_idx
 from vae_lab.data.splits import split_by_count
-from vae_lab.data.transfer import Check, RequestPolicy, TransferError, transfer
 from vae_lab.utils.errors import UsageError
+from vae_lab.utils.files import write_atomically
 
 _PARTS = ("train", "t10k")
 _FILES = tuple(f"{part}-{kind}" for part in _PARTS for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
-_REQUEST_POLICY = RequestPolicy(timeout=30.0, attempts=3, longest_wait=10.0)  # then the next mirror
 
 
 @dataclass(frozen=True)
@@ -102,18 +98,19 @@ def _size(images: Tensor) -> str:
     return "x".join(str(side) for side in images.shape[1:])
 
 
-def _download(dataset: str, folder: Path, missing: list[str]) -> None:
-    """Download the missing files, gzipped; each is renamed to its final name once its checksum is verified."""
+def _download(dataset: str, folder: Path, missing: Sequence[str]) -> None:
+    """Download the missing files, gzipped, into the folder."""
     import torchvision.datasets
+
+    from vae_lab.data.download import DownloadError, with_progress
 
     source = getattr(torchvision.datasets, dataset)
     checksums = dict(source.resources)  # MD5, by name
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in with_progress(missing, len(missing), f"Downloading {dataset}"):
+        for name in with_progress(missing, f"Downloading {dataset}"):
             file = f"{name}.gz"
-            _download_from_mirrors(source.mirrors, folder / file, partial(_problem, checksum=checksums[file]))
-    except (OSError, TransferError) as error:
+            write_atomically(folder / file, _read_mirrors(source.mirrors, file, checksums[file]))
+    except (OSError, DownloadError) as error:
         raise UsageError(
             f"{dataset} could not be downloaded: {error or type(error).__name__}\n"
             f"Looked for {missing[0]} (or .gz) in {folder}, then at {' and '.join(source.mirrors)}\n"
@@ -121,16 +118,19 @@ def _download(dataset: str, folder: Path, missing: list[str]) -> None:
         ) from error
 
 
-def _download_from_mirrors(mirrors: Sequence[str], final: Path, check: Check) -> None:
-    """Download the file from the first mirror that succeeds. Raises the TransferError of the last one."""
-    *others, last = mirrors
-    for mirror in others:
-        with suppress(TransferError):
-            return transfer(mirror + final.name, final, check, _REQUEST_POLICY)
-    return transfer(last + final.name, final, check, _REQUEST_POLICY)
+def _read_mirrors(mirrors: Sequence[str], file: str, checksum: str) -> bytes:
+    """The file of the first mirror that sends the right one. Raises DownloadError with the last one's problem."""
+    from vae_lab.data.download import DownloadError, read_url
 
-
-def _problem(path: Path, checksum: str) -> str:
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "md5").hexdigest()
-    return "" if found == checksum else f"the downloaded file has the checksum {found}, expected {checksum}"
+    problem = ""
+    for mirror in mirrors:
+        try:
+            content = read_url(mirror + file)
+        except DownloadError as error:
+            problem = str(error)
+            continue
+        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        if found == checksum:
+            return content
+        problem = f"the downloaded file has the checksum {found}, expected {checksum}"
+    raise DownloadError(problem)
