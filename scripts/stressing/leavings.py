@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 # Names of files and folders; and counts of calls, which hold several steps each.
-NOT_COMPARED = {"event_files", "pytorch-lightning_version", "dirpath", "loops"}
+NOT_COMPARED = {"epoch", "event_files", "pytorch-lightning_version", "dirpath", "loops"}
 OF_THE_RUN = ("train/", "val/", "test/", "kl/", "images/", "latents/", "active_units", "learning_rate", "beta", "grad")
 
 

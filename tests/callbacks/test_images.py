@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from vae_lab.callbacks.images import ImageLogger
-from vae_lab.callbacks.tensorboard import TensorBoardSummary, flatten
+from vae_lab.callbacks.tensorboard import TensorBoardSummary, hyperparameters
 from vae_lab.data.transforms import Preprocess
 from vae_lab.posteriors.codes import NearestCode
 from vae_lab.priors.codes import UniformCodes
@@ -252,9 +252,23 @@ def test_hyperparameters_without_a_test_are_written_after_the_fit(tmp_path):
     assert b"val/elbo" in events(tmp_path).SummaryMetadata("_hparams_/experiment").plugin_data.content
 
 
-def test_a_nested_config_becomes_dotted_scalars():
-    config = {"a": {"b": 1, "c": None}, "d": [1, 2], "e": "x", "f": True}
-    assert dict(flatten(config)) == {"a.b": 1, "a.c": "None", "d": "[1, 2]", "e": "x", "f": True}
+def test_hyperparameters_are_the_choices_and_the_usual_keys():
+    config = {
+        "seed": 1,
+        "data": {"_target_": "vae_lab.data.sets.digits", "root": "/data", "batch_size": 64},
+        "model": {"_target_": "vae_lab.models.VAE", "latent_dim": 8, "prior": {"_target_": "vae_lab.priors.VampPrior"}},
+        "objective": {"regularizers": [{"_target_": "a.MMD"}, {"_target_": "a.DIP"}], "capacity": None},
+        "callbacks": {"images": {"seed": 3}},
+    }
+    assert hyperparameters(config) == {
+        "data": "digits",
+        "model": "VAE",
+        "model.prior": "VampPrior",
+        "objective.regularizers": "MMD, DIP",
+        "seed": 1,
+        "data.batch_size": 64,
+        "model.latent_dim": 8,
+    }
 
 
 def test_nothing_half_written_is_left(finished):

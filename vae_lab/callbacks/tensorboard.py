@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
@@ -14,12 +13,22 @@ from torch.utils.tensorboard import SummaryWriter
 
 THUMBNAIL = 32  # pixels a side: the sprite of 2,000 images stays far below its limit of 8,192 pixels a side
 SHOWN_METRICS = ("val/", "test/")
+CHOICES = (
+    *("data", "model", "model.encoder", "model.decoder", "model.posterior", "model.prior", "model.likelihood"),
+    *("objective.bound", "objective.regularizers", "objective.beta_schedule", "optimizer.algorithm", "second_stage"),
+)
+VARIED = (
+    *("seed", "data.image_size", "data.batch_size", "data.binarize", "model.latent_dim", "model.conditional"),
+    *("objective.beta", "objective.free_bits", "objective.capacity", "objective.num_samples", "optimizer.lr"),
+    *("optimizer.clip_norm", "optimizer.ema_decay", "trainer.precision", "trainer.max_epochs", "trainer.max_steps"),
+)
 
 
 class ConfiguredModule(Protocol):
     """What TensorBoardSummary needs of the LightningModule."""
 
     config: dict[str, Any]  # the composed config, resolved
+    metrics: dict[str, float]  # latest value of each
 
 
 def loggers(trainer: Trainer) -> list[TensorBoardLogger]:
@@ -62,14 +71,28 @@ def add_model_graph(writer: SummaryWriter, module: nn.Module, example: Tensor) -
         warnings.warn(f"no model graph in TensorBoard, tracing failed: {reason}", stacklevel=2)
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
-    """The leaves of a nested config by dotted name, as scalars or text for the HPARAMS tab."""
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{name}.")
-        else:
-            yield name, value if isinstance(value, bool | int | float | str) else str(value)
+def hyperparameters(config: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+    """A row of the HPARAMS tab: the classes chosen in the groups, and the keys that experiments vary."""
+    shown: dict[str, bool | int | float | str] = {}
+    for name in CHOICES:
+        node = _at(config, name)
+        if isinstance(node, Mapping) and "_target_" in node:
+            shown[name] = str(node["_target_"]).rpartition(".")[2]
+        elif isinstance(node, list) and node:
+            shown[name] = ", ".join(str(each["_target_"]).rpartition(".")[2] for each in node)
+    for name in VARIED:
+        value = _at(config, name)
+        if isinstance(value, bool | int | float | str):
+            shown[name] = value
+    return shown
+
+
+def _at(config: Mapping[str, Any], name: str) -> Any:
+    """The value of a dotted name; None if there is none."""
+    value: Any = config
+    for key in name.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
 
 
 class TensorBoardSummary(Callback):
@@ -81,7 +104,6 @@ class TensorBoardSummary(Callback):
 
     def __init__(self, after_test: bool = True) -> None:
         self.after_test = after_test
-        self._metrics: dict[str, float] = {}
         self._written = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -93,32 +115,23 @@ class TensorBoardSummary(Callback):
             writer.add_text("config", f"```yaml\n{text}```", trainer.global_step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the validation metrics, which the trainer drops at the test."""
-        self._collect(trainer)
         if not self.after_test:
-            self.write_hparams(trainer, self._metrics)
+            self.write_hparams(trainer, cast(ConfiguredModule, pl_module))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write hyperparameters with the metrics of the last validation and the test."""
-        self._collect(trainer)
-        self.write_hparams(trainer, self._metrics)
+        self.write_hparams(trainer, cast(ConfiguredModule, pl_module))
 
-    def write_hparams(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
-        """Write the config's scalars and `metrics` to the HPARAMS tab. Later calls do nothing."""
+    def write_hparams(self, trainer: Trainer, pl_module: ConfiguredModule) -> None:
+        """Write the hyperparameters with the metrics of the last validation and the test. Later calls do nothing."""
         if self._written or not trainer.is_global_zero:
             return
         from torch.utils.tensorboard.summary import hparams
 
-        experiment = cast(ConfiguredModule, trainer.lightning_module)
+        metrics = {name: value for name, value in pl_module.metrics.items() if name.startswith(SHOWN_METRICS)}
         # Not log_hyperparams of the logger: it would write the metrics' scalars a second time.
-        summaries = hparams(dict(flatten(experiment.config)), dict(metrics))
+        summaries = hparams(hyperparameters(pl_module.config), metrics)
         for writer in writers(trainer):
             for summary in summaries:
                 writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]
             writer.flush()
         self._written = True
-
-    def _collect(self, trainer: Trainer) -> None:
-        for name, value in trainer.callback_metrics.items():
-            if name.startswith(SHOWN_METRICS):
-                self._metrics[name] = float(torch.as_tensor(value))
