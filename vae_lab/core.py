@@ -85,11 +85,13 @@ class Latent(NamedTuple):
     z: Tensor  # (S, B, *event)
     posterior: Distribution  # q(z|x), batch (B,) or (S, B)
     prior: Distribution  # p(z), batch () or (B,) or (S, B)
+    log_q: Tensor | None = None  # log q(z|x), (S, B), where sampling computed it; None: computed if needed
 
     @property
     def log_ratio(self) -> Tensor:
         """log q(z|x) - log p(z), (S, B); computed on access, since an ELBO with a closed-form KL does not use it."""
-        return self.posterior.log_prob(self.z) - self.prior.log_prob(self.z)
+        log_q = self.posterior.log_prob(self.z) if self.log_q is None else self.log_q
+        return log_q - self.prior.log_prob(self.z)
 
 
 class Trace(NamedTuple):

@@ -1,19 +1,13 @@
-"""How the process uses the machine: threads, memory, the faster of two libraries for a linear layer."""
+"""How the process uses the machine: threads and memory."""
 
 import subprocess
 import sys
 
 import pytest
 import torch
-from torch import nn
-from torch.testing import assert_close
 
-from vae_lab.networks import linear
-from vae_lab.networks.linear import Linear
 from vae_lab.training.trainer import build_trainer
 from vae_lab.utils import cpu
-
-ON_A_CPU = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
 
 
 @pytest.mark.parametrize(
@@ -70,79 +64,3 @@ def test_freed_memory_is_kept_for_the_next_step():
         for kept in ("no", "yes")
     ]
     assert faults[0] >= 20 and faults[1] < 20, faults
-
-
-# --- linear -----------------------------------------------------------------------------------------------
-
-
-def gradients(layer, x, weights):
-    """Output and gradients of a weighted sum of the outputs."""
-    x = x.clone().requires_grad_()
-    layer.zero_grad()
-    output = layer(x)
-    (output * weights).sum().backward()
-    return output.detach(), x.grad, layer.weight.grad.clone(), layer.bias.grad.clone()
-
-
-@ON_A_CPU
-@pytest.mark.parametrize("shape", [(128, 784, 400), (500, 400, 784), (64, 4096, 64)])
-def test_a_linear_layer_by_onednn_is_torchs_to_rounding(monkeypatch, shape):
-    monkeypatch.setattr(linear, "is_amd", lambda: True)
-    torch.manual_seed(0)
-    batch, inside, outside = shape
-    ours = Linear(inside, outside)
-    theirs = nn.Linear(inside, outside)
-    theirs.load_state_dict(ours.state_dict())
-    x, weights = torch.randn(batch, inside), torch.randn(batch, outside)
-    assert ours._by_onednn(x)
-    for mine, other in zip(gradients(ours, x, weights), gradients(theirs, x, weights), strict=True):
-        assert_close(mine, other, rtol=1e-4, atol=1e-3)
-
-
-@ON_A_CPU
-def test_a_second_derivative_is_an_error_and_not_a_wrong_number(monkeypatch):
-    monkeypatch.setattr(linear, "is_amd", lambda: True)
-    layer, x = Linear(784, 400), torch.rand(128, 784, requires_grad=True)
-    (gradient,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
-
-
-def test_what_torch_func_transforms_is_torchs_own(monkeypatch):
-    monkeypatch.setattr(linear, "is_amd", lambda: True)
-    monkeypatch.setattr(linear, "MIN_MULTIPLICATIONS", 0)
-    layer, x = linear.Linear(3, 2), torch.randn(4, 3)
-    jacobian = torch.func.jacrev(layer)(x)
-    assert_close(jacobian[1, :, 1], layer.weight.detach())
-    with torch.autograd.forward_ad.dual_level():
-        tangent = torch.autograd.forward_ad.unpack_dual(layer(torch.autograd.forward_ad.make_dual(x, x))).tangent
-    assert_close(tangent, x @ layer.weight.T)
-
-
-@ON_A_CPU
-def test_frozen_weights_get_no_gradient(monkeypatch):
-    monkeypatch.setattr(linear, "is_amd", lambda: True)
-    layer, x = Linear(784, 400).requires_grad_(False), torch.rand(128, 784, requires_grad=True)
-    layer(x).sum().backward()
-    assert layer.weight.grad is None and layer.bias.grad is None
-    assert_close(x.grad, layer.weight.sum(0).expand(128, -1), rtol=1e-4, atol=1e-4)
-
-
-@ON_A_CPU
-def test_where_onednn_does_not_fit_the_layer_is_torchs_own(monkeypatch):
-    layer, large = Linear(784, 400), torch.rand(128, 784)
-    monkeypatch.setattr(linear, "is_amd", lambda: False)
-    assert not layer._by_onednn(large)
-    monkeypatch.setattr(linear, "is_amd", lambda: True)
-    assert layer._by_onednn(large)
-    assert not layer._by_onednn(large[:2])  # too small to be worth it
-    assert not layer._by_onednn(large[None])
-    assert not layer.double()._by_onednn(large.double())
-    layer = layer.float()
-    with torch.autocast("cpu", torch.bfloat16):
-        assert not layer._by_onednn(large)
-        assert layer(large).dtype == torch.bfloat16
-    with torch.backends.mkldnn.flags(enabled=False):
-        assert not layer._by_onednn(large)
-    assert_close(torch.jit.trace(layer, large, check_trace=False)(large), layer(large), rtol=1e-4, atol=1e-4)
-    assert torch.equal(layer(large[:2]), nn.functional.linear(large[:2], layer.weight, layer.bias))

@@ -1,79 +1,44 @@
-"""Invertible maps of vectors with exact log-determinants and inverses, as transforms of torch.distributions.
+"""Flows: invertible maps of vectors with exact log-determinants and inverses, and the distributions they make.
 
-Weights belong to networks, which outlive a transform. Everything acts on the last dimension, D, and broadcasts over
-those before it.
+Weights belong to networks, which outlive a flow. Everything acts on the last dimension, D, and broadcasts over those
+before it.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints
-from torch.distributions.transforms import Transform, _InverseTransform
+from torch.distributions import Distribution
 from torch.nn.functional import logsigmoid, normalize, softplus
 
+from vae_lab.core import EMPTY_SHAPE, SampleShape
 from vae_lab.networks.made import MADE
 
-Version = int | Tensor
+
+class SampledWithDensity(Distribution):
+    """A distribution that may know the density of a sample while it draws it, more cheaply than by `log_prob`."""
+
+    def rsample_and_log_prob(self, sample_shape: SampleShape = EMPTY_SHAPE) -> tuple[Tensor, Tensor | None]:
+        """A sample and its log density in nats; None where only `log_prob` knows that."""
+        raise NotImplementedError
 
 
-class CachedPair(NamedTuple):
-    """The last pair that a flow computed, and the state that shows whether it is still valid."""
+def rsample_and_log_prob(q: Distribution, sample_shape: SampleShape) -> tuple[Tensor, Tensor | None]:
+    """A sample of q and its log density, which is None where it is not known from sampling: ask q.log_prob if needed.
 
-    x: Tensor
-    y: Tensor
-    log_det: Tensor  # log |det dy/dx|
-    versions: tuple[Version, Version]  # of x and y
-    tracked: tuple[bool, bool, bool]  # `grad_state(y)`
-
-    @classmethod
-    def of(cls, x: Tensor, y: Tensor, log_det: Tensor) -> CachedPair:
-        return cls(x, y, log_det, (version_of(x), version_of(y)), grad_state(y))
-
-    def is_valid(self) -> bool:
-        """Whether neither tensor has changed in place since, and no gradient is needed that was not recorded."""
-        if not (is_unchanged(self.x, self.versions[0]) and is_unchanged(self.y, self.versions[1])):
-            return False
-        now = grad_state(self.y)
-        return now[1:] == self.tracked[1:] and now[0] <= self.tracked[0]
-
-
-def version_of(tensor: Tensor) -> Version:
-    """Version counter of a tensor, for `is_unchanged`; in inference mode, which counts no versions, a copy."""
-    if torch.compiler.is_compiling():
-        return 0  # compiled code cannot read versions; our compiled step changes no sample in place
-    return tensor.clone() if tensor.is_inference() else tensor._version
-
-
-def is_unchanged(tensor: Tensor, marked: Version) -> bool:
-    """Whether a tensor has not changed in place since `marked`. (Reads back from the device in inference mode.)"""
-    if torch.compiler.is_compiling():
-        return True
-    return torch.equal(tensor, marked) if isinstance(marked, Tensor) else tensor._version == marked
-
-
-def grad_state(y: Tensor) -> tuple[bool, bool, bool]:
-    """Whether gradients are enabled, y requires one, and y is a leaf."""
-    return torch.is_grad_enabled(), y.requires_grad, y.is_leaf
-
-
-class Flow(Transform):
-    """An invertible map x to y that caches the last pair and its log-determinant.
-
-    So the density of a sample needs no inverse. torch's own cache compares identities only: it would also return a pair
-    for a sample changed in place, and one without a gradient for a sample from no_grad. Both are recomputed here.
-    Computes in the precision of x, regardless of autocast.
+    So a flow is not inverted for its own samples, and an ELBO with a closed-form KL computes no density of a Gaussian.
     """
+    if isinstance(q, SampledWithDensity):
+        return q.rsample_and_log_prob(sample_shape)
+    return q.rsample(torch.Size(sample_shape)), None
 
-    domain = codomain = constraints.real_vector
-    bijective = True
 
-    def __init__(self) -> None:
-        super().__init__(cache_size=1)
-        self._cached: CachedPair | None = None
+class Flow:
+    """An invertible map x to y."""
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (*, D) to y (*, D) and log |det dy/dx| (*)."""
@@ -83,36 +48,55 @@ class Flow(Transform):
         """y (*, D) to x (*, D) and log |det dy/dx| (*) of the forward map."""
         raise NotImplementedError
 
-    @property
-    def inv(self) -> Transform:
-        """The inverse; not cached, since a reference cycle would keep samples alive after their step."""
-        return _InverseTransform(self)
 
-    def __call__(self, x: Tensor) -> Tensor:
+class FlowDistribution(SampledWithDensity):
+    """Samples of `base`, a distribution of vectors, after flows. `log_prob` inverts the flows, last to first.
+
+    Computes in the precision of its vectors, regardless of autocast, under which a map and its inverse would round
+    differently.
+    """
+
+    arg_constraints = {}  # noqa: RUF012
+
+    def __init__(self, base: Distribution, flows: Sequence[Flow]) -> None:
+        self.base, self.flows, self.has_rsample = base, flows, base.has_rsample
+        super().__init__(base.batch_shape, base.event_shape, validate_args=False)
+
+    def rsample_and_log_prob(self, sample_shape: SampleShape = EMPTY_SHAPE) -> tuple[Tensor, Tensor]:
+        """A sample, (*sample_shape, *batch, D), and its log density in nats; no flow is inverted."""
+        x = self.base.rsample(torch.Size(sample_shape))
+        y, log_det = self._push(x)
+        return y, self.base.log_prob(x) - log_det
+
+    def rsample(self, sample_shape: SampleShape = EMPTY_SHAPE) -> Tensor:
+        return self._push(self.base.rsample(torch.Size(sample_shape)))[0]
+
+    @torch.no_grad()
+    def sample(self, sample_shape: SampleShape = EMPTY_SHAPE) -> Tensor:
+        return self._push(self.base.sample(torch.Size(sample_shape)))[0]
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """In nats, (*batch) for value (*batch, D)."""
+        log_dets = []
+        with without_autocast(value):
+            for flow in reversed(self.flows):
+                value, log_det = flow.inverse_and_log_det(value)
+                log_dets.append(log_det)
+        log_prob: Tensor = self.base.log_prob(value) - functools.reduce(torch.add, log_dets)
+        return log_prob
+
+    def _push(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x through all flows, and the log-determinant, summed from the last flow as in `log_prob`: equal rounding."""
+        log_dets = []
         with without_autocast(x):
-            y, log_det = self.forward_and_log_det(x)
-        self._cached = CachedPair.of(x, y, log_det)
-        return y
-
-    def _inv_call(self, y: Tensor) -> Tensor:
-        if self._cached is not None and self._cached.y is y and self._cached.is_valid():
-            return self._cached.x
-        with without_autocast(y):
-            x, log_det = self.inverse_and_log_det(y)
-        self._cached = CachedPair.of(x, y, log_det)
-        return x
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """log |det dy/dx|, (*)."""
-        cached = self._cached
-        if cached is not None and cached.x is x and cached.y is y and cached.is_valid():
-            return cached.log_det
-        with without_autocast(x):
-            return self.forward_and_log_det(x)[1]
+            for flow in self.flows:
+                x, log_det = flow.forward_and_log_det(x)
+                log_dets.append(log_det)
+        return x, functools.reduce(torch.add, reversed(log_dets))
 
 
 def without_autocast(x: Tensor) -> torch.autocast:
-    """Disable autocast, under which a map and its inverse would round differently."""
+    """Disable autocast for operations on x."""
     return torch.autocast(x.device.type, enabled=False)
 
 
@@ -127,7 +111,6 @@ class InverseAutoregressive(Flow):
     GATE_LIMIT = 7.0  # of the logit; close to the identity well below it
 
     def __init__(self, network: MADE, context: Tensor) -> None:
-        super().__init__()
         self.network, self.context = network, context
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,7 +144,6 @@ class Planar(Flow):
     BISECTIONS = 60
 
     def __init__(self, u: Tensor, w: Tensor, b: Tensor) -> None:
-        super().__init__()
         along, square = dot(w, u), dot(w, w)
         least = self.LEAST_SLOPE - 1
         move = softplus(along + math.log(math.expm1(-least))) + least - along
@@ -201,11 +183,13 @@ class Householder(Flow):
     """
 
     def __init__(self, vector: Tensor) -> None:
-        super().__init__()
         self.unit = normalize(vector, dim=-1)
 
+    def reflect(self, x: Tensor) -> Tensor:
+        return x - 2 * dot(x, self.unit) * self.unit
+
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        y = x - 2 * dot(x, self.unit) * self.unit
+        y = self.reflect(x)
         return y, y.new_zeros(y.shape[:-1])
 
     def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -226,7 +210,6 @@ class AffineCoupling(Flow):
     LOG_SCALE_LIMIT = 3.0  # scales between 0.05 and 20; close to the identity well below it
 
     def __init__(self, network: nn.Module, swapped: bool) -> None:
-        super().__init__()
         self.network, self.swapped = network, swapped
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -249,21 +232,3 @@ class AffineCoupling(Flow):
     def _step(self, fixed: Tensor) -> tuple[Tensor, Tensor]:
         log_scale, shift = self.network(fixed).chunk(2, -1)
         return self.LOG_SCALE_LIMIT * torch.tanh(log_scale / self.LOG_SCALE_LIMIT), shift
-
-
-class FeaturesFirst(Flow):
-    """(*, h, w, D) to (*, D, h, w): from the layout of flows, features last, to that of maps, features first."""
-
-    domain = codomain = constraints.independent(constraints.real, 3)
-
-    def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x.movedim(-1, -3), x.new_zeros(x.shape[:-3])
-
-    def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        return y.movedim(-3, -1), y.new_zeros(y.shape[:-3])
-
-    def forward_shape(self, shape: torch.Size) -> torch.Size:
-        return torch.Size((*shape[:-3], shape[-1], *shape[-3:-1]))
-
-    def inverse_shape(self, shape: torch.Size) -> torch.Size:
-        return torch.Size((*shape[:-3], *shape[-2:], shape[-3]))

@@ -8,10 +8,11 @@ from torch.distributions import Distribution, Independent, Normal, kl_divergence
 from torch.distributions.kl import register_kl
 
 from vae_lab.core import EMPTY_SHAPE, SampleShape
+from vae_lab.distributions.flows import SampledWithDensity, rsample_and_log_prob
 from vae_lab.distributions.gaussians import as_diagonal_normal
 
 
-class SpatialDistribution(Distribution):
+class SpatialDistribution(SampledWithDensity):
     """Independent vectors at the positions of a map: batch (*batch), event (F, h, w).
 
     base: batch (*batch, h, w), event (F,).
@@ -28,6 +29,10 @@ class SpatialDistribution(Distribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """In nats, the batch shape."""
         return self.base_dist.log_prob(features_last(value)).sum((-2, -1))
+
+    def rsample_and_log_prob(self, sample_shape: SampleShape = EMPTY_SHAPE) -> tuple[Tensor, Tensor | None]:
+        z, log_prob = rsample_and_log_prob(self.base_dist, sample_shape)
+        return features_first(z), None if log_prob is None else log_prob.sum((-2, -1))
 
     def rsample(self, sample_shape: SampleShape = EMPTY_SHAPE) -> Tensor:
         return features_first(self.base_dist.rsample(torch.Size(sample_shape)))

@@ -8,6 +8,7 @@ from torch.distributions import Distribution, Independent, Normal, kl_divergence
 from torch.distributions.kl import register_kl
 
 from vae_lab.core import EMPTY_SHAPE, SampleShape
+from vae_lab.distributions.flows import SampledWithDensity, rsample_and_log_prob
 from vae_lab.distributions.gaussians import as_diagonal_normal
 
 
@@ -23,31 +24,29 @@ def unflatten_batch(distribution: Distribution, num_samples: int) -> Distributio
     return Independent(normal, len(distribution.event_shape), validate_args=False)
 
 
-class UnflattenedBatch(Distribution):
+class UnflattenedBatch(SampledWithDensity):
     """A distribution of batch (S B,) whose parameters cannot be reshaped, with batch (S, B)."""
 
     arg_constraints = {}  # noqa: RUF012
 
     def __init__(self, flat: Distribution, num_samples: int) -> None:
         self.flat, self.has_rsample = flat, flat.has_rsample
-        self._last_sample: tuple[Tensor, Tensor] | None = None
         batch = torch.Size((num_samples, flat.batch_shape[0] // num_samples))
         super().__init__(batch, flat.event_shape, validate_args=False)
 
+    def rsample_and_log_prob(self, sample_shape: SampleShape = EMPTY_SHAPE) -> tuple[Tensor, Tensor | None]:
+        z, log_prob = rsample_and_log_prob(self.flat, sample_shape)
+        z = z.unflatten(len(sample_shape), self.batch_shape)
+        return z, None if log_prob is None else log_prob.unflatten(-1, self.batch_shape)
+
     def rsample(self, sample_shape: SampleShape = EMPTY_SHAPE) -> Tensor:
-        flat = self.flat.rsample(torch.Size(sample_shape))
-        z: Tensor = flat.unflatten(len(sample_shape), self.batch_shape)
-        self._last_sample = (z, flat)
+        z: Tensor = self.flat.rsample(torch.Size(sample_shape)).unflatten(len(sample_shape), self.batch_shape)
         return z
 
     def log_prob(self, value: Tensor) -> Tensor:
         """In nats, (*, S, B)."""
-        # A flow caches the density of the tensor that it sampled; inverting it for another can be slow.
-        if self._last_sample is not None and value is self._last_sample[0]:
-            flat = self._last_sample[1]
-        else:
-            flat = value.flatten(first := value.dim() - len(self.event_shape) - 2, first + 1)
-        log_prob: Tensor = self.flat.log_prob(flat).unflatten(-1, self.batch_shape)
+        first = value.dim() - len(self.event_shape) - 2
+        log_prob: Tensor = self.flat.log_prob(value.flatten(first, first + 1)).unflatten(-1, self.batch_shape)
         return log_prob
 
     @property

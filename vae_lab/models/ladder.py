@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vae_lab.core import ImageSpec, Latent, LatentSpec, Likelihood, Posterior, Prior, Trace
+from vae_lab.distributions.flows import rsample_and_log_prob
 from vae_lab.distributions.unflatten import unflatten_batch
 from vae_lab.models.base import Model, latent_spec, point_estimate, require_same_latent_kind
 from vae_lab.models.stochastic_layer import StochasticLayer
@@ -139,8 +140,8 @@ class LadderVAE(Model):
             """S samples at the top; below, one for each sample of the layers above."""
             copies = num_samples if latents else 1
             posterior = unflatten_batch(_posterior_distribution(block, layer, h, prior, features), copies)
-            z = posterior.rsample((num_samples,) if len(posterior.batch_shape) == 1 else ())
-            latents.append(Latent(z, posterior, unflatten_batch(prior, copies)))
+            z, log_q = rsample_and_log_prob(posterior, (num_samples,) if len(posterior.batch_shape) == 1 else ())
+            latents.append(Latent(z, posterior, unflatten_batch(prior, copies), log_q))
             return z.flatten(0, 1)
 
         params = self.top_down_pass(choose_latent, y)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from vae_lab.core import ImageSpec, Latent, LatentSpec, Likelihood, Posterior, Prior, PriorInputs, Trace
+from vae_lab.distributions.flows import rsample_and_log_prob
 from vae_lab.models.base import (
     DecoderFactory,
     EncoderFactory,
@@ -96,8 +97,8 @@ class VAE(Model):
 
     def trace(self, posterior: Distribution, num_samples: int, y: Tensor | None = None) -> Trace:
         """Trace of num_samples of a given q(z|x), so that images need not be encoded again."""
-        z = posterior.rsample((num_samples,))
-        return Trace(self.decode(z, y), (Latent(z, posterior, self.prior_distribution(y)),))
+        z, log_q = rsample_and_log_prob(posterior, (num_samples,))
+        return Trace(self.decode(z, y), (Latent(z, posterior, self.prior_distribution(y), log_q),))
 
     def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Distribution:
         return self.decode(point_estimate(self.encode(x, y)), y)

@@ -9,7 +9,6 @@ from itertools import pairwise
 from torch import nn
 
 from vae_lab.core import ImageShape
-from vae_lab.networks.linear import Linear
 from vae_lab.networks.mlp import Activation, Initializer, Normalization, dense, initialize
 
 
@@ -98,7 +97,7 @@ class ConvEncoder(nn.Sequential):
         for a, b, stride, pad in zip([depth, *channels], channels, strides, pads, strict=False):
             layers += conv_block(nn.Conv2d(a, b, kernel_size, stride, pad), b, normalization, activation)
         sizes = [channels[-1] * math.prod(sides), *hidden]
-        super().__init__(*layers, nn.Flatten(), *dense(sizes, activation), Linear(sizes[-1], out_features))
+        super().__init__(*layers, nn.Flatten(), *dense(sizes, activation), nn.Linear(sizes[-1], out_features))
         initialize(self, initializer)
 
     @staticmethod

@@ -9,7 +9,6 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from vae_lab.core import ImageShape
-from vae_lab.networks.linear import Linear
 
 Activation = Callable[[], nn.Module]
 Initializer = Callable[[Tensor], Tensor]
@@ -29,7 +28,7 @@ def initialize(network: nn.Module, initializer: Initializer | None) -> None:
 
 def dense(sizes: Sequence[int], activation: Activation) -> list[nn.Module]:
     """Linear layers between consecutive sizes, each followed by an activation."""
-    return [layer for a, b in pairwise(sizes) for layer in (Linear(a, b), activation())]
+    return [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), activation())]
 
 
 class MLPEncoder(nn.Sequential):
@@ -44,7 +43,7 @@ class MLPEncoder(nn.Sequential):
         initializer: Initializer | None = None,
     ) -> None:
         sizes = [math.prod(in_shape), *hidden]
-        super().__init__(nn.Flatten(), *dense(sizes, activation), Linear(sizes[-1], out_features))
+        super().__init__(nn.Flatten(), *dense(sizes, activation), nn.Linear(sizes[-1], out_features))
         initialize(self, initializer)
 
 
@@ -60,6 +59,6 @@ class MLPDecoder(nn.Sequential):
         initializer: Initializer | None = None,
     ) -> None:
         sizes = [in_features, *hidden]
-        head = Linear(sizes[-1], math.prod(out_shape))
+        head = nn.Linear(sizes[-1], math.prod(out_shape))
         super().__init__(*dense(sizes, activation), head, nn.Unflatten(1, out_shape))
         initialize(self, initializer)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from vae_lab.core import ImageShape
 from vae_lab.networks.conv import default_channels, group_norm, require_halvings, upsampling_conv
-from vae_lab.networks.linear import Linear
 
 
 class ResidualBlock(nn.Module):
@@ -62,7 +61,7 @@ class ResNetEncoder(nn.Sequential):
         for a, b in pairwise([depth, *channels]):
             layers += [nn.Conv2d(a, b, 4, 2, 1), *(ResidualBlock(b) for _ in range(blocks))]
         features = channels[-1] * (height >> len(channels)) * (breadth >> len(channels))
-        super().__init__(*layers, group_norm(channels[-1]), nn.SiLU(), nn.Flatten(), Linear(features, out_features))
+        super().__init__(*layers, group_norm(channels[-1]), nn.SiLU(), nn.Flatten(), nn.Linear(features, out_features))
 
 
 class ResNetDecoder(nn.Sequential):
@@ -89,4 +88,4 @@ class ResNetDecoder(nn.Sequential):
             layers += [*(ResidualBlock(a) for _ in range(blocks)), upsampling_conv(a, b, 4)]
         layers += [ResidualBlock(channels[-1]) for _ in range(blocks)]
         head = [group_norm(channels[-1]), nn.SiLU(), upsampling_conv(channels[-1], depth, 4)]
-        super().__init__(Linear(in_features, math.prod(small)), nn.Unflatten(1, small), *layers, *head)
+        super().__init__(nn.Linear(in_features, math.prod(small)), nn.Unflatten(1, small), *layers, *head)

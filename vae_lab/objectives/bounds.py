@@ -52,8 +52,9 @@ def bound_terms(
             latents=tuple(latent._replace(posterior=detach_posterior(latent)) for latent in trace.latents)
         )
     estimate = closed_form_kl if kl == "closed_form" else monte_carlo_kl
-    kls = [estimate(latent).expand_as(log_px) for latent in trace.latents]
-    ratio = functools.reduce(torch.add, [latent.log_ratio for latent in trace.latents]) if log_ratio else None
+    ratios = [latent.log_ratio if log_ratio else None for latent in trace.latents]
+    kls = [estimate(*each).expand_as(log_px) for each in zip(trace.latents, ratios, strict=True)]
+    ratio = functools.reduce(torch.add, [each for each in ratios if each is not None]) if log_ratio else None
     zs = tuple(latent.z for latent in trace.latents) if path_gradient else ()
     return BoundTerms(log_px, ratio, kls[0].unsqueeze(0) if len(kls) == 1 else torch.stack(kls), zs)
 
@@ -74,12 +75,12 @@ def detach_posterior(latent: Latent) -> Distribution:
     )
 
 
-def monte_carlo_kl(latent: Latent) -> Tensor:
-    """Monte-Carlo estimate of KL(q || p) at the sampled z, (S, B)."""
-    return latent.log_ratio
+def monte_carlo_kl(latent: Latent, log_ratio: Tensor | None = None) -> Tensor:
+    """Monte-Carlo estimate of KL(q || p) at the sampled z, (S, B). log_ratio: of the latent, where it is known."""
+    return latent.log_ratio if log_ratio is None else log_ratio
 
 
-def closed_form_kl(latent: Latent) -> Tensor:
+def closed_form_kl(latent: Latent, log_ratio: Tensor | None = None) -> Tensor:
     """KL(q || p), (B,) or (S, B); the Monte-Carlo estimate where torch has no closed form."""
     per_dimension = kl_per_dimension(latent)
     if per_dimension is not None:
@@ -87,7 +88,7 @@ def closed_form_kl(latent: Latent) -> Tensor:
     try:
         return kl_divergence(latent.posterior, latent.prior)
     except NotImplementedError:
-        return latent.log_ratio
+        return monte_carlo_kl(latent, log_ratio)
 
 
 def kl_per_dimension(latent: Latent) -> Tensor | None:

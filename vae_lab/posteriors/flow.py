@@ -6,17 +6,23 @@ On a feature map each position is transformed independently, with shared weights
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal, TransformedDistribution
+from torch.distributions import Distribution, Independent, Normal
 from torch.distributions.kl import register_kl
-from torch.distributions.transforms import Transform
 
 from vae_lab.core import LatentKind
-from vae_lab.distributions.flows import FeaturesFirst, Householder, InverseAutoregressive, Planar, without_autocast
+from vae_lab.distributions.flows import (
+    FlowDistribution,
+    Householder,
+    InverseAutoregressive,
+    Planar,
+    without_autocast,
+)
 from vae_lab.distributions.gaussians import bounded_scale
-from vae_lab.distributions.spatial import SpatialDistribution
+from vae_lab.distributions.spatial import to_spatial
 from vae_lab.networks.made import MADE
 
 
@@ -48,7 +54,8 @@ class InverseAutoregressiveFlow(nn.Module):
     def forward(self, params: Tensor) -> Distribution:
         """params: (B, 2 D + context_features, *map): means, log variances, context."""
         base, context = split_base(params, self.num_features)
-        return apply_flows(base, [InverseAutoregressive(made, context) for made in self.networks])  # type: ignore[arg-type]
+        flows = [InverseAutoregressive(cast("MADE", made), context) for made in self.networks]
+        return to_spatial(FlowDistribution(base, flows))
 
 
 class PlanarFlow(nn.Module):
@@ -65,7 +72,8 @@ class PlanarFlow(nn.Module):
         """params: (B, 2 D + num_flows (2 D + 1), *map): means, log variances, then u, w, b of each step."""
         dims = self.num_features
         base, rest = split_base(params, dims)
-        return apply_flows(base, [Planar(*step.split((dims, dims, 1), -1)) for step in rest.split(2 * dims + 1, -1)])
+        flows = [Planar(*step.split((dims, dims, 1), -1)) for step in rest.split(2 * dims + 1, -1)]
+        return to_spatial(FlowDistribution(base, flows))
 
 
 class HouseholderFlow(nn.Module):
@@ -89,19 +97,21 @@ class HouseholderFlow(nn.Module):
     def forward(self, params: Tensor) -> Distribution:
         """params: (B, (2 + num_flows) D, *map): means, log variances, one vector per step."""
         base, rest = split_base(params, self.num_features)
-        reflections: list[Transform] = [Householder(vector) for vector in rest.split(self.num_features, -1)]
-        vectors = ReflectedGaussian(base, reflections, validate_args=False)
-        return SpatialDistribution(vectors) if params.dim() > 2 else vectors
+        return to_spatial(ReflectedGaussian(base, [Householder(v) for v in rest.split(self.num_features, -1)]))
 
 
-class ReflectedGaussian(TransformedDistribution):
+class ReflectedGaussian(FlowDistribution):
     """A diagonal Gaussian over vectors after reflections: still a Gaussian, with closed-form mean and variance."""
+
+    def __init__(self, base: Distribution, reflections: Sequence[Householder]) -> None:
+        super().__init__(base, reflections)
+        self.reflections = reflections
 
     @property
     def mean(self) -> Tensor:
-        mean = self.base_dist.mean
-        for reflection in self.transforms:
-            mean = reflection(mean)
+        mean = self.base.mean
+        for reflection in self.reflections:
+            mean = reflection.reflect(mean)
         return mean
 
     @property
@@ -115,11 +125,10 @@ class ReflectedGaussian(TransformedDistribution):
         The product of the reflections is R = I - A U^T, a column for each (the WY representation). Bischof & Van Loan
         1987, SIAM J. Sci. Stat. Comp.
         """
-        units = [reflection.unit for reflection in self.transforms if isinstance(reflection, Householder)]
-        columns: list[Tensor] = []
+        units, columns = [reflection.unit for reflection in self.reflections], list[Tensor]()
         for unit in units:
-            columns = [*(Householder(unit)(column) for column in columns), 2 * unit]
-        a, u, v = torch.stack(columns, -1), torch.stack(units, -1), self.base_dist.variance
+            columns = [*(Householder(unit).reflect(column) for column in columns), 2 * unit]
+        a, u, v = torch.stack(columns, -1), torch.stack(units, -1), self.base.variance
         with without_autocast(v):
             diagonal: Tensor = v - 2 * v * (a * u).sum(-1) + (a @ (u.mT @ (v.unsqueeze(-1) * u)) * a).sum(-1)
         return diagonal.clamp(min=0)  # rounding can make a small difference of large variances negative
@@ -132,7 +141,7 @@ def _kl_to_diagonal(q: ReflectedGaussian, p: Independent[Distribution]) -> Tenso
         raise NotImplementedError
     squares = (q.variance + (q.mean - p.mean).square()) / p.variance
     # Reflections preserve the determinant of a covariance.
-    kl: Tensor = (squares - 1 + p.variance.log() - q.base_dist.variance.log()).sum(-1)
+    kl: Tensor = (squares - 1 + p.variance.log() - q.base.variance.log()).sum(-1)
     return kl / 2
 
 
@@ -150,10 +159,3 @@ def split_base(params: Tensor, dims: int) -> tuple[Distribution, Tensor]:
     mean, logvar, rest = params.float().movedim(1, -1).tensor_split((dims, 2 * dims), -1)
     normal = Normal(mean, bounded_scale(logvar), validate_args=False)
     return Independent(normal, 1, validate_args=False), rest
-
-
-def apply_flows(base: Distribution, flows: Sequence[Transform]) -> Distribution:
-    """Transform the base, over vectors or the positions of a feature map, by the flows; batch (B,)."""
-    # Not a SpatialDistribution: its samples are views, which miss the flows' caches.
-    to_map = [FeaturesFirst()] if len(base.batch_shape) > 1 else []
-    return TransformedDistribution(base, [*flows, *to_map], validate_args=False)

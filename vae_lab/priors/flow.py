@@ -11,7 +11,7 @@ from torch.distributions import Distribution, Independent, Normal, TransformedDi
 from torch.distributions.transforms import ReshapeTransform
 
 from vae_lab.core import NO_INPUTS, LatentKind, LatentSpec, PriorInputs
-from vae_lab.distributions.flows import AffineCoupling
+from vae_lab.distributions.flows import AffineCoupling, FlowDistribution
 from vae_lab.networks.mlp import dense
 
 
@@ -53,8 +53,11 @@ class FlowPrior(nn.Module):
         """p(z), batch ()."""
         base = Independent(Normal(self.mean, self.scale, validate_args=False), 1, validate_args=False)
         flows = [AffineCoupling(network, swapped=i % 2 == 1) for i, network in enumerate(self.networks)]
-        shaped = ReshapeTransform(base.event_shape, torch.Size(self.shape))
-        return TransformedDistribution(base, [*flows, shaped], validate_args=False)
+        vectors = FlowDistribution(base, flows)
+        if len(self.shape) == 1:
+            return vectors
+        to_map = ReshapeTransform(self.mean.shape, torch.Size(self.shape))
+        return TransformedDistribution(vectors, to_map, validate_args=False)
 
 
 def coupling_network(kept: int, changed: int, hidden: Sequence[int]) -> nn.Module:

@@ -13,6 +13,7 @@ from torch.distributions import (
     TransformedDistribution,
 )
 
+from vae_lab.distributions.flows import FlowDistribution
 from vae_lab.distributions.gaussians import FullNormal
 from vae_lab.distributions.mixtures import mixture
 from vae_lab.distributions.spatial import SpatialDistribution
@@ -64,3 +65,8 @@ def _(prior: MixtureSameFamily, temperature: float) -> Distribution:
 def _(prior: TransformedDistribution, temperature: float) -> Distribution:
     base = scale_prior(prior.base_dist, temperature)
     return TransformedDistribution(base, prior.transforms, validate_args=False)
+
+
+@scale_prior.register
+def _(prior: FlowDistribution, temperature: float) -> Distribution:
+    return FlowDistribution(scale_prior(prior.base, temperature), prior.flows)

@@ -1,4 +1,4 @@
-"""CPU resources of the process: cores, threads, memory, vendor.
+"""CPU resources of the process: cores, threads and memory.
 
 The settings here change the speed of a computation, never its results.
 """
@@ -9,7 +9,6 @@ import ctypes
 import functools
 import os
 import sys
-from pathlib import Path
 
 # glibc's mallopt, malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
@@ -58,11 +57,3 @@ def disable_nvml_check() -> None:
     Lightning's check queries the driver's management library (NVML) each time; without a driver, nothing is cached.
     """
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
-
-
-@functools.cache
-def is_amd() -> bool:
-    try:
-        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")[:4096]
-    except OSError:
-        return False

@@ -19,7 +19,6 @@ from torch.nn.utils import parametrizations
 
 from vae_lab.core import ImageShape
 from vae_lab.networks.conv import conv_output_side, same_padding
-from vae_lab.networks.linear import Linear
 from vae_lab.networks.mlp import dense
 from vae_lab.objectives.regularizers.checks import require_number
 
@@ -37,7 +36,7 @@ class LatentDiscriminator(nn.Module):
     def __init__(self, shape: Sequence[int], hidden: Sequence[int]) -> None:
         super().__init__()
         sizes = [math.prod(shape), *hidden]
-        self.layers = nn.Sequential(nn.Flatten(), *dense(sizes, leaky_relu), Linear(sizes[-1], 1))
+        self.layers = nn.Sequential(nn.Flatten(), *dense(sizes, leaky_relu), nn.Linear(sizes[-1], 1))
 
     def forward(self, z: Tensor) -> Tensor:
         """Logits (S, B), float32, of z (S, B, *shape)."""
