@@ -20,7 +20,7 @@ from PIL import Image
         (["data=mnits"], ["data=mnist"]),
         (["trainer.max_epoch=3"], ["trainer.max_epochs"]),
         (["+model.encoder.hiden=[3]"], ["hiden", "hidden"]),
-        (["seed=abc"], ["seed", "abc", "integer"]),
+        (["seed=abc"], ["seed", "abc", "Integer"]),
         (["trainer.max_epochs=many"], ["trainer.max_epochs", "many"]),
         (["model.latent_dim=two"], ["model.latent_dim", "two"]),
         (["data.binarize=dynamc"], ["data.binarize", "dynamic"]),

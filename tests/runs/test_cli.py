@@ -99,7 +99,7 @@ WRONG = [
     ),
     (
         ["model.latent_dimm=3"],
-        ["no 'latent_dimm' in model", "did you mean model.latent_dim?", "latent_dim, encoder"],
+        ["no 'latent_dimm' in model", "did you mean model.latent_dim?", "encoder, latent_dim"],
     ),
     (["model.encoder.hiden=3"], ["no 'hiden' in model.encoder", "did you mean model.encoder.hidden?"]),
     (
@@ -117,16 +117,16 @@ WRONG = [
         ["model=cnov: no such option", "did you mean model=conv?", "expected one of: conv, mlp"],
     ),
     (["experiment=typ"], ["experiment=typ: no such option", "did you mean experiment=type?"]),
-    (["seed=abc"], ["seed: found 'abc' (str), expected an integer"]),
-    (["trainer.max_epochs=many"], ["trainer.max_epochs: found 'many' (str), expected an integer"]),
+    (["seed=abc"], ["seed: Value 'abc' of type 'str' could not be converted to Integer"]),
+    (["trainer.max_epochs=many"], ["trainer.max_epochs: Value 'many'", "Integer"]),
     (
         ["trainer.limit_val_batches=x"],
-        ["trainer.limit_val_batches: found 'x' (str)", "an integer or a number"],
+        ["trainer.limit_val_batches: Value 'x' of type 'str'", "Union[int, float]"],
     ),
     (["trainer.detect_anomaly=maybe"], ["trainer.detect_anomaly", "'maybe' is not a valid bool"]),
     (["seed=1,2"], ["seed=1,2", "add --multirun"]),
     (["model.latent_dim=[1"], ["model.latent_dim=[1: syntax error", "expected key=value"]),
-    (["seed"], ["seed: syntax error (missing EQUAL", "expected key=value"]),
+    (["seed"], ["seed: syntax error: missing EQUAL", "expected key=value"]),
     (["a b=1"], ["a b=1: syntax error", "expected key=value"]),
     (["model=unset"], ["model.latent_dim: has no value", "set model.latent_dim=..."]),
     (
@@ -138,7 +138,7 @@ WRONG = [
         ["experiment=key"],
         ["no 'max_epoch' in trainer (in experiment/key.yaml)", "did you mean trainer.max_epochs?"],
     ),
-    (["experiment=type"], ["seed: found 'many' (str), expected an integer (in experiment/type.yaml)"]),
+    (["experiment=type"], ["seed: Value 'many'", "Integer (in experiment/type.yaml)"]),
     (["experiment=option"], ["model=cnov: no such option", "did you mean model=conv?"]),
     (["experiment=group"], ["In 'experiment/group': Could not override 'modle'", "did you mean model?"]),
     (["model@other=conv"], ["Could not override 'model@other'", "did you mean model?"]),

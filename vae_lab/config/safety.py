@@ -87,12 +87,9 @@ def require_allowed_targets(content: Any, source: Path) -> None:
 
 
 def _target_nodes(node: Any, key: str) -> Iterator[tuple[str, dict[Any, Any]]]:
-    from vae_lab.config.validation import children
+    from vae_lab.config.validation import tree
 
-    if isinstance(node, dict) and "_target_" in node:
-        yield key, node
-    for name, child in children(node, key):
-        yield from _target_nodes(child, name)
+    return ((name, child) for name, child in tree(node, key) if isinstance(child, dict) and "_target_" in child)
 
 
 def _require_inside(node: dict[Any, Any], key: str, source: Path) -> None:
@@ -163,12 +160,9 @@ def _texts(node: Any, key: str) -> Iterator[tuple[str, str]]:
 
 def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
     """Each leaf of nested mappings and lists, with its full key."""
-    from vae_lab.config.validation import children
+    from vae_lab.config.validation import tree
 
-    if not isinstance(node, (dict, list)):
-        yield key, node
-    for name, child in children(node, key):
-        yield from _leaves(child, name)
+    return ((name, child) for name, child in tree(node, key) if not isinstance(child, (dict, list)))
 
 
 def _refusal(key: str, found: str) -> UsageError:

@@ -17,7 +17,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from vae_lab.config.help import HELP, help_text, is_help_request
 from vae_lab.config.schema import conf_dir, register
 from vae_lab.runs.run_dir import RunDirectory, register_resolvers
 from vae_lab.utils.errors import RunFailed, find_cause
@@ -41,11 +40,7 @@ def run_command(task: TaskFunction, config_name: str, config_path: str | None = 
     # Hydra turns an exception of a callback into a warning; one of RunDirectory must stop the command.
     warnings.filterwarnings("error", message=rf"Callback {RunDirectory.__name__}\b")
     command = _Command(task, directory)
-    if is_help_request(sys.argv[1:]):
-        main = command.help(config_name)
-    else:
-        main = hydra.main(version_base="1.3", config_path=directory, config_name=config_name)(command.job())
-    code = command.run(main)
+    code = command.run(hydra.main(version_base="1.3", config_path=directory, config_name=config_name)(command.job()))
     if code:
         sys.exit(code)
 
@@ -78,11 +73,6 @@ class _Command:
             if not any(error is failure for failure in self.failures):
                 self._report(error, in_job=False)
         return max(self.codes, default=0)
-
-    def help(self, config_name: str) -> Callable[[], object]:
-        """A main that prints the help text."""
-        overrides = [word for word in sys.argv[1:] if word not in HELP]
-        return lambda: sys.stdout.write(help_text(self.directory, config_name, overrides))
 
     def job(self) -> TaskFunction:
         """The task as Hydra calls it: a failure is reported at once, and the other jobs of a sweep continue."""
