@@ -6,8 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
 from typing import Any, NamedTuple
@@ -28,8 +27,8 @@ FILES = {
                    override hydra/hydra_logging: disabled, _self_]
         data: {root: data}
         hydra:
-          run: {dir: "${run_dir:outputs}"}
-          sweep: {dir: "${sweep_dir:outputs}", subdir: "${hydra.job.num}"}
+          run: {dir: "outputs/${run_name:}/${now:%Y-%m-%d_%H-%M-%S}"}
+          sweep: {dir: "outputs/sweeps/${now:%Y-%m-%d_%H-%M-%S}", subdir: "${hydra.job.num}"}
           callbacks: {run_folder: {_target_: vae_lab.runs.run_dir.RunDirectory}}
     """,
     "trainer/auto.yaml": "max_epochs: 3",
@@ -61,7 +60,7 @@ def write_conf(folder: Path) -> None:
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run the app in this process: its exit code, what it wrote to stderr, the configs of its jobs."""
     write_conf(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -82,8 +81,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
             code = stop.code
         return Outcome(code, capsys.readouterr().err, configs)
 
-    with warnings.catch_warnings():  # run_command makes one an error, for good
-        yield run
+    return run
 
 
 def test_a_command_that_went_well_says_nothing(run: Run):
