@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,8 @@ from vae_lab.utils.signals import StopSignals
 if TYPE_CHECKING:
     import torch
 
-    from vae_lab.second_stage.prior_fit import PriorFit, PriorFitResults
+    from vae_lab.second_stage.fitting import ProgressCallback
+    from vae_lab.second_stage.prior_fit import PriorFit
 
 COLUMNS, MAX_CLASSES = 8, 20  # of the image of samples
 
@@ -37,14 +38,13 @@ def fit_prior(config: DictConfig) -> None:
         raise UsageError("second_stage=none: nothing to fit\nchoose gaussian, mixture, flow or autoregressive_codes")
     from vae_lab.config.validation import check_targets
     from vae_lab.runs.stored_config import load_config
-    from vae_lab.second_stage.storage import require_no_fitted_prior
 
     run = Path(config.run)
     run_config = load_config(run, config.trusted)
     check_targets(run_config)
     check_targets(config)
-    if not config.overwrite:
-        require_no_fitted_prior(run)
+    if (run / "prior").exists() and not config.overwrite:
+        raise UsageError(f"{run / 'prior'}: a fitted prior already exists\nto replace it, set overwrite=true")
     with StopSignals() as stop_signals, exclusive_lock(run):
         device = prepare_device(config.device, run_config)
         stop_signals.defer_to_safe_points()
@@ -79,38 +79,49 @@ def fit_to_run(
 ) -> None:
     """Fit the prior of a config node to a run's best weights; write RUN/prior/ and an image, print a table.
 
-    experiment: the run's checked config. pause: called after each piece of work; an exception that it raises ends the
-    fit and leaves the run unchanged. seed: default the run's. UsageError: no best weights, or from `prepare_prior_fit`.
+    run_config: checked. pause: called after each piece of work; an exception that it raises ends the fit and leaves the
+    run unchanged. seed: default the run's. UsageError: no best weights, or from `PriorFit`.
     """
     from vae_lab.runs.checkpoint_io import BEST, load_checkpoint
-    from vae_lab.second_stage.prior_fit import elbo_settings, prepare_prior_fit
-    from vae_lab.second_stage.storage import ModelFingerprint, replace_prior_folder
-    from vae_lab.second_stage.storage import write_fitted_prior as write_prior
+    from vae_lab.runs.provenance import git_state, versions
+    from vae_lab.second_stage.prior_fit import PriorFit
+    from vae_lab.second_stage.storage import ModelFingerprint, write_fitted_prior
     from vae_lab.training.build import model_weights
-    from vae_lab.utils.files import write_json
 
     saved = load_checkpoint(run / "checkpoints" / BEST, needed=("state_dict", "image", "global_step"))
-    with ProgressBar(pause) as bar:
-        fit = prepare_prior_fit(saved, run_config, node, device, run_config.seed if seed is None else seed, bar)
-        results = fit.run(elbo_settings(run_config))
+    with progress_bar(pause) as report_progress:
+        fit = PriorFit(saved, run_config, node, device, run_config.seed if seed is None else seed, report_progress)
+        results = fit.run()
     fitted_to = ModelFingerprint.of(BEST, saved["global_step"], model_weights(saved))
-    picture = render_samples(fit, fitted_to.step)
+    picture, name = render_samples(fit, fitted_to.step), fit.stage.name
     pause()
-    with replace_prior_folder(run) as folder:
-        write_prior(folder, node, fit.prior, fitted_to)
-        write_json(folder / "scores.json", score_table(fit.stage.name, fitted_to._asdict(), results))
-    write_atomically(run / "images" / f"prior_samples={fit.stage.name}.png", picture)
-    show(run, fit.stage.name, results)
+    origin = {"name": name, "fitted_to": fitted_to._asdict()}
+    scores = {**origin, **results, "versions": versions(), "git": git_state()}
+    write_fitted_prior(run, node, fit.prior, fitted_to, scores)
+    write_atomically(run / "images" / f"prior_samples={name}.png", picture)
+    show(run, name, results)
 
 
-# --- results ----------------------------------------------------------------------------------------------
+@contextmanager
+def progress_bar(pause: Callable[[], None]) -> Iterator[ProgressCallback]:
+    """A progress bar on a terminal, by a function that also calls `pause`."""
+    from rich.console import Console
+    from rich.progress import Progress
 
+    from vae_lab.callbacks.progress import COLUMNS
 
-def score_table(name: str, fitted_to: dict[str, Any], results: PriorFitResults) -> dict[str, Any]:
-    """The content of RUN/prior/scores.json."""
-    from vae_lab.runs.provenance import git_state, versions
+    console = Console(stderr=True)
+    bar = Progress(*COLUMNS, console=console, transient=True, refresh_per_second=2, disable=not console.is_terminal)
+    task = bar.add_task("", shown="")
 
-    return {"name": name, "fitted_to": fitted_to, **results._asdict(), "versions": versions(), "git": git_state()}
+    def report_progress(what: str, done: int, total: int) -> None:
+        pause()
+        if done < bar.tasks[0].completed:  # the next piece of work
+            bar.reset(task)
+        bar.update(task, description=what, completed=done, total=total)
+
+    with bar:
+        yield report_progress
 
 
 def render_samples(fit: PriorFit, step: int) -> bytes:
@@ -128,63 +139,26 @@ def render_samples(fit: PriorFit, step: int) -> bytes:
     return encode_png(render(figure), step)
 
 
-def show(run: Path, name: str, results: PriorFitResults) -> None:
+def show(run: Path, name: str, results: dict[str, Any]) -> None:
     """Print the metrics under the trained and the fitted prior, in nats per image."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table()
-    table.add_column("nats per image", style="bold")
-    for column in ("trained", name):
-        table.add_column(column, justify="right")
-    for metric, value in results.metrics["trained"].items():
-        images = results.protocol.get(metric, {}).get("images")
+    def number(value: float | None) -> str:
+        return "no bound" if value is None else f"{value:.2f}"
+
+    table = Table(
+        Column("nats per image", style="bold"), Column("trained", justify="right"), Column(name, justify="right")
+    )
+    for metric, value in results["metrics"]["trained"].items():
+        images = results["protocol"].get(metric, {}).get("images")
         label = metric if images is None else f"{metric}, first {images:,} images"
-        table.add_row(label, _number(value), _number(results.metrics["fitted"][metric]))
+        table.add_row(label, number(value), number(results["metrics"]["fitted"][metric]))
     for which, words in (("fitted", "log p(z), latents of the fit"), ("held_out", "log p(z), held-out latents")):
-        table.add_row(words, "", _number(results.log_pz[which]))
+        table.add_row(words, "", number(results["log_pz"][which]))
     console = Console()
     console.print(f"{run}: fitted the prior '{name}'", highlight=False, soft_wrap=True)
     console.print(table)
-
-
-def _number(value: float | None) -> str:
-    return "no bound" if value is None else f"{value:.2f}"
-
-
-class ProgressBar:
-    """A progress bar on a terminal; each update calls `pause` first."""
-
-    def __init__(self, pause: Callable[[], None], refresh_seconds: float = 0.5) -> None:
-        from rich.console import Console
-        from rich.progress import Progress
-
-        from vae_lab.callbacks.progress import COLUMNS
-
-        console = Console(stderr=True)
-        self.pause, self.refresh_seconds = pause, refresh_seconds
-        # No auto refresh: its thread would take time from the fit.
-        self._bar = Progress(*COLUMNS, console=console, transient=True, auto_refresh=False)
-        self._bar.disable = not console.is_terminal
-        self._task, self._what, self._moved_at = self._bar.add_task("", shown=""), "", 0.0
-
-    def __enter__(self) -> ProgressBar:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def __call__(self, what: str, done: int, total: int, shown: str = "") -> None:
-        """Update the bar, at most every `refresh_seconds`."""
-        self.pause()
-        if what != self._what:
-            self._bar.reset(self._task, description=what)
-        elif done < total and time.monotonic() - self._moved_at < self.refresh_seconds:
-            return
-        self._what, self._moved_at = what, time.monotonic()
-        self._bar.update(self._task, completed=done, total=total, shown=shown)
-        self._bar.refresh()
 
 
 if __name__ == "__main__":

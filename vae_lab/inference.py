@@ -121,5 +121,5 @@ def load(
 def with_fitted_prior(lab: Lab, name: str, prior: torch.nn.Module) -> Lab:
     """A lab of the same model with a prior fitted to its latents; replaces the prior of the model."""
     model = require_single_layer(lab.model)
-    model.prior = cast("Prior", prior)
+    model.replace_prior(cast("Prior", prior))
     return Lab(model, lab.config, name)

@@ -33,8 +33,8 @@ class ElboSums(Metric):
     square_sums: Tensor
     layer_sums: Tensor
 
-    def __init__(self, latent_dim: int, num_layers: int = 1) -> None:
-        super().__init__()
+    def __init__(self, latent_dim: int, num_layers: int = 1, sync_on_compute: bool = True) -> None:
+        super().__init__(sync_on_compute=sync_on_compute)
         self.factorises, self.num_layers = num_layers == 1, num_layers
         self.add_state("layer_sums", torch.zeros(num_layers), dist_reduce_fx="sum")
         self.add_state("totals", torch.zeros(4), dist_reduce_fx="sum")
@@ -43,8 +43,8 @@ class ElboSums(Metric):
             self.add_state(name, torch.zeros(latent_dim), dist_reduce_fx="sum")
 
     @classmethod
-    def for_latents(cls, latents: Sequence[LatentSpec]) -> ElboSums:
-        return cls(math.prod(latents[0].shape), len(latents))
+    def for_latents(cls, latents: Sequence[LatentSpec], sync_on_compute: bool = True) -> ElboSums:
+        return cls(math.prod(latents[0].shape), len(latents), sync_on_compute)
 
     def update(self, trace: Trace, terms: BoundTerms, loss: Tensor) -> None:
         """Add one batch. loss: the objective's value, (B,)."""

@@ -91,6 +91,12 @@ class VAE(Model):
         """p(z), batch (); or (B,) if the prior depends on the labels y (B,)."""
         return self.prior(PriorInputs(y, self.encode, getattr(self.posterior, "codes", None)))
 
+    def replace_prior(self, prior: Prior) -> Prior:
+        """Replace p(z), as by one fitted to the latents; returns the old one. ValueError: another kind of latents."""
+        require_same_latent_kind(self.posterior, prior)
+        before, self.prior = self.prior, prior
+        return before
+
     def trace_sampler(self, x: Tensor, y: Tensor | None = None) -> Callable[[int], Trace]:
         posterior = self.encode(x, y)
         return lambda num_samples: self.trace(posterior, num_samples, y)

@@ -6,32 +6,27 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import AffineTransform, Distribution, TransformedDistribution
 
 from vae_lab.core import NO_INPUTS, Codes, LatentKind, LatentSpec, Prior, PriorInputs
+from vae_lab.models.base import LabelledBatches
+from vae_lab.models.vae import VAE
 from vae_lab.objectives.schedules import Cosine
 from vae_lab.utils.errors import RunFailed, UsageError
 from vae_lab.utils.rng import FIT, epoch_permutation, mix, seed_noise
 
 # Random substreams of the stream FIT.
 WEIGHTS, ORDER, NOISE, IMPORTANCE, LATENTS, SAMPLES = range(1, 7)
-CPU = torch.device("cpu")
 MIN_SCALE = 1e-6  # for a latent dimension that hardly varies
 HELD_OUT_EVERY = 20  # without validation images, every 20th training image is held out
 SCORING_BATCH = 2000
 
-
-class ProgressCallback(Protocol):
-    """Called after each piece of work with its name, the amount done, the total and a status text.
-
-    May raise to stop the work; no files are lost or left incomplete.
-    """
-
-    def __call__(self, what: str, done: int, total: int, shown: str = "") -> None: ...
+# Called after each piece of work with its name, the amount done and the total; may raise to end the fit.
+ProgressCallback = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -54,6 +49,18 @@ class LatentSamples:
         images = torch.arange(len(self), device=self.values.device) // samples_per_image
         held_out = images % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
         return LatentSamples(self.values[~held_out], self.codes), LatentSamples(self.values[held_out], self.codes)
+
+
+@torch.no_grad()
+def sample_posteriors(model: VAE, images: LabelledBatches, samples_per_image: int, *seed: int) -> LatentSamples:
+    """Samples of q(z|x), those of one image adjacent. seed: a stream of random numbers used for nothing else."""
+    codes: Codes | None = getattr(model.posterior, "codes", None)
+    parts = []
+    for number, (x, y) in enumerate(images):
+        seed_noise(x.device, *seed, number)
+        z = model.encode(x, y).sample(torch.Size((samples_per_image,))).transpose(0, 1).flatten(0, 1)
+        parts.append(z if codes is None else codes.indices(z))
+    return LatentSamples(torch.cat(parts), codes)
 
 
 class StandardizedPrior(nn.Module):
@@ -107,33 +114,26 @@ class FittingTask(NamedTuple):
         return float(torch.cat([self.log_prob(latents, some) for some in rows]).double().mean())
 
 
-class Fitting(Protocol):
-    """A method of fitting a prior, in place."""
-
-    def __call__(self, task: FittingTask) -> None:
-        """UsageError: a prior that this method cannot fit."""
-        ...
+Fitting = Callable[[FittingTask], None]  # fits a prior in place; UsageError: one that it cannot fit
 
 
 class DirectFit:
     """Fit by the prior's own `fit`: in closed form or by expectation maximisation. UsageError: a prior without one."""
 
     def __call__(self, task: FittingTask) -> None:
-        """The held-out latents are not used."""
         fit = getattr(task.prior, "fit", None)
         if fit is None:
             raise UsageError(
                 f"second_stage.fitting: {type(task.prior).__name__} has no fit method\n"
-                "use that of second_stage=flow: second_stage.fitting._target_=vae_lab.second_stage.fitting.GradientFit"
+                "use that of second_stage=flow: second_stage.fitting._target_=vae_lab.second_stage.GradientFit"
             )
-        for device in {CPU, task.latents.values.device}:
+        for device in {torch.device("cpu"), task.latents.values.device}:
             seed_noise(device, task.seed, FIT, NOISE)
         task.report_progress("fit", 0, 1)
         try:
             fit(task.latents.z())
         except ValueError as error:
             raise second_stage_error(error) from error
-        task.report_progress("fit", 1, 1)
 
 
 @dataclass(frozen=True)
@@ -150,10 +150,7 @@ class GradientFit:
     clip_norm: float = 10.0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"second_stage.fitting.{name} is at least 1; found {getattr(self, name)}")
-        for name in ("lr", "clip_norm"):
+        for name in ("epochs", "batch_size", "lr", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"second_stage.fitting.{name} is above 0; found {getattr(self, name)}")
 
@@ -168,7 +165,7 @@ class GradientFit:
         optimizer = torch.optim.Adam(task.prior.parameters(), self.lr)
         best, kept = task.mean_log_prob(task.held_out), copy.deepcopy(task.prior.state_dict())
         for epoch in range(self.epochs):
-            self._train(task, optimizer, epoch, f"held out {best:.2f} nats")
+            self._train(task, optimizer, epoch, f"fit (held out {best:.2f} nats)")
             score = task.mean_log_prob(task.held_out)
             if not math.isfinite(score):
                 raise RunFailed(
@@ -179,11 +176,10 @@ class GradientFit:
                 best, kept = score, copy.deepcopy(task.prior.state_dict())
         task.prior.load_state_dict(kept)
 
-    def _train(self, task: FittingTask, optimizer: torch.optim.Optimizer, epoch: int, shown: str) -> None:
+    def _train(self, task: FittingTask, optimizer: torch.optim.Optimizer, epoch: int, what: str) -> None:
         device = task.latents.values.device
-        batches = (
-            epoch_permutation(len(task.latents), mix(task.seed, FIT, ORDER), epoch).to(device).split(self.batch_size)
-        )
+        order = epoch_permutation(len(task.latents), mix(task.seed, FIT, ORDER), epoch)
+        batches = order.to(device).split(self.batch_size)
         total = self.epochs * len(batches)
         task.prior.train()
         for step, rows in enumerate(batches, epoch * len(batches)):
@@ -194,7 +190,7 @@ class GradientFit:
             loss.backward()
             nn.utils.clip_grad_norm_(task.prior.parameters(), self.clip_norm)
             optimizer.step()
-            task.report_progress("fit", step + 1, total, shown)
+            task.report_progress(what, step + 1, total)
 
 
 def second_stage_error(error: ValueError) -> UsageError:

@@ -4,128 +4,149 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, TypeVar, cast
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from vae_lab.core import Prior
+from vae_lab.data.batches import Batch
 from vae_lab.data.datamodule import ImageDataModule
 from vae_lab.data.images import Split
-from vae_lab.models.base import Model
+from vae_lab.metrics.diagnostics import Diagnostics
+from vae_lab.metrics.elbo_sums import ElboSums
+from vae_lab.metrics.evaluator import SplitEvaluator
+from vae_lab.metrics.importance import importance_bound
+from vae_lab.models.base import LabelledBatches, parts_without_density
 from vae_lab.models.vae import VAE
-from vae_lab.second_stage.comparison import ElboSettings, elbo_terms, mean_importance_bound, with_prior
-from vae_lab.second_stage.fitting import LATENTS, SAMPLES, FittingTask, LatentSamples, ProgressCallback
-from vae_lab.second_stage.stage import SecondStage, build_prior, require_single_layer, sample_posteriors
+from vae_lab.objectives.bounds import elbo
+from vae_lab.objectives.objective import Objective, Weights
+from vae_lab.objectives.schedules import Constant
+from vae_lab.second_stage.fitting import (
+    IMPORTANCE,
+    LATENTS,
+    SAMPLES,
+    FittingTask,
+    LatentSamples,
+    ProgressCallback,
+    sample_posteriors,
+)
+from vae_lab.second_stage.stage import SecondStage, build_prior, require_single_layer
 from vae_lab.training.build import build_node, restore_model
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.rng import FIT, seed_noise
 
-Metrics = dict[str, float | None]
+Metrics = dict[str, float | None]  # in nats per image; None where the ELBO is not a bound on log p(x)
+B = TypeVar("B", bound=tuple[Any, ...])  # a batch: images first
+EVALUATED: tuple[Split, ...] = ("val", "test")
 MIN_TRAINING_IMAGES = 512  # used even after a shorter training, if the split has as many
+IMPORTANCE_BATCH = 50  # images per estimate of the importance bound, between two progress reports
 
 
-@dataclass(frozen=True)
-class FirstImages:
-    """The first `size` images of a split, as `EvaluationImages`."""
-
-    data: ImageDataModule
-    split: Split
-    size: int
-    device: torch.device
-    conditional: bool
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        left = len(self)
-        for x, y in islice(self._batches(), -(-left // self.data.eval_batch_size)):
-            yield x[:left].to(self.device), y[:left].to(self.device) if y is not None and self.conditional else None
-            left -= len(x)
-
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        if self.split == "train":
-            return self.data.first_training_images(len(self))
-        batches = self.data.val_dataloader() if self.split == "val" else self.data.test_dataloader()
-        return ((self.data.preprocess.evaluate(batch.images), batch.labels) for batch in batches)
-
-
-class PriorFitResults(NamedTuple):
-    """Results of a prior fit, as plain values."""
-
-    metrics: dict[str, Metrics]  # keys: `trained`, the prior of the training; `fitted`
-    log_pz: dict[str, float]  # mean in nats; keys: latents that the prior is `fitted` to, `held_out` latents
-    protocol: dict[str, Any]
-    seconds: dict[str, float]
-
-
-@dataclass(frozen=True)
 class PriorFit:
-    """A second stage with a run's model and images, and a prior to fit."""
+    """A second stage with the model of a run's checkpoint, the images of its checked config, and a prior to fit.
 
-    stage: SecondStage
-    model: VAE
-    prior: nn.Module
-    data: ImageDataModule
-    sizes: Mapping[Split, int]  # images to use of each split
-    device: torch.device
-    seed: int
-    report_progress: ProgressCallback
+    UsageError: an unsupported model or kind of latents; images that are not those of the run.
+    """
 
-    def run(self, estimate: ElboSettings) -> PriorFitResults:
-        """Fit the prior, then evaluate the model under its own prior and under the fitted one."""
+    def __init__(
+        self,
+        saved: dict[str, Any],
+        run_config: DictConfig,
+        node: DictConfig,
+        device: torch.device,
+        seed: int,
+        report_progress: ProgressCallback,
+    ) -> None:
+        self.device, self.seed, self.report_progress = device, seed, report_progress
+        self.stage: SecondStage = build_node(node)
+        self.model = require_single_layer(restore_model(saved, run_config).to(device))
+        self.prior = build_prior(self.stage, self.model, seed).to(device)  # before the images are read, to fail early
+        self.data: ImageDataModule = build_node(run_config.data)
+        if self.data.image != self.model.image:
+            raise UsageError(f"data: the model was trained on images of {self.model.image}\nfound {self.data.image}")
+        if not self.data.size("train"):
+            raise UsageError("data: no training images found; a prior is fitted to their latents")
+        self.data.setup()
+        self.sizes = split_sizes(run_config, self.data, saved["global_step"])
+        options = run_config.objective
+        objective = Objective(elbo, Constant(), num_samples=options.num_samples, kl=options.kl)
+        # The processes that trained beside this one have ended, so no sums are synchronised.
+        sums = ElboSums.for_latents(self.model.latents, sync_on_compute=False).to(device)
+        diagnostics = Diagnostics(self.model).to(device)
+        self.evaluator = SplitEvaluator(sums, diagnostics, objective, self.data.preprocess, run_config.seed)
+
+    def run(self) -> dict[str, Any]:
+        """Fit the prior, then evaluate the model under its own prior (`trained`) and under the `fitted` one.
+
+        log_pz: mean log p(z) in nats of the latents that the prior is `fitted` to, and of `held_out` ones.
+        """
         start = time.perf_counter()
         latents, held_out = self._latents()
         task = FittingTask(self.prior, latents, held_out, self.seed, self.report_progress)
         self.stage.fitting(task)
         log_pz = {"fitted": task.mean_log_prob(latents), "held_out": task.mean_log_prob(held_out)}
         fitted_at = time.perf_counter()
-        metrics = self._compare_priors(estimate)
+        metrics = {"trained": self._metrics()}
+        with with_prior(self.model, self.prior.eval()):
+            metrics["fitted"] = self._metrics()
         seconds = {"fit": fitted_at - start, "comparison": time.perf_counter() - fitted_at}
-        return PriorFitResults(metrics, log_pz, self._protocol(estimate), seconds)
+        return {"metrics": metrics, "log_pz": log_pz, "protocol": self._protocol(), "seconds": seconds}
 
     def _latents(self) -> tuple[LatentSamples, LatentSamples]:
-        """Latents to fit to and held-out ones: training and validation images, or a split of the training images."""
+        """Latents to fit to and held-out ones: of validation images or, without them, of some training images."""
         latents = self._sample_posteriors("train", 0)
         if self.sizes["val"]:
             return latents, self._sample_posteriors("val", 1)
         return latents.split_held_out(self.stage.samples_per_image)
 
     def _sample_posteriors(self, split: Split, number: int) -> LatentSamples:
-        seed = (self.seed, FIT, LATENTS, number)
-        return sample_posteriors(
-            self.model, self._images(split), self.stage.samples_per_image, seed, self.report_progress
-        )
+        images = self._counted("latents", self.images(split, self.sizes[split]), self.sizes[split])
+        return sample_posteriors(self.model, images, self.stage.samples_per_image, self.seed, FIT, LATENTS, number)
 
-    def _compare_priors(self, estimate: ElboSettings) -> dict[str, Metrics]:
-        trained = self._metrics(estimate)
-        with with_prior(self.model, self.prior.eval()):
-            return {"trained": trained, "fitted": self._metrics(estimate)}
-
-    def _metrics(self, estimate: ElboSettings) -> Metrics:
+    def _metrics(self) -> Metrics:
+        """ELBO, log_px and KL of the validation and test images, and the importance bound of the first test images."""
         found: Metrics = {}
-        splits: tuple[Split, ...] = ("val", "test")
-        for split in (split for split in splits if self.sizes[split]):
-            terms = elbo_terms(self.model, self._images(split), estimate, self.report_progress)
-            found |= {f"{split}/{name}": value for name, value in terms.items()}
-        if images := self._importance_images:
-            count = self.stage.num_samples
-            bound = mean_importance_bound(self.model, images, count, self.seed, self.report_progress)
-            found[f"test/iw_elbo_{count}"] = bound
+        for split in [split for split in EVALUATED if self.sizes[split]]:
+            batches = self._counted("ELBO", self._batches(split), self.sizes[split])
+            found |= elbo_terms(self.evaluator, self.model, split, batches)
+        if count := self._num_scored:
+            parts = self._counted("importance bound", importance_parts(self.images("test", count)), count)
+            bound = mean_importance_bound(self.model, parts, self.stage.num_samples, self.seed)
+            found[f"test/iw_elbo_{self.stage.num_samples}"] = bound
         return found
 
-    def _images(self, split: Split, most: int | None = None) -> FirstImages:
-        size = self.sizes[split] if most is None else min(most, self.sizes[split])
-        return FirstImages(self.data, split, size, self.device, self.model.conditional)
-
     @property
-    def _importance_images(self) -> FirstImages:
-        """Images whose importance-weighted bound is estimated."""
-        return self._images("test", self.stage.num_images)
+    def _num_scored(self) -> int:
+        """Test images whose importance-weighted bound is estimated."""
+        return min(self.stage.num_images or self.sizes["test"], self.sizes["test"])
+
+    def images(self, split: Split, count: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The first `count` images of a split, preprocessed as for evaluation; labels for a conditional model only."""
+        evaluated = ((self.data.preprocess.evaluate(x), y) for x, y in self._batches(split))
+        for x, y in self.data.first_training_images(count) if split == "train" else evaluated:
+            labels = y[:count].to(self.device) if y is not None and self.model.conditional else None
+            yield x[:count].to(self.device), labels
+            if (count := count - len(x)) <= 0:
+                return
+
+    def _batches(self, split: Split) -> Iterator[Batch]:
+        """The validation or test batches that the run evaluated."""
+        loader = self.data.val_dataloader() if split == "val" else self.data.test_dataloader()
+        for x, y in islice(loader, math.ceil(self.sizes[split] / self.data.eval_batch_size)):
+            yield Batch(x.to(self.device), None if y is None else y.to(self.device))
+
+    def _counted(self, what: str, batches: Iterator[B], total: int) -> Iterator[B]:
+        """The batches; reports the images done after each."""
+        done = 0
+        for batch in batches:
+            yield batch
+            done += len(batch[0])
+            self.report_progress(what, done, total)
 
     @torch.no_grad()
     def samples(self, num_latents: int, num_classes: int | None = None) -> Tensor:
@@ -136,17 +157,17 @@ class PriorFit:
         seed_noise(self.device, self.seed, FIT, SAMPLES)
         with with_prior(self.model, self.prior):
             z, y = self.model.sample_latents(num_latents), None
-            if num_classes is not None:
-                z = z.expand(num_classes, *z.shape)
-                y = torch.arange(num_classes, device=self.device)[:, None].expand(-1, num_latents)
-            return self.model.decode(z, y).mean.float().cpu()
+        if num_classes is not None:
+            z = z.expand(num_classes, *z.shape)
+            y = torch.arange(num_classes, device=self.device).unsqueeze(1).expand(num_classes, num_latents)
+        return self.model.decode(z, y).mean.float().cpu()
 
-    def _protocol(self, estimate: ElboSettings) -> dict[str, Any]:
+    def _protocol(self) -> dict[str, Any]:
         return {
             "binarize": self.data.preprocess.binarize,
             "images": dict(self.sizes),
-            "elbo": {"samples_per_image": estimate.num_samples, "kl": estimate.kl},
-            f"test/iw_elbo_{self.stage.num_samples}": {"images": len(self._importance_images)},
+            "elbo": {"samples_per_image": self.evaluator.objective.num_samples, "kl": self.evaluator.objective.kl},
+            f"test/iw_elbo_{self.stage.num_samples}": {"images": self._num_scored},
             "latents": {"samples_per_image": self.stage.samples_per_image},
             "held_out": "val" if self.sizes["val"] else "every twentieth training image, not fitted to",
             "seed": self.seed,
@@ -154,54 +175,58 @@ class PriorFit:
         }
 
 
-def prepare_prior_fit(
-    saved: dict[str, Any],
-    run_config: DictConfig,
-    node: DictConfig,
-    device: torch.device,
-    seed: int,
-    report_progress: ProgressCallback,
-) -> PriorFit:
-    """Build a config's second stage for the model of a run's checkpoint and the images of its checked config.
-
-    UsageError: an unsupported model or kind of latents; images that are not those of the run.
-    """
-    stage: SecondStage = build_node(node)
-    model = require_single_layer(restore_model(saved, run_config).to(device))
-    prior = build_prior(stage, model, seed).to(device)  # before the images are read, to fail early
-    data: ImageDataModule = build_node(run_config.data)
-    require_same_images(data, model)
-    data.setup()
-    sizes = split_sizes(run_config, data, saved["global_step"])
-    return PriorFit(stage, model, prior, data, sizes, device, seed, report_progress)
-
-
 def split_sizes(run_config: DictConfig, data: ImageDataModule, steps: int) -> dict[Split, int]:
     """Images of each split that a run used up to an optimiser step, so that a short run is fitted quickly."""
     trained = steps * data.batch_size * run_config.optimizer.accumulate
-    return {
-        "train": min(data.size("train"), max(trained, MIN_TRAINING_IMAGES)),
-        "val": num_evaluated(data, "val", run_config.trainer.limit_val_batches),
-        "test": num_evaluated(data, "test", run_config.trainer.limit_test_batches),
-    }
+    sizes: dict[Split, int] = {"train": min(data.size("train"), max(trained, MIN_TRAINING_IMAGES))}
+    for split in EVALUATED:
+        size, limit = data.size(split), run_config.trainer[f"limit_{split}_batches"]
+        if isinstance(limit, float):  # a fraction of the batches, as Lightning understands it
+            limit = int(limit * math.ceil(size / data.eval_batch_size))
+        sizes[split] = size if limit is None else min(size, limit * data.eval_batch_size)
+    return sizes
 
 
-def num_evaluated(data: ImageDataModule, split: Split, limit: int | float | None) -> int:
-    """Images of a split within `limit`: a number of batches, or a fraction of them (Lightning's limit_*_batches)."""
-    size, batch = data.size(split), data.eval_batch_size
-    if limit is None:
-        return size
-    return min(size, batch * (limit if isinstance(limit, int) else int(limit * math.ceil(size / batch))))
+# --- the comparison of priors: the same images and the same noise ------------------------------------------
 
 
-def require_same_images(data: ImageDataModule, model: Model) -> None:
-    """UsageError: the images have another spec than the run's, or there are no training images."""
-    if data.image != model.image:
-        raise UsageError(f"data: the model was trained on images of {model.image}\nfound {data.image}")
-    if not data.size("train"):
-        raise UsageError("data: no training images found; a prior is fitted to their latents")
+@contextmanager
+def with_prior(model: VAE, prior: nn.Module) -> Iterator[None]:
+    """Replace the model's prior within the context."""
+    before = model.replace_prior(cast("Prior", prior))
+    try:
+        yield
+    finally:
+        model.replace_prior(before)
 
 
-def elbo_settings(run_config: DictConfig) -> ElboSettings:
-    """The settings with which a run estimated its ELBO."""
-    return ElboSettings(run_config.objective.num_samples, run_config.objective.kl, run_config.seed)
+@torch.no_grad()
+def elbo_terms(evaluator: SplitEvaluator, model: VAE, split: Split, batches: Iterable[Batch]) -> Metrics:
+    """`<split>/elbo`, `/log_px` and `/kl`, with the noise of the run's own evaluation."""
+    evaluator.sums.reset()
+    for number, batch in enumerate(batches):
+        evaluator.add(model, batch, Weights(), 0, number)
+    means, bounded = evaluator.means(model, split), not parts_without_density(model)
+    names = [f"{split}/{name}" for name in ("elbo", "log_px", "kl")]
+    return {name: means[name] if bounded or name.endswith("log_px") else None for name in names}
+
+
+def importance_parts(images: LabelledBatches) -> Iterator[tuple[Tensor, Tensor | None, int, int]]:
+    """Parts of batches of images and labels, each with the number of its batch and its first row there."""
+    for number, (x, y) in enumerate(images):
+        for start in range(0, len(x), IMPORTANCE_BATCH):
+            rows = slice(start, start + IMPORTANCE_BATCH)
+            yield x[rows], None if y is None else y[rows], number, start
+
+
+def mean_importance_bound(
+    model: VAE, parts: Iterable[tuple[Tensor, Tensor | None, int, int]], num_samples: int, seed: int
+) -> float | None:
+    """Importance-weighted bound in nats, mean over images; None without a bound."""
+    if parts_without_density(model):
+        return None
+    bounds = []
+    for x, y, number, start in parts:
+        seed_noise(x.device, seed, FIT, IMPORTANCE, number, start)
+        bounds.append(importance_bound(model, x, num_samples, y=y))
+    return float(torch.cat(bounds).double().mean())

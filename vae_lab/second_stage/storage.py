@@ -7,12 +7,10 @@ the results (not summary.json, which marks a run directory). The folder is writt
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -27,7 +25,7 @@ from vae_lab.runs.checkpoint_io import copy_to_cpu, find_damage, load_checkpoint
 from vae_lab.second_stage.stage import require_latent_kind, require_single_layer
 from vae_lab.training.build import build_node
 from vae_lab.utils.errors import UsageError
-from vae_lab.utils.files import fsync_folder, write_atomically
+from vae_lab.utils.files import fsync_folder, write_atomically, write_json
 
 FOLDER, CONFIG, WEIGHTS = "prior", "config.yaml", "weights.ckpt"
 
@@ -54,40 +52,21 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-# --- writing ----------------------------------------------------------------------------------------------
-
-
-def require_no_fitted_prior(run: Path) -> None:
-    """UsageError: the run already has a fitted prior."""
-    if (run / FOLDER).exists():
-        raise UsageError(f"{run / FOLDER}: a fitted prior already exists\nto replace it, set overwrite=true")
-
-
-@contextmanager
-def replace_prior_folder(run: Path) -> Iterator[Path]:
-    """Yield a temporary folder to write to; on success it replaces any existing fitted prior."""
-    partial, before = (run / f".{FOLDER}.{os.getpid()}.{what}" for what in ("partial", "before"))
-    partial.mkdir()
-    try:
-        yield partial
-        if (run / FOLDER).exists():
-            (run / FOLDER).rename(before)
-        partial.rename(run / FOLDER)
-    finally:
-        for left in (partial, before):
-            shutil.rmtree(left, ignore_errors=True)
-    fsync_folder(run)
-
-
-def write_fitted_prior(folder: Path, node: DictConfig, prior: nn.Module, fitted_to: ModelFingerprint) -> None:
-    """Write the config of a second stage and the weights of its prior."""
-    content = OmegaConf.create({"second_stage": OmegaConf.to_container(node, resolve=True)})
-    write_atomically(folder / CONFIG, OmegaConf.to_yaml(content).encode())
+def write_fitted_prior(
+    run: Path, node: DictConfig, prior: nn.Module, fitted_to: ModelFingerprint, scores: dict[str, Any]
+) -> None:
+    """Write RUN/prior/; once all files are complete, they replace those of a prior fitted before."""
+    config = OmegaConf.create({"second_stage": OmegaConf.to_container(node, resolve=True)})
     state = {name: copy_to_cpu(value) for name, value in prior.state_dict().items()}
-    write_checkpoint({"prior": state, **fitted_to._asdict()}, folder / WEIGHTS)
-
-
-# --- reading ----------------------------------------------------------------------------------------------
+    with TemporaryDirectory(dir=run, prefix=f".{FOLDER}.") as temporary:
+        partial = Path(temporary) / FOLDER
+        write_atomically(partial / CONFIG, OmegaConf.to_yaml(config).encode())
+        write_checkpoint({"prior": state, **fitted_to._asdict()}, partial / WEIGHTS)
+        write_json(partial / "scores.json", scores)
+        if (run / FOLDER).exists():
+            (run / FOLDER).rename(partial.with_name("before"))
+        partial.rename(run / FOLDER)
+    fsync_folder(run)
 
 
 def read_fitted_prior(run: Path, model: Model, found: ModelFingerprint, trusted: bool) -> tuple[str, nn.Module]:
@@ -98,11 +77,16 @@ def read_fitted_prior(run: Path, model: Model, found: ModelFingerprint, trusted:
     """
     folder = run / FOLDER
     again = f"fit it again: python -m vae_lab.fit_prior run={run} overwrite=true"
-    config = _config(folder / CONFIG, again, trusted)
+    config = _read_config(folder / CONFIG, again, trusted)
     if (damaged := find_damage(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else "no such file") is not None:
         raise UsageError(f"{folder / WEIGHTS}: damaged or incomplete ({damaged})\n{again}")
     saved = load_checkpoint(folder / WEIGHTS, needed=("prior", *ModelFingerprint._fields))
-    _require_same(ModelFingerprint(*(saved[name] for name in ModelFingerprint._fields)), found, folder, again)
+    if saved["fingerprint"] != found.fingerprint:  # samples and metrics would be silently wrong
+        raise UsageError(
+            f"{folder}: this prior was fitted to the weights of {saved['checkpoint']} at step {saved['step']}, and "
+            f"{found.checkpoint} (step {found.step}) holds other weights\n{again},\n"
+            'or load the run without it: vae_lab.load(run, prior="trained")'
+        )
     layer = require_single_layer(model)
     prior: nn.Module = build_node(config.second_stage.prior, latent=layer.latent)
     require_latent_kind(prior, layer)
@@ -113,17 +97,7 @@ def read_fitted_prior(run: Path, model: Model, found: ModelFingerprint, trusted:
     return str(config.second_stage.name), prior.eval().requires_grad_(False)
 
 
-def _require_same(fitted_to: ModelFingerprint, found: ModelFingerprint, folder: Path, again: str) -> None:
-    """UsageError: the prior was fitted to the latents of other weights; samples and metrics would be silently wrong."""
-    if fitted_to.fingerprint != found.fingerprint:
-        raise UsageError(
-            f"{folder}: this prior was fitted to the weights of {fitted_to.checkpoint} at step {fitted_to.step}, and "
-            f"{found.checkpoint} (step {found.step}) holds other weights\n{again},\n"
-            'or load the run without it: vae_lab.load(run, prior="trained")'
-        )
-
-
-def _config(path: Path, again: str, trusted: bool) -> DictConfig:
+def _read_config(path: Path, again: str, trusted: bool) -> DictConfig:
     try:
         written = OmegaConf.load(path)
         config = written if trusted else checked_run_config(written, path)
