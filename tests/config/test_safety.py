@@ -21,7 +21,7 @@ from vae_lab.runs.stored_config import load_config
 from vae_lab.utils.errors import UsageError
 
 SOURCE = Path("run/.hydra/config.yaml")
-QUIET = ("callbacks.images=null", "logger=none")
+QUIET = ("callbacks.images=null", "logger=null")
 
 
 class Evil:
