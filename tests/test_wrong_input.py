@@ -31,7 +31,7 @@ from PIL import Image
         (["trainer.steps_per_execution=many"], ["steps_per_execution", "'auto'", "integer"]),
         (["trainer.num_threads=-1"], ["trainer.num_threads=-1", "integer of at least 1"]),
         (["trainer.accelerator=mps"], ["float64", "trainer=cpu"]),
-        (["callbacks.images.background=2"], ["callbacks.images.background", "'auto'", "true or false"]),
+        (["data.device_resident=maybe"], ["data.device_resident", "'auto'", "true or false"]),
         (["trainer.precision=16-mixed"], ["bf16-mixed"]),
         (["trainer.precision=64-true"], ["bf16-mixed"]),
         (["trainer=cpu", "trainer.devices=2"], ["trainer=ddp"]),

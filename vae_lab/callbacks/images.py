@@ -106,7 +106,7 @@ class ImageLogger(Callback):
     def _draw_grids(self, trainer: Trainer, pl_module: Any) -> None:
         """Draw the bare grids and the histograms, once a step."""
         step, label = trainer.global_step, SnapshotLabel.of(trainer)
-        if not trainer.is_global_zero or step == self._drawn_at or pl_module.stop_requested():
+        if not trainer.is_global_zero or step == self._drawn_at:
             return
         self._drawn_at = step
         with (
