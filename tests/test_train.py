@@ -101,7 +101,7 @@ def test_another_seed_gives_other_numbers_and_the_same_hash(command, fast_run):
 
 
 def test_multirun_gives_a_directory_and_a_metric_each(command):
-    sweep = command(*FAST, "-m", "model=mlp,conv", "seed=1,2", "callbacks.images=null", "trainer.max_epochs=1")
+    sweep = command("-m", *FAST, "model=mlp,conv", "seed=1,2", "callbacks.images=null", "trainer.max_epochs=1")
     assert sweep.code == 0, sweep.stderr
     summaries = sorted(sweep.cwd.glob("outputs/sweeps/*/*/summary.json"))
     assert [path.parent.name for path in summaries] == ["0", "1", "2", "3"]

@@ -8,7 +8,6 @@ import functools
 import os
 import sys
 import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -18,13 +17,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from vae_lab.config.schema import conf_dir, register
-from vae_lab.runs.run_dir import RunDirectory, register_resolvers
+from vae_lab.runs.run_dir import Refusal, register_resolvers
 from vae_lab.utils.errors import RunFailed, find_cause
 from vae_lab.utils.signals import ForcedInterrupt, Interrupted
 
 TaskFunction = Callable[[DictConfig], object]
 FULL_ERROR = "HYDRA_FULL_ERROR"
-MULTIRUN = ("-m", "--multirun")
 
 
 def run_command(task: TaskFunction, config_name: str, config_path: str | None = None) -> None:
@@ -33,12 +31,8 @@ def run_command(task: TaskFunction, config_name: str, config_path: str | None = 
     Returns on success, else prints a message to stderr and exits with 1, 2, 130 or 143.
     """
     directory = config_path or conf_dir()
-    # Hydra's parser takes flags before or after all overrides, not between them.
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in MULTIRUN)
     register()
     register_resolvers()
-    # Hydra turns an exception of a callback into a warning; one of RunDirectory must stop the command.
-    warnings.filterwarnings("error", message=rf"Callback {RunDirectory.__name__}\b")
     command = _Command(task, directory)
     code = command.run(hydra.main(version_base="1.3", config_path=directory, config_name=config_name)(command.job()))
     if code:
@@ -69,7 +63,7 @@ class _Command:
             interrupted = find_cause(stop, ForcedInterrupt) or find_cause(stop, Interrupted)
             sys.stderr.write(f"{interrupted or 'interrupted'}\n")
             return interrupted.exit_code if interrupted else 130
-        except Exception as error:
+        except (Exception, Refusal) as error:
             if not any(error is failure for failure in self.failures):
                 self._report(error, in_job=False)
         return max(self.codes, default=0)
@@ -93,7 +87,7 @@ class _Command:
 
         return job
 
-    def _report(self, error: Exception, in_job: bool) -> None:
+    def _report(self, error: BaseException, in_job: bool) -> None:
         from vae_lab.config.messages import usage_message
 
         wrong_request = usage_message(error, self.directory, in_job)

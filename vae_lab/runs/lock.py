@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 from vae_lab.utils.errors import UsageError
 
@@ -18,16 +16,19 @@ TIMEOUT = 3.0  # seconds for the child processes of a killed process to exit
 @contextmanager
 def exclusive_lock(run: Path, seconds: float = TIMEOUT) -> Iterator[None]:
     """Lock a run directory. UsageError: another process still holds the lock after `seconds`."""
-    folder = _try_lock(run, seconds)
-    if folder is False:
-        raise UsageError(
-            f"{run}: another process is training this run\nwait until it ends, or stop it, then resume the run"
-        )
+    if os.name != "posix" or "LOCAL_RANK" in os.environ:  # a child of the process that holds it
+        yield
+        return
+    folder, end = os.open(run, os.O_RDONLY), time.monotonic() + seconds
     try:
+        while not _try_lock(folder):
+            if time.monotonic() >= end:
+                found = "another process is training this run"
+                raise UsageError(f"{run}: {found}\nwait until it ends, or stop it, then resume the run")
+            time.sleep(0.05)
         yield
     finally:
-        if folder is not None:
-            os.close(folder)
+        os.close(folder)
 
 
 def is_locked(run: Path) -> bool:
@@ -38,24 +39,11 @@ def is_locked(run: Path) -> bool:
         return True
 
 
-def _try_lock(run: Path, seconds: float) -> int | Literal[False] | None:
-    """The open directory that holds the lock; False if another process holds it, None if locks are not supported."""
-    if "LOCAL_RANK" in os.environ:  # a child of the process that holds it
-        return None
+def _try_lock(folder: int) -> bool:
+    import fcntl
+
     try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    folder, end = os.open(run, os.O_RDONLY), time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return folder
-        except OSError as error:
-            if error.errno != errno.EWOULDBLOCK:  # a file system without locks
-                os.close(folder)
-                return None
-        if time.monotonic() >= end:
-            os.close(folder)
-            return False
-        time.sleep(0.05)
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return not isinstance(error, BlockingIOError)  # otherwise a file system without locks
+    return True

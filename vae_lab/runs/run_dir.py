@@ -1,15 +1,13 @@
 """The run directory: a new one for each run, which a resumed run keeps.
 
-In a primary config: `hydra.run.dir: ${run_dir:outputs}`, `hydra.sweep.dir: ${sweep_dir:outputs}` and
-`hydra.callbacks.run_folder._target_: vae_lab.runs.run_dir.RunDirectory`.
+A primary config names it in `hydra.run.dir` and `hydra.sweep.dir`, and `RunDirectory` in `hydra.callbacks`.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from datetime import datetime
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -17,116 +15,109 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from vae_lab.runs.resume import AUTO, is_unfinished, newest_unfinished, require_resumable, run_dir_of
+from vae_lab.runs.resume import AUTO, is_unfinished, newest_unfinished, require_resumable
 from vae_lab.utils.errors import UsageError
 
 
+class Refusal(BaseException):
+    """Carries a UsageError, its cause, out of a callback: Hydra turns any Exception there into a warning."""
+
+
 def register_resolvers() -> None:
-    """Register `${run_dir:ROOT}` and `${sweep_dir:ROOT}`; all references in one config give the same directory."""
-    OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True)
-    OmegaConf.register_new_resolver("sweep_dir", _sweep_dir, replace=True)
+    """Register `${run_name:}`: the name of the config, else of its experiment, else <model>-<data>."""
+    OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
 
 
-class RunDirectory(Callback):
-    """Refuse, before Hydra writes anything, a directory that already holds a run or cannot be written.
-
-    Hydra turns an exception of a callback into a warning; `vae_lab.runs.cli` turns that warning back into the error.
-    """
-
-    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Check the directory of a single run; a resumed run keeps its stored config."""
-        if "LOCAL_RANK" in os.environ:  # a child process of Lightning uses the directory of its parent
-            return
-        folder = _chosen_folder(config, "hydra.run.dir")
-        resume = OmegaConf.select(config, "resume")
-        if resume is None or (resume == AUTO and not is_unfinished(folder, config)):
-            _require_fresh(folder, "hydra.run.dir")
-        elif resume == AUTO or folder.resolve() == run_dir_of(resume).resolve():
-            _require_writable(folder)
-            config.hydra.output_subdir = None
-        else:
-            raise UsageError(f"hydra.run.dir={folder}: a resumed run keeps its own directory\nremove hydra.run.dir")
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if OmegaConf.select(config, "resume") is not None:
-            raise UsageError(f"resume={config.resume}: a sweep cannot be resumed, only a single run\nremove --multirun")
-        _require_fresh(_chosen_folder(config, "hydra.sweep.dir"), "hydra.sweep.dir")
-
-
-def _chosen_folder(config: DictConfig, key: str) -> Path:
-    HydraConfig.instance().set_config(config)  # for ${hydra:...} in the path
-    OmegaConf.set_readonly(config.hydra, False)
-    return Path(OmegaConf.select(config, key))
-
-
-def _run_dir(outputs: str, *, _root_: DictConfig) -> str:
-    resume, parent = OmegaConf.select(_root_, "resume"), Path(outputs) / _run_name(_root_)
-    if resume == AUTO:
-        made = OmegaConf.get_cache(_root_)["vae_lab.runs.run_dir"]  # a second reference gives the same run
-        unfinished = made.get(parent) or newest_unfinished(parent, _root_)
-        if unfinished is not None:
-            made[parent] = unfinished
-            return str(unfinished)
-    elif resume is not None:
-        return str(require_resumable(resume))
-    return _new_folder(parent, _root_)
-
-
-def _sweep_dir(outputs: str, *, _root_: DictConfig) -> str:
-    return _new_folder(Path(outputs) / "sweeps", _root_)
-
-
-def _run_name(config: DictConfig) -> str:
-    choices = config.hydra.runtime.choices
+def _run_name(*, _root_: DictConfig) -> str:
+    choices = _root_.hydra.runtime.choices
     pair = "-".join(str(choices[group]) for group in ("model", "data") if choices.get(group))
-    name = config.get("name") or choices.get("experiment") or pair or "run"
+    name = _root_.get("name") or choices.get("experiment") or pair or "run"
     return re.sub(r"[^\w.=+-]+", "_", str(name)).lstrip(".") or "run"  # no path outside outputs/
 
 
-def _new_folder(parent: Path, config: DictConfig) -> str:
-    """The path of a new directory named by the time, created unless nothing runs (`--cfg`).
+class RunDirectory(Callback):
+    """Create the directory of a run or a sweep before Hydra writes to it; refuse one that cannot be used."""
 
-    Cached in the config, as Hydra does for `${now:}`, from which the jobs of a sweep copy it.
-    """
-    made = OmegaConf.get_cache(config)["vae_lab.runs.run_dir"]
-    if parent not in made:
-        folder = parent / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
-        made[parent] = folder if config.hydra.mode is None else _claim(folder)
-    return str(made[parent])
-
-
-def _claim(folder: Path) -> Path:
-    """Create the directory, or <folder>_2, _3 ... if it is taken by another run: mkdir is atomic."""
-    for number in count(1):
-        candidate = folder if number == 1 else folder.with_name(f"{folder.name}_{number}")
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if "LOCAL_RANK" in os.environ:  # a child process of Lightning uses the directory of its parent
+            return
+        folder, is_override = _configured_folder(config, "hydra.run.dir")
         try:
-            candidate.mkdir(parents=True)
-        except FileExistsError:
-            if candidate.exists():  # otherwise a parent is a file
-                continue
-            raise _not_writable(folder, "a parent of it is a file") from None
-        except OSError as error:
-            raise _not_writable(folder, str(error.strerror)) from error
-        return candidate
-    raise AssertionError("count() has no end")
+            resumed = _resumed_run(config, folder, is_override)
+            config.hydra.run.dir = str(resumed or _create(folder, is_override))
+        except UsageError as error:
+            raise Refusal from error
+        if resumed:
+            config.hydra.output_subdir = None  # it keeps its stored config
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        folder, is_override = _configured_folder(config, "hydra.sweep.dir")
+        resume = OmegaConf.select(config, "resume")
+        try:
+            if resume is not None:
+                raise UsageError(f"resume={resume}: a sweep cannot be resumed, only a single run\nremove --multirun")
+            config.hydra.sweep.dir = str(_create(folder, is_override))
+        except UsageError as error:
+            raise Refusal from error
+        if not is_override:  # the config of each job is composed anew, from the overrides
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{config.hydra.sweep.dir}'")
 
 
-def _require_fresh(folder: Path, key: str) -> None:
-    held = next((name for name in (".hydra", "summary.json", "multirun.yaml") if (folder / name).exists()), None)
-    if held is not None:
-        raise UsageError(
-            f"{key}={folder}: already holds a run ({held})\nchoose another directory, or resume it: resume={folder}"
-        )
+def _configured_folder(config: DictConfig, key: str) -> tuple[Path, bool]:
+    """The directory that a key names, and whether the command line has set it."""
+    HydraConfig.instance().set_config(config)  # for ${hydra:...} in the path
+    OmegaConf.set_readonly(config.hydra, False)
+    is_override = any(override.startswith(f"{key}=") for override in config.hydra.overrides.hydra)
+    return Path(OmegaConf.select(config, key)), is_override
+
+
+def _resumed_run(config: DictConfig, folder: Path, is_override: bool) -> Path | None:
+    """The directory of the run that `resume` names, if any."""
+    resume = OmegaConf.select(config, "resume")
+    if resume is None:
+        return None
+    if resume == AUTO and is_override:
+        run = folder if is_unfinished(folder, config) else None
+    else:
+        run = newest_unfinished(folder.parent, config) if resume == AUTO else require_resumable(resume)
+    if run and is_override and run.resolve() != folder.resolve():
+        raise UsageError(f"hydra.run.dir={folder}: a resumed run keeps its own directory\nremove hydra.run.dir")
+    if run and not os.access(run, os.W_OK | os.X_OK):
+        raise _not_writable(run, "permission denied, or a read-only file system")
+    return run
+
+
+def _create(folder: Path, is_override: bool) -> Path:
+    """Create the directory, or <folder>_2, <folder>_3 ... if it exists; one that the user named may exist already.
+
+    mkdir is atomic: of several runs started at once, one creates the directory (or .hydra in it), the others do not.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if is_override:
+            folder.mkdir(parents=True, exist_ok=True)
+            _require_no_run(folder)
+            (folder / ".hydra").mkdir()
+            return folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        numbered = (folder.with_name(f"{folder.name}_{number}") for number in count(2))
+        return next(candidate for candidate in chain([folder], numbered) if _is_new(candidate))
     except OSError as error:
         raise _not_writable(folder, str(error.strerror)) from error
-    _require_writable(folder)
 
 
-def _require_writable(folder: Path) -> None:
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise _not_writable(folder, "permission denied, or a read-only file system")
+def _is_new(folder: Path) -> bool:
+    """Create a directory, unless it exists."""
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return False
+    return True
+
+
+def _require_no_run(folder: Path) -> None:
+    held = next((name for name in (".hydra", "summary.json", "multirun.yaml") if (folder / name).exists()), None)
+    if held is not None:
+        raise UsageError(f"{folder}: already holds a run ({held})\nchoose another directory, or resume={folder}")
 
 
 def _not_writable(folder: Path, reason: str) -> UsageError:

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
@@ -68,9 +67,8 @@ def resumed_config(run: Path | str, overrides: Sequence[str], trusted: bool = Fa
     for override in parsed:
         _refuse_unless_resumable(override)
     config = load_config(folder, trusted)
-    for override in filter(_is_choice, parsed):
-        _apply_choice(config, override)
-    ConfigLoaderImpl._apply_overrides_to_config([it for it in parsed if not _is_choice(it)], config)
+    for override in sorted(parsed, key=_is_choice, reverse=True):
+        _apply(override, config)
     config.resume = str(run)
     return config
 
@@ -95,10 +93,19 @@ def _is_choice(override: Override) -> bool:
     return in_group and isinstance(override.value(), str | list)
 
 
-def _apply_choice(config: DictConfig, override: Override) -> None:
-    group, value = override.key_or_group, override.value()
-    options = value if isinstance(value, list) else [value]
-    chosen = OmegaConf.merge(*(compose(config_name=f"{group}/{option}") for option in options))
-    package = group.replace("/", ".")
-    content = OmegaConf.select(chosen, package, default={})
-    OmegaConf.update(config, package, content, merge=group == "trainer", force_add=True)
+def _apply(override: Override, config: DictConfig) -> None:
+    key, value = override.key_or_group, override.value()
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    added = override.is_add() or override.is_force_add()
+    if _is_choice(override):
+        options = value if isinstance(value, list) else [value]  # an empty list: null
+        chosen = OmegaConf.merge({}, *(compose(config_name=f"{key}/{option}") for option in options))
+        OmegaConf.update(config, key, OmegaConf.select(chosen, key), merge=key == "trainer", force_add=True)
+    elif not added and (node is None or name not in node):
+        raise UsageError(f"{override.input_line}: the run has no {key}\na new key is added by +{key}=...")
+    elif override.is_delete():
+        with open_dict(config):
+            del node[name]
+    else:
+        OmegaConf.update(config, key, value, force_add=added)
