@@ -157,7 +157,7 @@ def test_it_runs(name, command: Command, root):
 
 def test_a_part_that_a_file_chose_can_be_left_out(command, root):
     """The options that the file set for it stay behind, and do no harm."""
-    left_out = ("second_stage=none", "objective.regularizers.commitment=null", "trainer.max_epochs=1")
+    left_out = ("second_stage=null", "objective.regularizers.commitment=null", "trainer.max_epochs=1")
     done = command("experiment=vq_vae", *FAST, f"data.root={root}", "callbacks.images=null", *left_out)
     assert done.code == 0, done.stderr[-3000:]
     assert not (done.run / "prior").exists() and "train/commitment" not in (done.run / "metrics.csv").read_text()

@@ -80,7 +80,7 @@ runpy.run_module("vae_lab.train", run_name="__main__", alter_sys=True)
     assert json.loads(heavy) == []
     assert list(tmp_path.iterdir()) == []
     for group in ("data: digits, fashion_mnist, folder, mnist, pokemon", "model: conv, ladder,",
-                  "trainer: auto, cpu, ddp, gpu", "debug: fast, none", "model/likelihood: bernoulli,",
+                  "trainer: auto, cpu, ddp, default, gpu", "debug: fast\n", "model/likelihood: bernoulli,",
                   "optimizer/schedule: constant,", "objective/bound: dreg, elbo, importance_weighted"):  # fmt: skip
         assert group in text, group
     for name in (ROOT / "conf" / "experiment").glob("*.yaml"):

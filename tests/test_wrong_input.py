@@ -50,6 +50,7 @@ from PIL import Image
         (["objective/regularizers=[total_correlation]", "model=ladder"], ["total_correlation", "model=mlp"]),
         (["data/corruption=masked", "data.corruption.probability=2"], ["data.corruption.probability", "[0, 1]"]),
         (["second_stage=flow", "model=ladder"], ["second_stage"]),
+        (["callbacks=null"], ["callbacks.images", "~callbacks.images"]),
         (["callbacks.best.monitor=val/bits_per_dim"], ["lower val/bits_per_dim is better", "callbacks.best.mode=min"]),
         (["callbacks.best.monitor=kl/layer_9", "model=ladder"], ["no such metric", "kl/layer_0"]),
         (["optimized_metric=val/elboo"], ["optimized_metric=val/elboo", "did you mean val/elbo?"]),

@@ -34,7 +34,7 @@ def fit_prior(config: DictConfig) -> None:
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         raise UsageError("a run has one fitted prior, so there is no sweep\nremove --multirun")
     if config.second_stage is None:
-        raise UsageError("second_stage=none: nothing to fit\nchoose gaussian, mixture, flow or autoregressive_codes")
+        raise UsageError("second_stage=null: nothing to fit\nchoose gaussian, mixture, flow or autoregressive_codes")
     from vae_lab.config.validation import check_targets
     from vae_lab.runs.stored_config import load_config
     from vae_lab.second_stage.storage import require_no_fitted_prior

@@ -69,7 +69,7 @@ def _train(config: DictConfig, folder: Path, stop_signals: StopSignals) -> float
     trainer = assemble_trainer(config, folder, stop_signals)
     module.stop_requested = lambda: stop_signals.requested is not None
     require_known_monitors(trainer, module.model, data, config.optimized_metric)
-    # An experiment file may set an option of second_stage while the command line sets second_stage=none.
+    # An experiment file may set an option of second_stage while the command line sets second_stage=null.
     chosen = config.second_stage is not None and "_target_" in config.second_stage
     fits_prior = chosen and not config.trainer.fast_dev_run  # which saves no weights
     if fits_prior:
@@ -135,7 +135,7 @@ def require_second_stage(config: DictConfig, trainer: Trainer, module: VAEModule
     if not any(isinstance(it, BestCheckpoint) and it.save_top_k != 0 for it in trainer.checkpoint_callbacks):
         raise UsageError(
             "second_stage: fitted to checkpoints/best.ckpt, which callbacks.best does not keep in this config\n"
-            "use the default callbacks.best, or set second_stage=none"
+            "use the default callbacks.best, or set second_stage=null"
         )
     build_prior(build_node(config.second_stage), require_single_layer(module.model), config.seed)
 

@@ -207,7 +207,7 @@ def logging(quick: bool) -> Found:
         yield NO_MNIST
         return
     command = ["model=mlp", "data=mnist", *(["trainer.limit_train_batches=100"] if quick else [])]
-    silent = ["logger=none", "trainer.enable_progress_bar=false", "callbacks.images=null"]
+    silent = ["logger=null", "trainer.enable_progress_bar=false", "callbacks.images=null"]
     silent += ["trainer.log_every_n_steps=1000000000"]
     logged, bare = in_turn([ours(*command), ours(*command, *silent)], 2 if quick else 9)
     yield compared("training with logging", logged, "without", bare, Wanted("at least", 0.98), IMAGES_PER_S)

@@ -11,7 +11,7 @@ from vae_lab.callbacks.collapse import RULES, CollapseMonitor, MetricsOrNaN
 from vae_lab.runs.checkpoint_io import load_checkpoint
 
 HEALTHY = {"val/elbo": -100.0, "val/kl": 20.0, "active_units": 8.0}
-QUIET = ("callbacks.images=null", "logger=none")
+QUIET = ("callbacks.images=null", "logger=null")
 
 
 class Module(SimpleNamespace):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.steps import composed
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, ValidationError
@@ -71,6 +72,49 @@ def test_an_unknown_key_is_refused_at_the_root_and_in_the_trainer():
     for wrong in ({"sead": 1}, {"trainer": {"max_epoch": 3}}):
         with pytest.raises(ConfigKeyError):
             OmegaConf.merge(OmegaConf.structured(Config), wrong)
+
+
+@pytest.mark.parametrize(("file", "schema"), [("train.yaml", Config), ("trainer/default.yaml", TrainerConfig)])
+def test_every_key_is_in_sight_with_its_default_and_a_comment(file: str, schema: type):
+    """Of the root, those that are groups stand in the defaults list."""
+    written = OmegaConf.load(Path(config.conf_dir(), file))
+    choices = {
+        str(name).split("/")[0] for entry in written.pop("defaults", []) if OmegaConf.is_dict(entry) for name in entry
+    }
+    defaults = {field.name: field.default for field in dataclasses.fields(schema)}
+    assert {key: value for key, value in defaults.items() if key in written} == written
+    assert set(defaults) - set(written) <= choices
+
+
+def test_a_data_file_is_about_data_and_its_likelihood_only():
+    for file in Path(config.conf_dir(), "data").glob("*.yaml"):
+        written = OmegaConf.to_container(OmegaConf.load(file))
+        overrides = [name for entry in written.pop("defaults") if isinstance(entry, dict) for name in entry]
+        assert overrides == ["override /model/likelihood"]
+        assert list(written) == ["data"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "value"),
+    [
+        (["data=mnist"], "trainer.max_epochs", 20),
+        (["experiment=vae", "data=digits"], "trainer.max_epochs", 120),
+        (["model=conv", "data=pokemon"], "callbacks.images.num_pairs", 4),
+        (["model=conv", "model.latent_dim=3"], "model.latent_dim", 3),
+        (["experiment=geco", "objective/constraint=[]"], "objective.constraint", None),
+        (["experiment=dae", "data/corruption=[]"], "data.corruption", None),
+        (["experiment=two_stage", "second_stage=[]"], "second_stage", None),
+        (["experiment=wae_mmd", "objective/regularizers=[]"], "objective.regularizers", {}),
+        (["logger=[]"], "logger", None),
+        (["objective/beta_schedule=linear_warmup"], "objective.beta_schedule.steps", 5000),
+        (["objective/capacity_schedule=cyclical"], "objective.capacity_schedule.period", 10000),
+        (["optimizer/schedule=linear_warmup"], "optimizer.schedule.steps", 500),
+        (["optimizer/schedule=cosine"], "optimizer.schedule.final", 0.0),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_groups_compose_to(overrides: list[str], key: str, value: object):
+    assert OmegaConf.select(composed(*overrides), key) == value
 
 
 def test_register_puts_the_schema_in_the_store():

@@ -119,6 +119,8 @@ def an_encoder(**values: Any) -> dict[str, Any]:
         ({"a": {"_target_": "vae_lab.config.validaton.check_targets"}}, "a._target_:",
          ["did you mean vae_lab.config.validation?"]),
         ({"a": {"_target_": "vae_lap.models.VAE"}}, "a._target_: no module named 'vae_lap'", []),
+        ({"callbacks": {"images": {"every": 3}}}, "callbacks.images: options of a part",
+         ["remove them: ~callbacks.images"]),
         ({"a": {"_target_": f"{HERE}.HERE"}}, "a._target_:", ["expected a class or a function"]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -97,7 +97,7 @@ WRONG = [
     ),
     (
         ["model.latent_dimm=3"],
-        ["no 'latent_dimm' in model", "did you mean model.latent_dim?", "encoder, latent_dim"],
+        ["no 'latent_dimm' in model", "did you mean model.latent_dim?", "latent_dim, encoder"],
     ),
     (["model.encoder.hiden=3"], ["no 'hiden' in model.encoder", "did you mean model.encoder.hidden?"]),
     (
@@ -139,9 +139,9 @@ WRONG = [
     (["experiment=type"], ["seed: Value 'many'", "Integer (in experiment/type.yaml)"]),
     (["experiment=option"], ["model=cnov: no such option", "did you mean model=conv?"]),
     (["experiment=group"], ["In 'experiment/group': Could not override 'modle'", "did you mean model?"]),
-    (["model@other=conv"], ["Could not override 'model@other'", "did you mean model?"]),
+    (["model@other=conv"], ["Could not override 'model@other'"]),
     (["~seedd"], ["'seedd' does not exist"]),
-    (["trainer=null"], ["must be a string or a list"]),
+    (["seed=null"], ["seed: field 'seed' is not Optional"]),
     (
         ["+trainer.max_epoch=3"],
         ["trainer.max_epoch: there is no such key", "did you mean trainer.max_epochs?"],

@@ -221,7 +221,7 @@ def test_choices_of_logger_and_callbacks_replace_the_stored_ones(launch: Launch)
     launch(f"resume={run}", "logger=csv", "logger.csv.every=2", "callbacks=none", task=job)
     assert seen[0].logger == {"csv": {"every": 2}}
     assert seen[0].callbacks == {}
-    launch(f"resume={run}", "logger=[]", "~callbacks.stop", "+callbacks.more={every: 7}", task=job)
+    launch(f"resume={run}", "logger=null", "~callbacks.stop", "+callbacks.more={every: 7}", task=job)
     assert seen[1].logger is None
     assert seen[1].callbacks == {"images": {"every": 1}, "more": {"every": 7}}
 

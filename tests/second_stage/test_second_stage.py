@@ -396,7 +396,7 @@ def test_a_fingerprint_tells_names_shapes_types_and_values():
 # --- the command ------------------------------------------------------------------------------------------
 
 TINY = ("model.latent_dim=2", "model.encoder.hidden=[16]", "model.decoder.hidden=[16]", "trainer.max_epochs=2",
-        "trainer.num_threads=1", "callbacks.images=null", "callbacks.tensorboard=null", "logger=none")  # fmt: skip
+        "trainer.num_threads=1", "callbacks.images=null", "callbacks.tensorboard=null", "logger=null")  # fmt: skip
 FEW = ("second_stage.num_images=20", "second_stage.num_samples=4")
 
 
@@ -524,7 +524,7 @@ def test_a_second_fit_replaces_the_first_if_it_is_told_to(command, own_run):
         (["run=nowhere"], ["Not a run directory: nowhere"]),
         ([], ["run: has no value"]),
         (["run=RUN", "second_stage=flwo"], ["second_stage=flwo", "did you mean second_stage=flow"]),
-        (["run=RUN", "second_stage=none"], ["nothing to fit", "mixture"]),
+        (["run=RUN", "second_stage=null"], ["nothing to fit", "mixture"]),
         (["run=RUN", "second_stage=autoregressive_codes"], ["distribution over codes"]),
         (["run=RUN", "second_stage.prior.num_component=3"], ["num_component", "second_stage.prior.num_components"]),
         (["run=EMPTY"], ["best.ckpt", "no such checkpoint"]),

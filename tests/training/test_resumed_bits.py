@@ -247,7 +247,7 @@ def test_a_stop_within_an_epoch_leaves_no_trace_in_who_goes_on(command, steps, m
 
 def test_another_session_without_tensorboard_loses_nothing(command):
     done = command(*FAST, *NO_PICTURES)
-    assert command(f"resume={done.run}", "trainer.max_epochs=3", "logger=none").code == 0
+    assert command(f"resume={done.run}", "trainer.max_epochs=3", "logger=null").code == 0
     assert command(f"resume={done.run}", "trainer.max_epochs=4").code == 0
     steps = {step for tag, step, _ in leavings.events(done.run) if tag == "val/elbo"}
     assert steps == {3, 6, 12}

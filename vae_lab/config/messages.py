@@ -81,21 +81,22 @@ def _unknown_key(error: OmegaConfBaseException, composed: str, directory: str, p
     full_key, key = str(error.full_key), str(error.key)
     parent = full_key.removesuffix(key).rstrip(".")
     node = error.parent_node
-    names = {str(name) for name in node} if isinstance(node, DictConfig) else set()
+    names = [str(name) for name in node if str(name)[0] != "_"] if isinstance(node, DictConfig) else []
     if not parent and "model" in names:  # vae_lab.train, at the root; the other commands have no groups to show
-        names |= _groups(directory)
-        names = {name for name in names if name != "hydra" and ("/" in name) == ("/" in key)}
+        both = {*names, *_groups(directory)} - {"hydra"}
+        names = sorted(name for name in both if ("/" in name) == ("/" in key))
     where = f"in {parent}" if parent else "at the root of the config"
     found = f"{typed[1] if typed else full_key}: there is no '{key}' {where}{place}"
     elsewhere = min((name for name in _dotted_keys(error) if name.endswith(f".{key}")), key=len, default=None)
     if elsewhere and not nearest_name(key, names):
         found += f"\ndid you mean {elsewhere}?"
-    return _with_names(found, key, sorted(name for name in names if name[0] != "_"), f"{parent}." if parent else "")
+    return _with_names(found, key, names, f"{parent}." if parent else "")
 
 
 def _general(message: str, directory: str) -> str:
     if group := re.search(r"Could not override '([^'@]+)", message):
-        return _with_names(message.splitlines()[0], group[1], sorted(_groups(directory)))
+        first_line, groups = message.splitlines()[0], sorted(_groups(directory))
+        return first_line if group[1] in groups else _with_names(first_line, group[1], groups)
     lines = [line.strip() for line in message.splitlines() if line.strip() and not line.startswith("See https")]
     return "\n".join(lines[:MESSAGE_LINES])
 
@@ -107,7 +108,7 @@ def _with_names(found: str, word: str, names: Sequence[str], prefix: str = "") -
 
 def _groups(directory: str) -> set[str]:
     root = Path(directory)
-    return {file.parent.relative_to(root).as_posix() for file in root.rglob("*.yaml")} - {"."}
+    return {file.parent.relative_to(root).as_posix() for file in root.rglob("*.yaml")} - {".", "hydra"}
 
 
 def _dotted_keys(error: OmegaConfBaseException) -> Iterable[str]:

@@ -93,7 +93,7 @@ class FitPriorConfig:
     """Config of vae_lab.fit_prior."""
 
     run: str = MISSING
-    second_stage: Any = MISSING
+    second_stage: Any = None
     seed: int | None = None
     device: str = "auto"
     overwrite: bool = False

@@ -42,6 +42,8 @@ def check_targets(config: DictConfig) -> None:
     for where, node in tree(OmegaConf.to_container(config, resolve=True, throw_on_missing=True)):
         if isinstance(node, dict) and "_target_" in node:
             _check_node(node, where)
+        elif isinstance(node, dict) and re.fullmatch(r"(callbacks|logger)\.\w+", where):
+            raise UsageError(f"{where}: options of a part that this config does not have\nremove them: ~{where}")
 
 
 def nearest_name(word: str, names: Iterable[str]) -> str | None:

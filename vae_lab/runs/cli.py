@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -31,6 +32,7 @@ def run_command(task: TaskFunction, config_name: str, config_path: str | None = 
     Returns on success, else prints a message to stderr and exits with 1, 2, 130 or 143.
     """
     directory = config_path or conf_dir()
+    sys.argv[1:] = [_without_option(word, directory) for word in sys.argv[1:]]
     register()
     register_resolvers()
     command = _Command(task, directory)
@@ -43,6 +45,12 @@ def run_as_first_argument() -> None:
     """Accept the run directory as the first argument: RUN for run=RUN."""
     if len(sys.argv) > 1 and "=" not in sys.argv[1] and not sys.argv[1].startswith("-"):
         sys.argv[1] = f"run={sys.argv[1]}"
+
+
+def _without_option(word: str, directory: str) -> str:
+    """GROUP=[] for GROUP=null, which Hydra refuses on the command line but not in a file."""
+    group, _, option = word.partition("=")
+    return f"{group}=[]" if option == "null" and group and Path(directory, group).is_dir() else word
 
 
 class _Command:

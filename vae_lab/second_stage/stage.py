@@ -95,7 +95,7 @@ def require_single_layer(model: Model) -> VAE:
     if not isinstance(model, VAE):
         raise UsageError(
             f"second_stage: {type(model).__name__} is a hierarchy (of {len(model.latents)} stochastic layers) whose "
-            "priors are learned inside the decoder.\nChoose a model with one layer, as model=mlp, or second_stage=none"
+            "priors are learned inside the decoder.\nChoose a model with one layer, as model=mlp, or second_stage=null"
         )
     return model
 
