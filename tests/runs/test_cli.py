@@ -181,24 +181,23 @@ def fail(error: BaseException) -> Callable[[DictConfig], object]:
     return task
 
 
-def test_a_usage_error_in_a_job_is_its_message_wherever_it_was_wrapped(run: Run):
-    wrapped = RuntimeError("while loading")
-    wrapped.__cause__ = UsageError("data.folder: no such folder\nuse data=digits")
-    outcome = run(task=fail(wrapped))
-    assert (outcome.code, outcome.error) == (2, "error: data.folder: no such folder\n  use data=digits\n")
+WRAPPED = RuntimeError("while loading")
+WRAPPED.__cause__ = UsageError("data.folder: no such folder\nuse data=digits")
 
 
-def test_a_failed_run_is_its_message_and_exit_code_1(run: Run):
-    outcome = run(task=fail(RunFailed("step 12: the KL is not finite")))
-    assert (outcome.code, outcome.error) == (1, "error: step 12: the KL is not finite\n")
-
-
-def test_any_other_failure_shows_its_traceback(run: Run):
-    outcome = run(task=fail(KeyError("a bug")))
-    assert outcome.code == 1
-    assert outcome.error.startswith("Traceback")
-    assert "KeyError: 'a bug'" in outcome.error
-    assert "error: " not in outcome.error
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (WRAPPED, 2, "error: data.folder: no such folder\n  use data=digits\n"),
+        (RunFailed("step 12: the KL is not finite"), 1, "error: step 12: the KL is not finite\n"),
+        (KeyError("a bug"), 1, "Traceback"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_how_a_job_fails(run: Run, error: BaseException, code: int, text: str):
+    outcome = run(task=fail(error))
+    assert outcome.code == code and outcome.error.startswith(text)
+    assert ("Traceback" in outcome.error) == (text == "Traceback")
 
 
 @pytest.mark.parametrize(
@@ -278,10 +277,6 @@ def test_an_interrupted_job_ends_the_whole_sweep(run: Run, signum: int, code: in
     assert outcome.code == code
     assert [config.seed for config in outcome.configs] == [1, 2]
     assert outcome.error == f"interrupted by {signal.Signals(signum).name}\n"
-
-
-def test_a_keyboard_interrupt_is_130(run: Run):
-    assert run(task=fail(KeyboardInterrupt()))[:2] == (130, "interrupted\n")
 
 
 def test_a_signal_only_sets_the_flag_and_the_old_handlers_come_back():
