@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.data import write_data_root
+from PIL import Image
 
-from scripts import benchmark
+from scripts import benchmark, methods
 from scripts.benchmark import Row, compared, in_turn, number
 from vae_lab.inference import load
 
@@ -90,3 +91,22 @@ def test_quick_rows_as_a_user_runs_them(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     assert "bare Hydra app" in done.stdout and "validation, mlp" in done.stdout
     assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_methods_are_measured_and_drawn_from_their_runs(fast_run, tmp_path):
+    from vae_lab.figures.canvas import render
+
+    name, *values, seconds = methods.cells("vae", fast_run.run, num_images=20, num_samples=5)
+    elbo, log_px, kl, bound = map(float, values)
+    assert name == "vae" and elbo == round(fast_run.summary["metrics"]["test/elbo"], 2) and float(seconds) > 0
+    assert abs(elbo - log_px + kl) < 0.02 and bound < 0
+    height, width, _ = render(methods.drawing({"vae": fast_run.run, "again": fast_run.run}, "title")).shape
+    assert width > height > 100
+
+
+def test_pictures_of_a_run_are_joined_side_by_side(fast_run, tmp_path):
+    done = run("readme_pictures.py", tmp_path / "out.png", fast_run.run, "samples", "reconstructions", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    samples = Image.open(fast_run.run / "images" / "samples_epoch=0002.png")
+    sheet = Image.open(tmp_path / "out.png")
+    assert sheet.width > samples.width + 24 and sheet.height >= samples.height
