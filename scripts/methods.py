@@ -14,26 +14,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-HERE = Path(__file__).resolve().parent
-# In place of scripts/, whose profile.py would hide Python's own.
-sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path).resolve() != HERE)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this vae_lab rather than an installed one
 
 METHODS = (
     "ae", "vae", "beta_vae", "iwae", "vae_iaf", "vampprior", "flow_prior", "beta_tcvae", "wae_mmd", "aae", "s_vae",
     "gumbel_vae", "cvae_conditional", "vq_vae", "ladder", "vae_gan",
 )  # fmt: skip
 NUM_RECONSTRUCTED, NUM_SAMPLED = 10, 12
-
-
-class Row(NamedTuple):
-    """What came of a method."""
-
-    name: str
-    metrics: dict[str, float]
-    seconds: float
-    iw_elbo: float | None  # None where the latents have no density
 
 
 def trained(name: str, runs: Path, epochs: int, overrides: list[str]) -> Path:
@@ -56,27 +45,22 @@ def test_images(run: Path) -> tuple[Any, Any]:
     return data.example_images("test", data.size("test"))
 
 
-def bound(lab: Any, x: Any, y: Any, num_samples: int) -> float | None:
-    """The mean importance-weighted bound, in nats per image."""
+def cells(name: str, run: Path, num_images: int, num_samples: int) -> list[str]:
+    """A row of the table."""
     import torch
 
-    from vae_lab.models.base import parts_without_density
-
-    if parts_without_density(lab.model):
-        return None
-    torch.manual_seed(0)
-    labels = y if lab.model.conditional else None
-    return float(lab.log_likelihood(x, num_samples, labels=labels).mean())
-
-
-def measured(name: str, run: Path, num_images: int, num_samples: int) -> Row:
-    """The numbers of a run."""
     import vae_lab
+    from vae_lab.models.base import parts_without_density
 
     summary = json.loads((run / "summary.json").read_text())
     lab, (x, y) = vae_lab.load(run), test_images(run)
-    iw_elbo = bound(lab, x[:num_images], None if y is None else y[:num_images], num_samples)
-    return Row(name, summary["metrics"], summary["seconds"], iw_elbo)
+    bound = "no density"
+    if not parts_without_density(lab.model):
+        torch.manual_seed(0)
+        labels = y[:num_images] if lab.model.conditional else None
+        bound = f"{lab.log_likelihood(x[:num_images], num_samples, labels=labels).mean():.2f}"
+    values = [f"{summary['metrics'][f'test/{metric}']:.2f}" for metric in ("elbo", "log_px", "kl")]
+    return [name, *values, bound, f"{summary['seconds']:.0f}"]
 
 
 def shown(run: Path) -> tuple[Any, Any, Any | None]:
@@ -97,12 +81,6 @@ def shown(run: Path) -> tuple[Any, Any, Any | None]:
     return x[:NUM_RECONSTRUCTED], reconstructed, samples
 
 
-def epochs_of(run: Path) -> int:
-    """How long it was trained."""
-    epochs: int = json.loads((run / "summary.json").read_text())["epochs"]
-    return epochs
-
-
 def drawing(runs: dict[str, Path], title: str) -> Any:
     """A row for each method: reconstructions at the left, samples at the right."""
     import torch
@@ -114,6 +92,7 @@ def drawing(runs: dict[str, Path], title: str) -> Any:
     def drawn() -> Any:
         columns = NUM_RECONSTRUCTED + NUM_SAMPLED
         parts = {name: shown(run) for name, run in runs.items()}
+        lengths = {name: json.loads((run / "summary.json").read_text())["epochs"] for name, run in runs.items()}
         originals = next(iter(parts.values()))[0]
         images, cells = [originals], list(range(NUM_RECONSTRUCTED))
         for row, (_, reconstructed, samples) in enumerate(parts.values(), 1):
@@ -121,24 +100,11 @@ def drawing(runs: dict[str, Path], title: str) -> Any:
             width = NUM_RECONSTRUCTED if samples is None else columns
             cells += range(row * columns, row * columns + width)
         mosaic = arrange(torch.cat(images), columns, cells, gaps_below=[0], gaps_right=[NUM_RECONSTRUCTED - 1], gap=16)
-        names = ["test images", *(f"{name}, {epochs_of(run)} epochs" for name, run in runs.items())]
+        names = ["test images", *(f"{name}, {epochs} epochs" for name, epochs in lengths.items())]
         xlabel = "reconstructions at the left, samples of the prior at the right"
         return fit_axes(draw(mosaic, title, xlabel=xlabel, row_labels=names))
 
     return drawn()
-
-
-def table(rows: list[Row], num_images: int, num_samples: int) -> Any:
-    """The rows, as rich shows them."""
-    from rich.table import Table
-
-    columns = ("experiment", "test/elbo", "log_px", "kl", f"iw_elbo_{num_samples} ({num_images:,} images)", "seconds")
-    made = Table(*columns)
-    for row in rows:
-        values = [row.metrics[f"test/{name}"] for name in ("elbo", "log_px", "kl")]
-        bounds = "no density" if row.iw_elbo is None else f"{row.iw_elbo:.2f}"
-        made.add_row(row.name, *(f"{value:.2f}" for value in values), bounds, f"{row.seconds:.0f}")
-    return made
 
 
 def main() -> None:
@@ -154,12 +120,16 @@ def main() -> None:
     given = parser.parse_args()
     runs = {name: trained(name, given.runs, given.epochs, given.set) for name in given.methods}
     from rich.console import Console
+    from rich.table import Table
 
     from vae_lab.figures.canvas import render
     from vae_lab.figures.encoding import encode_png
 
-    rows = [measured(name, run, given.num_images, given.num_samples) for name, run in runs.items()]
-    Console(width=120).print(table(rows, given.num_images, given.num_samples))
+    bound = f"iw_elbo_{given.num_samples} ({given.num_images:,} images)"
+    table = Table("experiment", "test/elbo", "log_px", "kl", bound, "seconds")
+    for name, run in runs.items():
+        table.add_row(*cells(name, run, given.num_images, given.num_samples))
+    Console(width=120).print(table)
     figure = drawing(runs, "Test images, and what each method makes of them")
     given.out.write_bytes(encode_png(render(figure), 0))
 

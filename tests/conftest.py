@@ -11,9 +11,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["PYTHONPATH"] = os.pathsep.join([*map(str, Path(__file__).parents[1::-1]), os.environ.get("PYTHONPATH", "")])
 
 import pytest
+from helpers.commands import Command, warm_process
 from helpers.data import FAST, write_pictures
-
-from scripts.stressing.commands import Command, warm_process
 
 # A job in the background of a script ignores Ctrl-C, and so would every process that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers.data import FAST
+from helpers.commands import Command
+from helpers.data import FAST, write_data_root
 from helpers.steps import composed
 from omegaconf import OmegaConf
 
-from scripts.stressing.commands import Command
-from scripts.stressing.matrix import write_data
 from vae_lab.config.validation import check_targets
 from vae_lab.core import ImageSpec
 from vae_lab.training.build import build_module, build_node
@@ -33,7 +32,7 @@ MOST_LINES = 16
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """A data root with 70,000 images in MNIST's files, every 100th of them not blank, and 40 pictures in pokemon."""
-    return write_data(tmp_path_factory.mktemp("data"))
+    return write_data_root(tmp_path_factory.mktemp("data"))
 
 
 def test_the_reproduced_tutorials_are_there():

@@ -1,19 +1,29 @@
-"""Faults made on purpose, as scripts/stress.py makes more of them: kills, signals, disks."""
+"""Kills and signals through the functions of scripts/stress.py, here in forked processes; and disks that refuse."""
 
-import os
+import json
 import signal
 import subprocess
-import time
-from contextlib import nullcontext
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
+from helpers.commands import Command, saved, wait_for
+from helpers.data import FAST
 
 from scripts import stress
-from scripts.stressing import cases, leavings, matrix, signals
-from scripts.stressing.commands import Command
-from scripts.stressing.kills import killed_run
 
-SHORT = (*stress.KILLED, "trainer.max_epochs=50")
+SHORT = (*stress.RUN, "trainer.max_epochs=50")
+ENDLESS = (*FAST, "callbacks.images=null", "trainer.max_epochs=100000", "callbacks.last.every_n_seconds=0.2")
+
+
+def forked(command):
+    def start(folder, argv):
+        started = command.start(*argv, cwd=folder)
+        return SimpleNamespace(
+            pid=started.pid, output=started.output, wait=lambda seconds=90: started.wait(seconds).code
+        )
+
+    return start
 
 
 @pytest.fixture(scope="module")
@@ -24,84 +34,90 @@ def whole(warm, tmp_path_factory):
     return done
 
 
-@pytest.mark.parametrize("seed", [0])
-def test_a_run_killed_at_random_moments_ends_with_the_same_bits(warm, tmp_path, whole, seed):
-    report = killed_run(Command(warm, tmp_path), SHORT, whole.run, 3, (0.4, 1.6), seed)
-    assert sum(report.sent.values()) > 0
-    assert report.failures == [] and report.differences == []
+def test_a_run_killed_at_random_moments_ends_with_the_same_bits(command, whole):
+    found = stress.killed_run(command.cwd, SHORT, whole.run, 3, (0.4, 1.6), start=forked(command))
+    assert found.sent.total() > 0 and found.wrong == []
 
 
 def test_the_comparison_sees_every_difference(whole, command):
     other = command(*SHORT, "seed=1")
-    found = leavings.differences(other.run, whole.run)
-    for what in ("last.ckpt: /state_dict", "best.ckpt: /optimizer_states", "metrics.csv", "event files: ('val/elbo'",
-                 "images: samples", "summary.json: metrics"):  # fmt: skip
-        assert any(line.startswith(what) for line in found), what
-    assert leavings.differences(whole.run, whole.run) == []
-
-
-def test_an_experiment_file_survives_a_kill(command, tmp_path):
-    root = matrix.write_data(tmp_path / "data")
-    found = list(matrix.matrix(command, root, tmp_path, ["replica_pytorch_examples"]))
-    assert [case.ok for case in found] == [True], found
-    assert set(matrix.experiments()) >= {"replica_pytorch_examples", "replica_pokemon_keras"}
-
-
-@pytest.fixture(scope="module")
-def can_mount(tmp_path_factory):
-    """Whether this process may mount a file system."""
-    folder = tmp_path_factory.mktemp("mount")
-    done = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(folder)], check=False, capture_output=True)
-    if done.returncode:
-        pytest.skip(f"no file system can be mounted here: {done.stderr.decode().strip()}")
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-@pytest.mark.usefixtures("can_mount")
-@pytest.mark.parametrize("fault", [cases.full_disk, cases.read_only, cases.read_only_outputs])
-def test_a_disk_that_refuses_is_a_clear_error_and_the_last_checkpoint_is_whole(command, tmp_path, fault):
-    found = fault(command, tmp_path)
-    assert found.ok, found
-
-
-def test_what_is_not_there_is_named(command, tmp_path):
-    for found in cases.missing_mount(command, tmp_path):
-        assert found.ok, found
-
-
-def phase(name, folder):
-    return next(it for it in signals.phases(folder, folder) if it.name == name)
+    found = stress.differences(other.run, whole.run)
+    parts = {f"{name}.ckpt: {part}" for name in ("last", "best") for part in ("state_dict", "optimizer_states")}
+    assert {*parts, "metrics.csv", "summary.json: metrics"} <= set(found)
+    assert stress.differences(whole.run, whole.run) == []
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGUSR1])
-@pytest.mark.parametrize("name", ["a long call", "validation", "pictures in the process"])
-def test_a_scheduler_is_obeyed_wherever_a_run_is(command, tmp_path, name, sign):
-    there = phase(name, tmp_path)
-    started = command.start(*there.options)
-    cases.wait_for(lambda: there.shows(started))
-    time.sleep(0.3)
-    os.kill(started.pid, sign)
-    assert cases.told(started.wait(), 143, "to resume: python -m vae_lab.train resume=") is None
-    assert cases.saved(tmp_path)
+@pytest.mark.parametrize("phase", ["a long call", "validation", "pictures", "the test"])
+def test_a_scheduler_is_obeyed_wherever_a_run_is(command, phase, sign):
+    wrong, seconds = stress.interrupted(command.cwd, phase, sign, start=forked(command))
+    assert wrong == [] and seconds < 5
+    assert "to resume: python -m vae_lab.train resume=" in command.started.output()
 
 
-def test_the_commands_parts_are_all_there(capsys):
-    with pytest.raises(SystemExit) as stop:
+def test_the_report_and_the_exit_code_tell_what_went_wrong(monkeypatch, tmp_path, capsys):
+    good, bad = stress.Case("kills", "one", "the same bits", True), stress.Case("signals", "two", "took 6.0 s", False)
+    monkeypatch.setattr(stress, "PARTS", {"kills": lambda *_: [good], "signals": lambda *_: [good, bad]})
+    assert stress.main(["kills", "--json", str(tmp_path / "report.json")]) == 0
+    assert json.loads((tmp_path / "report.json").read_text()) == [good._asdict()]
+    assert stress.main([]) == 1
+    assert "FAIL  signals  two" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
         stress.main(["kils"])
-    assert stop.value.code == 2
-    assert "there is no part kils; expected kills, experiments, signals" in capsys.readouterr().err
+    assert "no part kils: expected kills, signals" in capsys.readouterr().err
 
 
-def test_the_command_reports_and_fails_with_its_cases(monkeypatch, tmp_path, capsys):
-    good, bad = cases.Case("one", "as it should", True), cases.Case("two", "wrong weights", False)
+# --- disks ------------------------------------------------------------------------------------------------
 
-    def explodes(*_):
-        yield good
-        raise RuntimeError("no right to mount")
 
-    monkeypatch.setattr(stress, "warm_process", nullcontext)
-    monkeypatch.setattr(stress, "PARTS", {"a": lambda *_: [good], "b": lambda *_: [good, bad], "c": explodes})
-    assert stress.main(["a", "--json", str(tmp_path / "report.json")]) == 0
-    assert '"part": "a"' in (tmp_path / "report.json").read_text()
-    assert stress.main(["b"]) == 1 and "FAIL  two: wrong weights" in capsys.readouterr().out
-    assert stress.main(["c"]) == 1 and "c: could not be tried: RuntimeError: no right" in capsys.readouterr().out
+@contextmanager
+def mounted(folder, *options):
+    """A file system of its own there, which a process needs the right to mount."""
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", *options, "tmpfs", folder], check=False, capture_output=True)
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fails_and_can_be_resumed(command, started, words, run, repair):
+    """Exit code 1 in a few lines; the last checkpoint is whole."""
+    ended = started.wait()
+    assert ended.code == 1 and words in ended.stderr and "resume=" in ended.stderr, ended.stderr[-2000:]
+    assert "Traceback" not in ended.stderr
+    repair()
+    epochs = len((run / "metrics.csv").read_text().splitlines()) + 10
+    again = command(f"resume={run}", f"trainer.max_epochs={epochs}")
+    assert again.code == 0, again.stderr
+
+
+def test_a_full_disk_is_a_clear_error_and_the_run_can_be_resumed(command, tmp_path):
+    with mounted(tmp_path / "disk", "-o", "size=60m") as disk:
+        started = command.start(*ENDLESS, cwd=disk)
+        wait_for(lambda: saved(disk))
+        ballast = disk / "ballast"
+        subprocess.run(["dd", "if=/dev/zero", f"of={ballast}", "bs=1k"], check=False, capture_output=True)
+        (run,) = disk.glob("outputs/*/*")
+        fails_and_can_be_resumed(command, started, "No space left on device", run, ballast.unlink)
+
+
+def test_a_disk_that_becomes_read_only_is_a_clear_error_and_the_run_can_be_resumed(command, tmp_path):
+    with mounted(tmp_path / "disk") as disk:
+        started = command.start(*ENDLESS, f"hydra.run.dir={disk}/run")
+        wait_for((disk / "run" / "checkpoints" / "last.ckpt").is_file)
+        bound = disk / "run" / "checkpoints"
+        subprocess.run(["mount", "--bind", bound, bound], check=True)
+        subprocess.run(["mount", "-o", "remount,ro,bind", bound], check=True)
+        unmount = ["umount", "-l", bound]
+        fails_and_can_be_resumed(
+            command, started, "Read-only file system", disk / "run", lambda: subprocess.run(unmount, check=True)
+        )
+
+
+def test_outputs_that_cannot_be_written_are_named(command, tmp_path):
+    with mounted(tmp_path / "outputs", "-o", "ro"):
+        done = command(*FAST, cwd=tmp_path)
+    assert done.code == 2 and "cannot write the run directory" in done.stderr and "Read-only" in done.stderr

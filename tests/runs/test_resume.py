@@ -8,10 +8,10 @@ import sys
 import textwrap
 
 import pytest
+from helpers.commands import wait_for
 from helpers.data import FAST
 from omegaconf import OmegaConf
 
-from scripts.stressing.cases import wait_for
 from vae_lab.runs.lock import exclusive_lock
 from vae_lab.runs.resume import is_unfinished, newest_unfinished, require_resumable, resume_checkpoint, run_dir_of
 from vae_lab.utils.errors import UsageError

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.commands import Command
 from helpers.refusals import refused
 from omegaconf import OmegaConf
 from torch import nn
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 from torch.testing import assert_close
 
-from scripts.stressing.commands import Command
 from vae_lab.core import NO_INPUTS, ImageSpec, LatentSpec
 from vae_lab.data.batches import Batch
 from vae_lab.fit_prior import fit_to_run, prepare_device

@@ -7,12 +7,11 @@ import signal
 
 import pytest
 import torch
+from helpers.commands import Command, saved, wait_for
+from helpers.comparison import differences, events
 from helpers.data import FAST
 from helpers.named import stop_at
 from helpers.refusals import refused
-
-from scripts.stressing import leavings
-from scripts.stressing.cases import saved, wait_for
 
 QUICK = (*FAST, "callbacks.images=null", "trainer.limit_train_batches=7", "optimizer.ema_decay=0.9",
          "optimizer/schedule=cosine", "data.binarize=dynamic", "data.shift=1")  # fmt: skip
@@ -32,8 +31,6 @@ def assert_same(run, other):
 @pytest.fixture(scope="module")
 def whole(warm, tmp_path_factory):
     """4 epochs of 7 steps, never stopped."""
-    from scripts.stressing.commands import Command
-
     done = Command(warm, tmp_path_factory.mktemp("whole"))(*QUICK, "trainer.max_epochs=4")
     assert done.code == 0, done.stderr
     return done
@@ -179,7 +176,7 @@ class Stopped:
     def resumed(self, *argv):
         done = self.command(f"resume={self.part}", "trusted=true", *argv)
         assert done.code == 0 and "Traceback" not in done.stderr, done.stderr
-        return leavings.differences(self.part, self.whole)
+        return differences(self.part, self.whole)
 
 
 NO_PICTURES = ("callbacks.images=null",)
@@ -233,7 +230,7 @@ def test_another_session_without_tensorboard_loses_nothing(command):
     done = command(*FAST, *NO_PICTURES)
     assert command(f"resume={done.run}", "trainer.max_epochs=3", "logger=null").code == 0
     assert command(f"resume={done.run}", "trainer.max_epochs=4").code == 0
-    steps = {step for tag, step, _ in leavings.events(done.run) if tag == "val/elbo"}
+    steps = {step for tag, step in events(done.run) if tag == "val/elbo"}
     assert steps == {3, 6, 12}
 
 

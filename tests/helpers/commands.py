@@ -1,4 +1,4 @@
-"""Commands as a user runs them, forked from one process that has imported everything; for tests and stress.py."""
+"""Commands as a user runs them, forked from one process that has imported everything."""
 
 import json
 import os
@@ -6,7 +6,8 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ def warm_process() -> Iterator[subprocess.Popen]:
     hidden = {"VAE_LAB_DATA", "HYDRA_FULL_ERROR", "COLUMNS"}
     env = {key: value for key, value in os.environ.items() if key not in hidden}
     process = subprocess.Popen(
-        [sys.executable, str(WARM)],
+        [sys.executable, "-P", str(WARM)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         bufsize=0,  # so that select sees every answer that was not read yet
@@ -91,3 +92,16 @@ class Command:
 
     def __call__(self, *argv: str, **options: str) -> Finished:
         return self.start(*argv, **options).wait()
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Poll until a condition holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def saved(folder: Path) -> bool:
+    """Whether a run below has a checkpoint."""
+    return any(folder.glob("outputs/*/*/checkpoints/last.ckpt"))

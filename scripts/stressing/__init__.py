@@ -1,1 +1,0 @@
-"""Faults made on purpose: kills, full disks, damaged files."""
