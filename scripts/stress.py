@@ -195,7 +195,7 @@ def kills(folder: Path, options: argparse.Namespace) -> Iterator[Case]:
 
 ONE = ("trainer.num_threads=1", "trainer.max_epochs=1000", "callbacks.last.every_n_seconds=0")
 BARE = (*ONE, "callbacks.images=null")
-SLOW = ("model=resnet", "data.eval_batch_size=1", "trainer.limit_train_batches=1")
+SLOW = ("model=resnet", "data.batch_size=8", "data.eval_batch_size=1", "trainer.limit_train_batches=3")
 PHASES = {  # what is run, and what its output says by then
     "training": (BARE, "val elbo"),
     "a long call": ((*BARE, "model=resnet", "trainer.steps_per_execution=64"), "steps an epoch"),

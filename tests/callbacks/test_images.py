@@ -44,7 +44,7 @@ def test_every_figure_is_a_png_and_a_summary_of_the_end(finished):
     figures = [f"{what}.png" for what in OF_VECTORS]
     assert names(finished.run) == sorted([*grids, *figures, "network.png", "samples.gif"])
     for what in OF_VECTORS:
-        (event,) = finished.events.Images(f"figures/{what}")
+        (event,) = finished.events.Images(f"pictures/{what}")
         assert event.step == 8
         assert event.encoded_image_string == (finished.run / "images" / f"{what}.png").read_bytes()
 
@@ -61,7 +61,7 @@ def test_every_grid_is_a_png_and_a_summary_of_every_epoch(finished):
 
 def test_no_picture_is_blank(finished):
     for what in OF_VECTORS:
-        pixels = np.asarray(decoded(finished.events.Images(f"figures/{what}")[-1]), dtype=float)
+        pixels = np.asarray(decoded(finished.events.Images(f"pictures/{what}")[-1]), dtype=float)
         height, width = pixels.shape[:2]
         assert pixels[height // 4 : -height // 4, width // 4 : -width // 4].std() > 5, what
 
@@ -83,7 +83,7 @@ def test_histograms_graph_and_network_are_there(finished):
     assert set(tags["histograms"]) == {"latents/kl_per_dimension", "latents/aggregate_posterior"}
     assert len(finished.events.Histograms("latents/aggregate_posterior")) == 2
     assert tags["graph"] and "encoder" in str(finished.events.Graph())
-    assert "figures/network" in tags["images"]
+    assert "pictures/network" in tags["images"]
 
 
 def test_the_projector_has_points_classes_and_thumbnails(finished):
@@ -222,7 +222,7 @@ def test_no_more_than_256_images_are_decoded_at_once(tmp_path):
 
 
 def test_an_interruption_is_noticed_between_pictures(tmp_path):
-    images, calls = ImageLogger(**SMALL), iter([False] * 4)
+    images, calls = ImageLogger(**SMALL), iter([False] * 3)
     train(tmp_path, images, epochs=1, stop_requested=lambda: next(calls, True))
     assert [name for name in names(tmp_path) if "=" not in name] == [
         "interpolations.png",

@@ -42,15 +42,15 @@ def log_grid(trainer: Trainer, what: str, context: FigureContext) -> None:
 
 
 def log_figure(trainer: Trainer, what: str, context: FigureContext) -> None:
-    """A titled figure, as images/<what>.png and under the tag figures/<what>."""
-    _log_png(trainer, f"figures/{what}", f"{what}.png", render(PICTURES[what](context)))
+    """A titled figure, as images/<what>.png and under the tag pictures/<what>: TensorBoard shows it below images/."""
+    _log_png(trainer, f"pictures/{what}", f"{what}.png", render(PICTURES[what](context)))
 
 
 def log_network(trainer: Trainer, context: FigureContext) -> None:
     """The diagram of the network, and TensorBoard's graph; for models with one layer of latents and an image."""
     if not {Requirement.ONE_LAYER, Requirement.IMAGE} <= satisfied_requirements(context):
         return
-    _log_png(trainer, "figures/network", "network.png", render(network_drawing(context)))
+    _log_png(trainer, "pictures/network", "network.png", render(network_drawing(context)))
     first = context.examples.x[:1].to(context.device)
     module, seen = autoencoder(context.space.model, first, context.on_device(context.labels(1)))
     for writer in writers(trainer):
