@@ -6,7 +6,7 @@ This is the unit that is compiled or recorded. All noise of a step comes from a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -146,13 +146,12 @@ class TrainingStep:
         """
         seed_noise(self.device, self.seed, TRAIN, self.rank, step)
         y = labels if self.model.conditional else None
-        labels_of = [None] * len(images) if y is None else y.split(self.batch_size)
         training = self.model.training
         self.model.train()
         self._buffers.save()
         with torch.inference_mode(False), torch.enable_grad(), watch_nonfinite(self.model) as source:
-            for part, part_labels in zip(images.split(self.batch_size), labels_of, strict=False):
-                self._score(part, part_labels, self.rates(step).weights)[0].backward()
+            for part in self._parts(images, y):
+                self._score(*part, self.rates(step).weights)[0].backward()
         self._buffers.restore()
         self.model.train(training)
         for parameter in self.trained:
@@ -209,10 +208,13 @@ class TrainingStep:
         """Accumulate gradients of the mean loss over all images, batch by batch; returns the means of the terms."""
         if len(images) <= self.batch_size:
             return self._backward(images, y, weights, 1.0)
-        parts = images.split(self.batch_size)
-        labels = [None] * len(parts) if y is None else y.split(self.batch_size)
-        means = [self._backward(*pair, weights, len(pair[0]) / len(images)) for pair in zip(parts, labels, strict=True)]
+        means = [self._backward(*part, weights, len(part[0]) / len(images)) for part in self._parts(images, y)]
         return torch.stack(means).sum(0)
+
+    def _parts(self, images: Tensor, y: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The batches of a step, with their labels."""
+        parts = images.split(self.batch_size)
+        return zip(parts, [None] * len(parts) if y is None else y.split(self.batch_size), strict=True)
 
     def _backward(self, images: Tensor, y: Tensor | None, weights: Weights, share: float) -> Tensor:
         if self.execution.compile and len(images) == self.batch_size:
