@@ -195,19 +195,21 @@ def terms(encoder: nn.Module, decoder: nn.Module, x: Tensor, gaussian: bool = Fa
 
 
 def bare(epochs: int, dynamic: bool, steps: int | None = None, run_dir: str = "", pokemon: bool = False,
-         device: str = "cpu") -> float:  # fmt: skip
-    """A loop over tensors in memory with fused Adam: 784-400-20, or the networks of a run."""
+         device: str = "cpu", batch: int = 0) -> float:  # fmt: skip
+    """A loop over tensors in memory with fused Adam: 784-400-20, or the networks of a run; in bf16 on a GPU."""
     encoder, decoder = (part.to(device) for part in (networks_of(run_dir) if run_dir else perceptrons()))
     # What a step costs does not depend on what it sees.
-    images, batch = (torch.rand(635, 3, 128, 128), 32) if pokemon else (mnist(), BATCH)
-    images, most = images.to(device), min(len(images), (steps or len(images)) * batch)
+    shape = (635, 3, 128, 128) if pokemon else (TRAIN_IMAGES, 1, 28, 28)
+    images, batch = torch.rand(shape, device=device), batch or (32 if pokemon else BATCH)
+    most = min(len(images), (steps or len(images)) * batch)
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-3, fused=True)
     clock = Clock(most)
     for _ in range(epochs):
         clock.start()
         for rows in torch.randperm(len(images), device=device)[:most].split(batch):
             x = torch.bernoulli(images[rows]) if dynamic else images[rows]
-            log_px, kl = terms(encoder, decoder, x, gaussian=pokemon)
+            with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+                log_px, kl = terms(encoder, decoder, x, gaussian=pokemon)
             optimizer.zero_grad()
             ((kl - log_px) / len(x)).backward()
             optimizer.step()
@@ -440,22 +442,11 @@ def share(repeats: int, quick: bool) -> list[Row]:
     return [compared("pictures and checkpoints, data=mnist", taken, "the epochs", epochs, "s")]
 
 
-def gpu(repeats: int, quick: bool) -> list[Row]:
-    """Training on a CUDA device, plain, compiled and replayed as a CUDA graph, beside a bare eager loop there."""
-    epochs, rows = 3 if quick else 10, []
-    for switch in ("trainer.compile=false", "trainer.compile=true", "trainer.cuda_graphs=true"):
-        overrides = ["model=mlp", "data=mnist", "trainer=gpu", NO_PICTURES, *length(epochs, None), switch]
-        loop = partial(side, "bare", epochs=epochs, dynamic=True, device="cuda")
-        mine, theirs = in_turn(repeats, partial(trained_speed, overrides), loop)
-        rows.append(compared(f"mlp, MNIST, trainer=gpu {switch}", mine, "bare eager loop", theirs))
-    return rows
-
-
 ROWS: dict[str, Callable[[int, bool], list[Row]]] = {
     "grey-1": partial(training, False, 1), "grey-2": partial(training, False, 2),
     "dynamic-1": partial(training, True, 1), "dynamic-2": partial(training, True, 2),
     "conv": partial(conv, False), "pokemon": partial(conv, True), "validation": validation, "importance": importance,
-    "first-step": first_step, "help": help_text, "folder": pictures, "memory": memory, "share": share, "gpu": gpu,
+    "first-step": first_step, "help": help_text, "folder": pictures, "memory": memory, "share": share,
 }  # fmt: skip
 WITHOUT_MNIST = ("pokemon", "first-step", "help", "folder")
 
@@ -466,7 +457,7 @@ def missing(name: str) -> str:
         return "left out, since VAE_LAB_DATA holds no MNIST, unpacked"
     if name == "pokemon" and not any((DATA / "pokemon").glob("*.png")):
         return "left out, since VAE_LAB_DATA holds no pokemon"
-    return "left out, since torch sees no CUDA device" if name == "gpu" and not torch.cuda.is_available() else ""
+    return ""
 
 
 # --- the command ------------------------------------------------------------------------------------------

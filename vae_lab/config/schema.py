@@ -52,7 +52,7 @@ class TrainerConfig:
     num_threads: int | None = None  # of torch on the CPU; default: physical cores, at most OMP_NUM_THREADS
     keep_freed_memory: bool = True  # on the CPU: reuse freed memory; usage stays at its peak
     channels_last: bool = True  # memory format of images; convolutions run faster
-    compile: bool = False  # torch.compile for the step
+    compile: bool | str = False  # true | reduce-overhead: torch.compile for the step
     cuda_graphs: bool = False  # record the step once on a GPU and replay it
     on_nonfinite: str = "stop"  # non-finite loss or gradient: stop, or skip the step
     matmul_precision: str | None = None  # of torch.set_float32_matmul_precision

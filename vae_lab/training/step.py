@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -66,11 +66,12 @@ class ScheduledValues(NamedTuple):
 class Execution:
     """How a step is executed; the options change results by rounding only.
 
-    compile: torch.compile for the forward and backward pass. cuda_graphs: record a whole step once on a GPU and replay
-    it. Both apply to full batches; the short one at the end of an epoch runs eagerly.
+    compile: torch.compile for the forward and backward pass; `reduce-overhead` also records their kernels as CUDA
+    graphs. cuda_graphs: record a whole step once on a GPU and replay it. Both apply to full batches; the short one at
+    the end of an epoch runs eagerly.
     """
 
-    compile: bool = False
+    compile: bool | Literal["reduce-overhead"] = False
     cuda_graphs: bool = False
 
 
@@ -103,7 +104,10 @@ class TrainingStep:
         # Compile a function, not the model: parameter names in checkpoints stay the same.
         compiled = self.execution.compile
         # torch's own generator, since short batches run eagerly and would otherwise use another one.
-        options: dict[str, str | int | bool | Callable[..., Any]] = {"fallback_random": True}
+        options: dict[str, str | int | bool | Callable[..., Any]] = {
+            "fallback_random": True,
+            "triton.cudagraphs": compiled == "reduce-overhead",
+        }
         self._compiled = torch.compile(self._score, dynamic=False, options=options) if compiled else self._score
         self._replayed = CUDAGraphRunner(self._update_from_tensors, self.device) if self.execution.cuda_graphs else None
         self._buffers = BufferSnapshot(self.model, self.objective)
@@ -218,7 +222,9 @@ class TrainingStep:
 
     def _backward(self, images: Tensor, y: Tensor | None, weights: Weights, share: float) -> Tensor:
         if self.execution.compile and len(images) == self.batch_size:
+            torch.compiler.cudagraph_mark_step_begin()  # of reduce-overhead: the last step's outputs may be overwritten
             loss, means = self._compiled(images, y, Weights(*map(self._on_device, weights)))
+            means = means.clone()
         else:
             loss, means = self._score(images, y, weights)
         (loss if share == 1.0 else loss * share).backward()

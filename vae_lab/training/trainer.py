@@ -36,7 +36,7 @@ def build_trainer(
     num_threads: int | None = None,
     keep_freed_memory: bool = True,
     channels_last: bool = True,
-    compile: bool = False,
+    compile: bool | Literal["reduce-overhead"] = False,
     cuda_graphs: bool = False,
     on_nonfinite: OnNonFinite = "stop",
     hold_best: bool = False,
@@ -141,7 +141,7 @@ def require_reduction(trainer: Trainer) -> None:
         )
 
 
-def require_compiler(compile: bool) -> None:
+def require_compiler(compile: bool | str) -> None:
     """UsageError where torch.compile needs a C++ compiler (no GPU) and finds none."""
     if not compile or torch.cuda.is_available():
         return
