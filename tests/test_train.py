@@ -190,6 +190,15 @@ def test_a_folder_of_pictures_trains_with_a_likelihood_for_colour(command, pictu
     assert (done.run / "images/reconstructions_epoch=0002.png").exists()
 
 
+def test_the_covariance_of_the_colours_is_that_of_training_images(command, pictures):
+    done = command(*FAST, "model=conv", "data=folder", f"data.folder={pictures}", "data.image_size=16",
+                   "model/likelihood=gaussian_color", "callbacks.images=null")  # fmt: skip
+    assert done.code == 0, done.stderr
+    assert math.isfinite(done.summary["metrics"]["test/elbo"])
+    covariance = torch.load(done.run / "checkpoints/best.ckpt")["state_dict"]["model.likelihood.covariance"]
+    assert covariance[0, 1] != 0  # as it is at first
+
+
 def test_at_most_32_dimensions_are_logged_and_none_is_stale(command):
     done = command(*FAST, "model.latent_dim=40", "callbacks.images=null", "trainer.max_epochs=3")
     assert done.code == 0, done.stderr

@@ -60,6 +60,8 @@ from PIL import Image
         (["optimizer.ema_decay=1.5"], ["optimizer.ema_decay"]),
         (["trainer.max_epochs=-5"], ["max_epochs", "-5"]),
         (["data=folder", "data.folder="], ["data.folder"]),
+        (["model/likelihood=gaussian_color"], ["1 channel", "model/likelihood=gaussian_optimal"]),
+        (["data.batch_size=1", "model/likelihood=gaussian_optimal"], ["data.batch_size=2 or more", "=gaussian,"]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

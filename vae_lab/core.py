@@ -123,17 +123,6 @@ class Prior(Protocol):
         ...
 
 
-class Likelihood(Protocol):
-    """p(x|z) from a decoder's output (*batch, num_channels, H, W)."""
-
-    num_channels: int
-    levels: int | None  # number of pixel values of a mass function; None for a density
-
-    def __call__(self, params: Tensor) -> Distribution:
-        """Batch as given, event (C, H, W)."""
-        ...
-
-
 @runtime_checkable
 class ConditionalPrior(Prior, Protocol):
     """p(z | layers above); its call gives the p(z) of a layer with none above."""

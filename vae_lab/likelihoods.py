@@ -1,7 +1,7 @@
 """Likelihood families: map a decoder's output to p(x|z), a torch Distribution over images.
 
-A family declares `num_channels`, the decoder outputs it needs per pixel. Densities are computed in float32 whatever the
-network's precision.
+A family is a `Likelihood`: it declares the decoder outputs it needs per pixel, and whether images set its scale.
+Densities are computed in float32 whatever the network's precision.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch.distributions import Distribution, Independent, Normal
 
 from vae_lab.core import ImageSpec
 from vae_lab.distributions.gaussians import inverse_soft_clamp, soft_clamp
+from vae_lab.distributions.pixels import ChannelNormal, num_mixture_params
 from vae_lab.distributions.pixels import ContinuousBernoulli as ExactContinuousBernoulli
 from vae_lab.distributions.pixels import DiscretizedLogisticMixture as LogisticMixture
-from vae_lab.distributions.pixels import num_mixture_params
 from vae_lab.utils.callables import unwrap_partial
 
 LOG_SCALE_LIMIT = 10.0  # scales between 0.000045 and 22,000
@@ -26,18 +26,41 @@ MIN_VARIANCE = 1e-6  # for pixels in [0, 1] with a quantisation step of 1/255
 IMAGE_DIMS = 3
 
 
+class Likelihood(nn.Module):
+    """p(x|z) from a decoder's output (*batch, num_channels, H, W): batch as given, event (C, H, W).
+
+    num_channels: decoder outputs per pixel. levels: number of pixel values of a mass function; None for a density.
+    fits_batch: in training mode, the scale is the optimum for the batch being scored (so log p(x|z) of a batch is above
+    that of any fixed density); in evaluation mode, what `fit` last found on training images, for a scale fitted to the
+    test images would not give a density of them.
+    """
+
+    num_channels: int
+    levels: int | None = None
+    fits_batch: bool = False
+    __call__: Callable[..., Distribution]  # of forward, for type checkers
+
+    def error_statistics(self, error: Tensor) -> Tensor:
+        """What `fit` needs of the errors (B, C, H, W) of means: one row per image, (B, ...)."""
+        raise NotImplementedError(f"{type(self).__name__} is not fitted to images")
+
+    def fit(self, statistics: Tensor) -> None:
+        """Set the scale used in evaluation mode from the `error_statistics` of N training images, (N, ...)."""
+        raise NotImplementedError(f"{type(self).__name__} is not fitted to images")
+
+
 def independent_pixels(distribution: Distribution) -> Distribution:
     """Declare (C, H, W) as event dimensions: log_prob sums over pixels."""
     return Independent(distribution, IMAGE_DIMS, validate_args=False)
 
 
-class Bernoulli(nn.Module):
+class Bernoulli(Likelihood):
     """Binary pixels, or cross-entropy on grey values, which is not a likelihood of them.
 
     ValueError: colour images without `grey_values`, which confirms that cross-entropy is intended.
     """
 
-    levels: int | None = 2
+    levels = 2
 
     def __init__(self, image: ImageSpec, grey_values: bool = False) -> None:
         super().__init__()
@@ -54,10 +77,8 @@ class Bernoulli(nn.Module):
         return independent_pixels(TorchBernoulli(logits=params.float(), validate_args=False))
 
 
-class ContinuousBernoulli(nn.Module):
+class ContinuousBernoulli(Likelihood):
     """A density on [0, 1]: cross-entropy on grey values, normalised to be a likelihood. arXiv:1907.06845."""
-
-    levels: int | None = None
 
     def __init__(self, image: ImageSpec) -> None:
         super().__init__()
@@ -68,14 +89,12 @@ class ContinuousBernoulli(nn.Module):
         return independent_pixels(ExactContinuousBernoulli(params.float(), validate_args=False))
 
 
-class LocationScale(nn.Module):
+class LocationScale(Likelihood):
     """A density around a mean in [0, 1] with one scale for all pixels, fixed or learned with the weights.
 
     density: torch.distributions.Normal, Laplace, ... A learned scale replaces choosing the weight of the KL: Rybkin et
     al. 2021, arXiv:2006.13202.
     """
-
-    levels: int | None = None
 
     def __init__(
         self, image: ImageSpec, density: Callable[..., Distribution], scale: float, learned: bool = False
@@ -95,15 +114,10 @@ class LocationScale(nn.Module):
         return independent_pixels(self.density(params.float().sigmoid(), scale, validate_args=False))
 
 
-class OptimalGaussian(nn.Module):
-    """A Gaussian whose shared variance is the mean squared error: the optimal sigma-VAE. arXiv:2006.13202, eq. 10.
+class OptimalGaussian(Likelihood):
+    """A Gaussian whose shared variance is the mean squared error: the optimal sigma-VAE. arXiv:2006.13202, eq. 10."""
 
-    In training mode, the error of the batch being scored, the maximum-likelihood variance (so log p(x|z) of a batch is
-    above that of any fixed density). In evaluation mode, the error that `fit` last found on training images: a scale
-    fitted to the test images would not give a density of them.
-    """
-
-    levels: int | None = None
+    fits_batch = True
     mse: Tensor
 
     def __init__(self, image: ImageSpec) -> None:
@@ -114,22 +128,75 @@ class OptimalGaussian(nn.Module):
     def forward(self, params: Tensor) -> Distribution:
         """params: logits of the mean."""
         mean = params.float().sigmoid()
-        if self.training:
-            return FittedNormal(mean)
-        return independent_pixels(Normal(mean, self.mse.sqrt(), validate_args=False))
 
-    def fit(self, squared_errors: Tensor) -> None:
+        def normal(mse: Tensor) -> Distribution:
+            return independent_pixels(Normal(mean, mse.clamp(min=MIN_VARIANCE).sqrt(), validate_args=False))
+
+        return FittedNormal(mean, lambda error: normal(error.square().mean())) if self.training else normal(self.mse)
+
+    def error_statistics(self, error: Tensor) -> Tensor:
+        """Mean squared errors, (B,)."""
+        return error.square().mean((1, 2, 3))
+
+    def fit(self, statistics: Tensor) -> None:
         """Set the variance used in evaluation mode to the mean of squared errors of any shape."""
-        self.mse.copy_(squared_errors.mean().clamp(min=MIN_VARIANCE))
+        self.mse.copy_(statistics.mean().clamp(min=MIN_VARIANCE))
+
+
+class ColorGaussian(Likelihood):
+    """A Gaussian whose pixels share a covariance of the channels, the mean outer product of their errors.
+
+    `OptimalGaussian` for colour: the errors of a pixel's channels are mostly one error of brightness, which a single
+    variance counts once per channel. In training mode, log p(x|z) of a batch of N images of P pixels sums to
+    -N P/2 log det(covariance) and constants.
+
+    ValueError: images of one channel.
+    """
+
+    fits_batch = True
+    covariance: Tensor
+
+    def __init__(self, image: ImageSpec) -> None:
+        super().__init__()
+        if image.channels == 1:
+            raise ValueError(
+                "model.likelihood: ColorGaussian has a covariance of colour channels; found 1 channel.\n"
+                "Choose model/likelihood=gaussian_optimal, its equal for grey pictures"
+            )
+        self.num_channels = image.channels
+        self.register_buffer("covariance", 0.1 * torch.eye(image.channels))
+
+    def forward(self, params: Tensor) -> Distribution:
+        """params: logits of the mean."""
+        mean = params.float().sigmoid()
+        if self.training:
+            return FittedNormal(mean, lambda error: ChannelNormal(mean, self._optimum(self.error_statistics(error))))
+        return ChannelNormal(mean, self.covariance)
+
+    def error_statistics(self, error: Tensor) -> Tensor:
+        """Mean of e e^T over the pixels of each image, (B, C, C), without matmul, which autocast rounds."""
+        return torch.stack([(error * channel.unsqueeze(-3)).mean((-2, -1)) for channel in error.unbind(-3)], -1)
+
+    def fit(self, statistics: Tensor) -> None:
+        """Set the covariance used in evaluation mode to the mean of outer products, (N, C, C)."""
+        self.covariance.copy_(self._optimum(statistics))
+
+    def _optimum(self, products: Tensor) -> Tensor:
+        """The mean of (*batch, C, C), positive definite for pictures in black and white or without errors, too."""
+        mean = products.flatten(0, -3).mean(0)
+        return mean + MIN_VARIANCE * torch.eye(len(mean), device=mean.device)
 
 
 class FittedNormal(Distribution):
-    """A Normal over images whose shared scale is fitted to the images it scores."""
+    """A Normal over images whose scale is fitted to the images it scores.
+
+    fit: from errors (*batch, C, H, W) to the Normal of that scale.
+    """
 
     arg_constraints = {}  # noqa: RUF012
 
-    def __init__(self, mean: Tensor) -> None:
-        self._mean = mean
+    def __init__(self, mean: Tensor, fit: Callable[[Tensor], Distribution]) -> None:
+        self._mean, self._fit = mean, fit
         super().__init__(mean.shape[:-IMAGE_DIMS], mean.shape[-IMAGE_DIMS:], validate_args=False)
 
     @property
@@ -138,16 +205,16 @@ class FittedNormal(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """In nats, of the batch shape. The scale is detached: at the optimum its gradient is 0."""
-        mse = (value - self._mean).detach().square().mean().clamp(min=MIN_VARIANCE)
-        return independent_pixels(Normal(self._mean, mse.sqrt(), validate_args=False)).log_prob(value)
+        return self._fit((value - self._mean).detach()).log_prob(value)
 
 
-class LogisticMixture256(nn.Module):
+class LogisticMixture256(Likelihood):
     """A discretised mixture of logistics: a probability mass function over 256 levels, grey or colour."""
+
+    levels = 256
 
     def __init__(self, image: ImageSpec, num_components: int = 10) -> None:
         super().__init__()
-        self.levels: int | None = 256
         self.image_channels, self.num_components = image.channels, num_components
         self.num_channels = num_mixture_params(num_components, image.channels)
 

@@ -173,6 +173,10 @@ def test_a_codebook_larger_than_the_training_set_is_told_of():
         (["model/prior=flat", "model/posterior=delta", "objective/regularizers=[mmd]"], "model.prior"),
         (["model/posterior=planar", "objective/regularizers=[total_correlation]"], "model/posterior=diagonal_gaussian"),
         (["model/posterior=planar", "objective/bound=dreg", "objective.num_samples=2"], "importance_weighted"),
+        (
+            ["model/likelihood=gaussian_optimal", "objective/bound=importance_weighted", "objective.num_samples=2"],
+            "model/likelihood=gaussian, whose scale is learned",
+        ),
     ],
 )
 def test_parts_that_do_not_go_together_are_refused_before_training(overrides, words):

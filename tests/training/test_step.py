@@ -129,6 +129,7 @@ LIKELIHOODS = {
     "gaussian": IMAGE,
     "gaussian_fixed": ImageSpec(3, 8, 8),
     "gaussian_optimal": ImageSpec(3, 8, 8),
+    "gaussian_color": ImageSpec(3, 8, 8),
     "laplace": ImageSpec(3, 8, 8),
     "logistic_mixture": ImageSpec(3, 8, 8),
 }

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vae_lab.core import ImageSpec, LatentSpec, Likelihood, Posterior, Prior, RegularizerInputs, Trace
+from vae_lab.core import ImageSpec, LatentSpec, Posterior, Prior, RegularizerInputs, Trace
+from vae_lab.likelihoods import Likelihood
 
 # Partials from the config (`_partial_`), which the model calls with sizes.
 EncoderFactory = Callable[[tuple[int, int, int], int], nn.Module]
@@ -127,12 +128,12 @@ def parts_without_density(model: Model) -> list[str]:
 @torch.no_grad()
 def fit_likelihood(model: Model, batches: LabelledBatches) -> None:
     """Fit the likelihood's parameters not learned by gradient (the variance of sigma-VAE) to training images."""
-    fit = getattr(model.likelihood, "fit", None)
-    if fit is None:
+    likelihood = model.likelihood
+    if not likelihood.fits_batch:
         return
-    errors = [(model(x, 1, y).likelihood.mean[0] - x).square().mean((1, 2, 3)) for x, y in batches]
-    if errors:
-        fit(torch.cat(errors))
+    statistics = [likelihood.error_statistics(model(x, 1, y).likelihood.mean[0] - x) for x, y in batches]
+    if statistics:
+        likelihood.fit(torch.cat(statistics))
 
 
 def point_estimate(posterior: Distribution, num_samples: int = 64) -> Tensor:

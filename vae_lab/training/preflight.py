@@ -24,6 +24,8 @@ def check_model(model: Model, objective: Objective, data: ImageDataModule) -> li
 
     UsageError: log p(x|z) of a training image is not finite, or the objective cannot score the model.
     """
+    if model.likelihood.fits_batch:
+        _require_shared_scale(type(model.likelihood).__name__, objective, data.batch_size)
     data.setup()
     x, y = next(iter(data.first_training_images(NUM_CHECKED)))
     _require_finite_log_px(
@@ -34,6 +36,22 @@ def check_model(model: Model, objective: Objective, data: ImageDataModule) -> li
         *_likelihood_warnings(model, x),
         *_latent_warnings(model, objective, data.size("train")),
     ]
+
+
+def _require_shared_scale(likelihood: str, objective: Objective, batch_size: int) -> None:
+    """UsageError: a scale fitted to the batch, with a single image or a bound that compares the samples of an image."""
+    if batch_size < 2:
+        raise UsageError(
+            f"data.batch_size={batch_size}: {likelihood} fits its scale to the batch, so each picture would have a "
+            "scale of its own, and in evaluation all have the same.\n"
+            "Set data.batch_size=2 or more, or choose model/likelihood=gaussian, whose scale is learned"
+        )
+    if objective.bound in IMPORTANCE_WEIGHTED:
+        raise UsageError(
+            f"objective/bound: importance weights need one density for all samples of an image, and {likelihood} fits "
+            "its scale to the samples of the batch.\n"
+            "Choose model/likelihood=gaussian, whose scale is learned, or objective/bound=elbo"
+        )
 
 
 def _require_finite_log_px(model: Model, objective: Objective, x: Tensor, y: Tensor | None) -> None:
