@@ -12,16 +12,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.distributions import (
-    Categorical,
-    Distribution,
-    Independent,
-    OneHotCategorical,
-    RelaxedOneHotCategorical,
-    kl_divergence,
-)
+from torch.distributions import Categorical, Distribution, Independent, kl_divergence
 from torch.distributions.kl import register_kl
-from torch.nn.functional import one_hot
+from torch.nn.functional import gumbel_softmax, one_hot
 
 from vae_lab.core import Codes
 
@@ -115,10 +108,10 @@ class OneHotCategoricals(Distribution):
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         shape = torch.Size(sample_shape)
         if self.temperature is None:
-            samples: Tensor = OneHotCategorical(logits=self._logits, validate_args=False).sample(shape)
-        else:
-            temperature = torch.full((), self.temperature, device=self._logits.device)
-            samples = RelaxedOneHotCategorical(temperature, logits=self._logits, validate_args=False).rsample(shape)
+            indices = Categorical(logits=self._logits, validate_args=False).sample(shape)
+            samples = one_hot(indices, self._logits.shape[-1]).float()
+        else:  # torch's RelaxedOneHotCategorical validates its parts, whatever it is told: a read from the device
+            samples = gumbel_softmax(self._logits.expand(*shape, *self._logits.shape), self.temperature)
         first = len(shape) + 1
         return samples.movedim(-1, first + 1).flatten(first, first + 1)
 
