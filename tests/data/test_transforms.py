@@ -6,10 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.testing import assert_close
 
 from vae_lab.data.datamodule import ImageDataModule
 from vae_lab.data.images import DecodedImages
-from vae_lab.data.transforms import Preprocess, augment, binarize_fixed, random_shift
+from vae_lab.data.transforms import Preprocess, augment, binarize_fixed, random_hue, random_shift, random_zoom
 
 
 def noise(count: int, channels: int = 1, height: int = 8, width: int = 8, seed: int = 0) -> torch.Tensor:
@@ -238,3 +239,43 @@ def test_examples_are_what_evaluation_sees():
 def test_a_batch_without_images_is_refused(name):
     with pytest.raises(ValueError, match=rf"data\.{name} is a number of images"):
         ImageDataModule(Source(), **{name: 0})
+
+
+def test_zoom_keeps_the_centre_and_a_factor_of_two_doubles_a_square(monkeypatch):
+    x = torch.zeros(1, 1, 8, 8)
+    x[..., 3:5, 3:5] = 255
+    assert random_zoom(x, 0.0) is x
+    monkeypatch.setattr(torch, "rand", lambda *shape, device=None: torch.ones(shape))  # the greatest factor
+    doubled = random_zoom(x, 0.999999)
+    assert doubled[..., 3:5, 3:5].min() > 254.9
+    assert_close(doubled.sum(), 4 * x.sum(), rtol=1e-4, atol=0.1)
+
+
+@given(st.floats(0, 0.5), st.integers(0, 2**32))
+def test_hue_turns_colours_about_grey(most, seed):
+    """Brightness, saturation and greys stay; a third of a turn exchanges the channels."""
+    torch.manual_seed(seed)
+    x = torch.rand(3, 3, 4, 4)
+    turned = random_hue(x, most)
+    assert_close(turned.mean(1), x.mean(1))
+    assert_close(turned.square().sum(1), x.square().sum(1))
+    grey = torch.rand(2, 1, 4, 4).expand(2, 3, 4, 4)
+    assert_close(random_hue(grey, most), grey)
+
+
+def test_a_third_of_a_turn_exchanges_the_channels(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda *shape, device=None: torch.ones(shape))
+    x = torch.arange(3.0).reshape(1, 3, 1, 1)
+    assert_close(random_hue(x, 1 / 3), x.roll(1, 1))
+
+
+@pytest.mark.parametrize(("options", "words"), [({"zoom": 1.0}, "data.zoom"), ({"hue": 0.6}, "data.hue")])
+def test_a_jitter_out_of_range_is_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        Preprocess(**options)
+
+
+def test_jittered_pictures_are_grey_levels_in_range():
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    x = Preprocess(zoom=0.2, hue=0.1).train(images)
+    assert x.min() >= 0 and x.max() <= 1 and torch.equal((x * 255).round() / 255, x)

@@ -30,6 +30,8 @@ class BatchOptions(TypedDict, total=False):
     binarize_seed: int
     flip: bool
     shift: int
+    zoom: float
+    hue: float
     corruption: Corruption | None
     device_resident: bool | Literal["auto"]
 
@@ -48,9 +50,9 @@ class ImageDataModule(LightningDataModule):
     """Batches of a source's images.
 
     batch_size: training images per batch on each device. eval_batch_size: the same for validation and test.
-    binarize, flip, shift, corruption: see `Preprocess`. binarize_seed: seed of the pixels sampled under `fixed`, and
-    of validation and test under `dynamic`. device_resident: keep the training images on the accelerator (`auto`: if
-    they fit in a quarter of its free memory).
+    binarize, flip, shift, zoom, hue, corruption: see `Preprocess`. binarize_seed: seed of the pixels sampled under
+    `fixed`, and of validation and test under `dynamic`. device_resident: keep the training images on the accelerator
+    (`auto`: if they fit in a quarter of its free memory).
     """
 
     def __init__(
@@ -62,6 +64,8 @@ class ImageDataModule(LightningDataModule):
         binarize_seed: int = 0,
         flip: bool = False,
         shift: int = 0,
+        zoom: float = 0.0,
+        hue: float = 0.0,
         corruption: Corruption | None = None,
         device_resident: bool | Literal["auto"] = "auto",
     ) -> None:
@@ -71,7 +75,7 @@ class ImageDataModule(LightningDataModule):
                 raise ValueError(f"data.{name} is a number of images, at least 1; found {size}")
         self.source = source
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.preprocess = Preprocess(binarize, flip, shift, corruption)
+        self.preprocess = Preprocess(binarize, flip, shift, zoom, hue, corruption)
         self.binarize_seed, self.device_resident = binarize_seed, device_resident
         self.loader_options = LoaderOptions()
         self._loaded: DecodedImages | None = None

@@ -5,11 +5,13 @@ Random numbers come from torch's default generators, which are seeded at every t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
 
 Binarize = Literal["none", "threshold", "fixed", "dynamic"]
 
@@ -20,18 +22,30 @@ class Preprocess:
 
     binarize: `none` keeps grey values; `threshold` cuts at 0.5; `fixed` samples each pixel once, from a seed;
     `dynamic` samples anew at each training step (validation and test as `fixed`).
-    flip: horizontal flip of training images with probability 1/2. shift: maximum random shift of training images
-    in pixels. corruption: applied to the encoder's input in training.
+    Of training images: flip, horizontally, with probability 1/2; shift: by at most so many pixels; zoom: by a factor
+    between 1 - zoom and 1 + zoom; hue: colours rotated about grey by at most this share of a full turn.
+    corruption: applied to the encoder's input in training.
     """
 
     binarize: Binarize = "none"
     flip: bool = False
     shift: int = 0
+    zoom: float = 0.0
+    hue: float = 0.0
     corruption: Corruption | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.zoom < 1:
+            raise ValueError(f"data.zoom is a relative change of size, from 0 to below 1; found {self.zoom}")
+        if not 0 <= self.hue <= 0.5:
+            raise ValueError(f"data.hue is a share of a full turn, from 0 to 0.5; found {self.hue}")
 
     def train(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) to float x in [0, 1] or {0, 1}, augmented."""
         images = augment(images, self.flip, self.shift)
+        if self.zoom or self.hue:
+            x = random_hue(random_zoom(images.float(), self.zoom), self.hue)
+            images = x.round_().clamp_(0, 255).byte()
         if self.binarize == "dynamic":
             return binarize_dynamic(images)
         return self.evaluate(images)
@@ -63,6 +77,25 @@ def random_shift(images: Tensor, most: int) -> Tensor:
     columns = (torch.arange(width, device=images.device) + moves[1]).clamp(0, width - 1)
     images = images.gather(2, rows[:, None, :, None].expand(batch, channels, height, width))
     return images.gather(3, columns[:, None, None, :].expand(batch, channels, height, width))
+
+
+def random_zoom(x: Tensor, most: float) -> Tensor:
+    """Resize each float image about its centre by a factor in [1 - most, 1 + most], edges repeated."""
+    if not most:
+        return x
+    factor = 1 + most * (2 * torch.rand(len(x), 1, 1, device=x.device) - 1)
+    grid = affine_grid(torch.eye(2, 3, device=x.device) / factor, list(x.shape), align_corners=False)
+    return grid_sample(x, grid, padding_mode="border", align_corners=False)
+
+
+def random_hue(x: Tensor, most: float) -> Tensor:
+    """Rotate the colours of each float image about the grey axis by at most `most` turns: white stays white."""
+    if not most:
+        return x
+    angle = 2 * math.pi * most * (2 * torch.rand(len(x), 1, 1, 1, device=x.device) - 1)
+    grey = x.mean(1, keepdim=True)
+    turned = (x.roll(1, 1) - x.roll(-1, 1)) / math.sqrt(3)  # the cross product with the grey axis
+    return grey + angle.cos() * (x - grey) + angle.sin() * turned
 
 
 def binarize_dynamic(images: Tensor) -> Tensor:
