@@ -25,7 +25,7 @@ def check_model(model: Model, objective: Objective, data: ImageDataModule) -> li
     UsageError: log p(x|z) of a training image is not finite, or the objective cannot score the model.
     """
     data.setup()
-    x, y = next(iter(data.first_training_images(NUM_CHECKED)))
+    x, y = next(iter(data.first_images("train", NUM_CHECKED)))
     _require_finite_log_px(
         model, objective, x[:NUM_SCORED], y[:NUM_SCORED] if y is not None and model.conditional else None
     )
