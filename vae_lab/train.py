@@ -85,6 +85,7 @@ def _train(config: DictConfig, folder: Path, stop_signals: StopSignals) -> float
         trainer.fit(module, data, ckpt_path=resumed_checkpoint(config))
         stop_signals.raise_if_requested()
         test(trainer, module, data)
+        stop_signals.raise_if_requested()
         if fits_prior and trainer.is_global_zero:
             fit_second_stage(config, folder, trainer, stop_signals)
     return optimized_value(config, module, data)

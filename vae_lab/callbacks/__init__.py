@@ -1,5 +1,6 @@
 """Lightning callbacks: checkpoints, pictures, the progress bar, warnings, the files of the run directory."""
 
+from vae_lab.callbacks.baseline import Baseline
 from vae_lab.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
 from vae_lab.callbacks.collapse import CollapseMonitor
 from vae_lab.callbacks.images import ImageLogger
@@ -11,6 +12,7 @@ from vae_lab.callbacks.tensorboard import TensorBoardSummary
 from vae_lab.callbacks.throughput import Throughput
 
 __all__ = [
+    "Baseline",
     "BestCheckpoint",
     "CollapseMonitor",
     "ImageLogger",

@@ -34,7 +34,7 @@ DISK_ERRNOS = (
     errno.ESTALE,
     errno.ENOENT,
 )
-PARTS = ("training", "validation", "pictures", "checkpoints", "last_pictures")
+PARTS = ("training", "validation", "pictures", "checkpoints", "last_pictures", "baseline")
 INTERRUPTIONS = (Interrupted, ForcedInterrupt, KeyboardInterrupt)
 
 
@@ -153,6 +153,7 @@ class RunSummary:
         return {
             "metrics": self.module.metrics,
             "best_metrics": table.best_metrics,
+            "baseline": self.module.baseline,
             "warnings": self.warnings,
             "images_per_second": throughput.images_per_second,
             "images_per_second_whole_run": throughput.num_images / seconds,

@@ -184,12 +184,17 @@ class ImageDataModule(LightningDataModule):
             return {"rank": 0, "world_size": 1}
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
 
-    def first_training_images(self, num_images: int = 512) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Batches of the first training images, preprocessed as for evaluation: x (B, C, H, W), labels (B,) or None."""
-        part, seed = self._splits["train"], mix(self.binarize_seed, BINARIZE, SPLITS.index("train"))
-        for rows in part.indices[:num_images].split(self.eval_batch_size):
+    def first_images(self, split: Split, num_images: int | None = None) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Batches of the first images of a split (None: all), preprocessed as for evaluation, alike in every process.
+
+        x (B, C, H, W), labels (B,) or None.
+        """
+        part = self._splits[split]
+        dynamic = split == "train" and self.preprocess.binarize == "dynamic"
+        for number, rows in enumerate(part.indices[:num_images].split(self.eval_batch_size)):
             images, labels = part.batch(rows)
-            if self.preprocess.binarize == "dynamic":
+            if dynamic:
+                seed = mix(self.binarize_seed, BINARIZE, SPLITS.index(split), number)
                 images = binarize_fixed(images.cpu(), seed).to(images.device)
             yield self.preprocess.evaluate(images), labels
 

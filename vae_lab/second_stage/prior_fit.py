@@ -127,12 +127,8 @@ class PriorFit:
 
     def images(self, split: Split, count: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """The first `count` images of a split, preprocessed as for evaluation; labels for a conditional model only."""
-        evaluated = ((self.data.preprocess.evaluate(x), y) for x, y in self._batches(split))
-        for x, y in self.data.first_training_images(count) if split == "train" else evaluated:
-            labels = y[:count].to(self.device) if y is not None and self.model.conditional else None
-            yield x[:count].to(self.device), labels
-            if (count := count - len(x)) <= 0:
-                return
+        for x, y in self.data.first_images(split, count):
+            yield x.to(self.device), y.to(self.device) if y is not None and self.model.conditional else None
 
     def _batches(self, split: Split) -> Iterator[Batch]:
         """The validation or test batches that the run evaluated."""

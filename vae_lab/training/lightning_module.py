@@ -31,6 +31,7 @@ from vae_lab.training.step_log import StepLog
 from vae_lab.utils.stopwatch import Stopwatch
 
 log = logging.getLogger("vae_lab")
+NUM_FITTED = 512  # training images that the likelihood is fitted to
 NON_VALIDATION_PREFIXES = (
     "train/",
     "test/",
@@ -74,6 +75,7 @@ class VAEModule(LightningModule):
         self.diagnostics = Diagnostics(model)
         self.evaluation = SplitEvaluator(self.sums, self.diagnostics, objective, preprocess, seed)
         self.metrics: dict[str, float] = {}  # latest value of each, by name
+        self.baseline: dict[str, Any] | None = None  # metrics of a linear model, after the test
         self.on_nonfinite = on_nonfinite
         self.nonfinite_policy = NonFinitePolicy(on_nonfinite)
         self.stop_requested = stop_requested
@@ -241,7 +243,7 @@ class VAEModule(LightningModule):
         self.evaluation.start(self.evaluation_model, self._training_batches())
 
     def _training_batches(self) -> LabelledBatches:
-        for x, y in datamodule_of(self.trainer).first_training_images():
+        for x, y in datamodule_of(self.trainer).first_images("train", NUM_FITTED):
             yield x.to(self.device), y.to(self.device) if y is not None and self.model.conditional else None
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -27,7 +27,7 @@ def check_model(model: Model, objective: Objective, data: ImageDataModule) -> li
     if model.likelihood.fits_batch:
         _require_shared_scale(type(model.likelihood).__name__, objective, data.batch_size)
     data.setup()
-    x, y = next(iter(data.first_training_images(NUM_CHECKED)))
+    x, y = next(iter(data.first_images("train", NUM_CHECKED)))
     _require_finite_log_px(
         model, objective, x[:NUM_SCORED], y[:NUM_SCORED] if y is not None and model.conditional else None
     )
