@@ -198,6 +198,17 @@ def test_the_covariance_of_the_colours_is_that_of_training_images(command, pictu
     assert covariance[0, 1] != 0  # as it is at first
 
 
+@pytest.mark.parametrize(
+    ("model", "parts"), [("conv", ("encoder.", "decoder.")), ("resnet", ("encoder.", "decoder.")), ("ladder", ("",))]
+)
+def test_pictures_in_patches_train(command, pictures, model, parts):
+    patches = [f"model.{part}patch_size=4" for part in parts]
+    done = command(*FAST, f"model={model}", *patches, "data=folder", f"data.folder={pictures}", "data.image_size=16",
+                   "trainer.max_steps=2", "callbacks.images=null")  # fmt: skip
+    assert done.code == 0, done.stderr
+    assert done.summary["steps"] == 2 and math.isfinite(done.summary["metrics"]["test/elbo"])
+
+
 def test_at_most_32_dimensions_are_logged_and_none_is_stale(command):
     done = command(*FAST, "model.latent_dim=40", "callbacks.images=null", "trainer.max_epochs=3")
     assert done.code == 0, done.stderr

@@ -59,7 +59,8 @@ class Lab:
 
         labels: one per image, or one for all. ValueError: a prior that cannot be sampled, or not at a temperature.
         """
-        y = torch.full((num_images,), labels) if isinstance(labels, int) else labels
+        device = next(self.model.parameters()).device
+        y = torch.full((num_images,), labels, device=device) if isinstance(labels, int) else labels
         try:
             return self.model.sample(num_images, y, temperature).mean
         except NotImplementedError as error:

@@ -84,8 +84,8 @@ def test_sides_that_differ_end_in_one_place_too():
     assert default_strides((24, 40)) == [(2, 2), (2, 2), (2, 2), (3, 5)]
 
 
-def sizes(image=(28, 28), layers=1, channels=None, strides=None):
-    return resolutions(image, layers, channels, strides, width=8, max_width=16)
+def sizes(image=(28, 28), layers=1, channels=None, strides=None, patch_size=1):
+    return resolutions(image, layers, channels, strides, width=8, max_width=16, patch_size=patch_size)
 
 
 def test_options_of_a_ladder_say_its_maps():
@@ -94,6 +94,8 @@ def test_options_of_a_ladder_say_its_maps():
     assert [at.sides for at in sizes(layers=[0, 2])] == [(14, 14), (7, 7)]
     assert [at.sides for at in sizes(channels=[3])] == [(14, 14)]
     assert [at.sides for at in sizes(strides=[1, 4])] == [(28, 28), (7, 7)]
+    assert [at.sides for at in sizes(patch_size=2)] == [(28, 28), (14, 14), (7, 7), (1, 1)]
+    assert [at.sides for at in sizes(patch_size=2, layers=[0, 2])] == [(28, 28), (14, 14)]
 
 
 @pytest.mark.parametrize(
@@ -101,6 +103,9 @@ def test_options_of_a_ladder_say_its_maps():
     [
         ({"image": (29, 29)}, r"29x29 images .*Choose data.image_size=30"),
         ({"image": (215, 215)}, r"215x215 images .*Choose data.image_size=216"),
+        ({"image": (29, 29), "patch_size": 4}, r"29x29 maps of patches .*Choose data.image_size=120"),
+        ({"image": (1, 1), "patch_size": 8}, r"1x1 maps of patches .*Choose data.image_size=16"),
+        ({"strides": [3], "patch_size": 2}, r"28x28 maps of patches.*Choose .* or data.image_size=54"),
         ({"strides": [2, 2, 2]}, r"stride 2 of resolution 3 .* 7x7.*model.strides=\[2, 2, 7\] or data.image_size=32"),
         ({"strides": [3]}, r"Choose model.strides=\[2, 2, 7\] or data.image_size=27"),
         ({"strides": [2, 0]}, r"model.strides .* at least 1"),
@@ -327,6 +332,17 @@ def test_a_ladder_takes_every_size_that_can_be_divided(image):
     assert model.latents[-1].shape == (4, image.height // vertical, image.width // horizontal)
 
 
+def test_a_ladder_of_patches_begins_at_their_map():
+    image = ImageSpec(3, 16, 24, num_classes=3)
+    model = ladder(image=image, likelihood=LogisticMixture256, layers=1, patch_size=2, conditional=True)
+    assert [spec.shape[1:] for spec in model.latents] == [(1, 1), (4, 6), (8, 12)]
+    x, y = torch.rand(2, *image.shape), torch.tensor([0, 1])
+    model(x, 2, y).likelihood.log_prob(x).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    with pytest.raises(ValueError, match=r"model.patch_size=3 .* 16x24 images.\nChoose .* 1, 2, 4, 8,"):
+        ladder(image=image, patch_size=3)
+
+
 # --- sampling, labels ---
 
 
@@ -407,7 +423,7 @@ def test_families_that_do_not_go_together_are_refused(families, message):
         ladder(families)
 
 
-@pytest.mark.parametrize("option", ["latent_dim", "blocks", "squeeze", "width", "max_width"])
+@pytest.mark.parametrize("option", ["latent_dim", "blocks", "squeeze", "width", "max_width", "patch_size"])
 def test_sizes_below_one_are_refused(option):
     with pytest.raises(ValueError, match=f"model.{option} is at least 1; found 0"):
         ladder(**{option: 0})

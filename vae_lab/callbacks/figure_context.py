@@ -30,9 +30,6 @@ class EvaluatedModule(Protocol):
     evaluation_model: Model
     kl_per_dim: Tensor | None  # (D,), of the last validation
 
-    @property
-    def device(self) -> torch.device: ...
-
 
 class ExampleSource(Protocol):
     """What pictures need of the data module."""
@@ -52,19 +49,22 @@ def figure_context(
     shown = cast(EvaluatedModule, pl_module)
     wanted = max(num_examples, sizes.num_images)
     examples = _examples(cast(ExampleSource, cast(Any, trainer).datamodule), wanted, shown.evaluation_model.latents)
-    with evaluation_mode(shown.evaluation_model, shown.device, sizes.seed):
-        corrupted = _corruption(pl_module)
-        yield FigureContext(shown.evaluation_model, shown.device, examples, sizes, when, shown.kl_per_dim, corrupted)
+    model, device = shown.evaluation_model, _device_of(shown.evaluation_model)
+    with evaluation_mode(model, device, sizes.seed):
+        yield FigureContext(model, device, examples, sizes, when, shown.kl_per_dim, _corruption(pl_module))
 
 
 def require_pictures(pl_module: LightningModule, sizes: FigureSizes, pictures: Sequence[str]) -> None:
     """Raise UsageError for a picture that is not available for this model."""
-    shown = cast(EvaluatedModule, pl_module)
-    with evaluation_mode(shown.evaluation_model, shown.device, sizes.seed):
-        context = FigureContext(
-            shown.evaluation_model, shown.device, ExampleImages(torch.zeros(0)), sizes, corrupted=_corruption(pl_module)
-        )
-        require_available(context, pictures)
+    model = cast(EvaluatedModule, pl_module).evaluation_model
+    device, nothing = _device_of(model), ExampleImages(torch.zeros(0))
+    with evaluation_mode(model, device, sizes.seed):
+        require_available(FigureContext(model, device, nothing, sizes, corrupted=_corruption(pl_module)), pictures)
+
+
+def _device_of(model: Model) -> torch.device:
+    """Where the weights are; while a trainer is set up, Lightning's `module.device` already names the GPU."""
+    return next(model.parameters()).device
 
 
 def _corruption(pl_module: LightningModule) -> Callable[[Tensor], Tensor] | None:

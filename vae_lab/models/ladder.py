@@ -20,6 +20,7 @@ from vae_lab.likelihoods import Likelihood
 from vae_lab.models.base import Model, latent_spec, point_estimate, require_same_latent_kind
 from vae_lab.models.stochastic_layer import StochasticLayer
 from vae_lab.networks.conditioning import LabelChannel, require_labelled_images
+from vae_lab.networks.conv import patch_map
 from vae_lab.networks.ladder import (
     BottomUp,
     LadderHead,
@@ -44,8 +45,9 @@ class LadderVAE(Model):
     from fine to coarse, or one number for all. channels, strides, width, max_width: see `resolutions`. blocks: residual
     blocks after each stochastic layer, and as many bottom-up. squeeze: ratio of a block's channels to those of its 3x3
     convolutions. weight_norm: on all convolutions. conditional: whether both passes start with the labels y.
+    patch_size: above 1, patches of the image become the channels of a smaller map, and are shuffled back at the end.
 
-    ValueError: image sides that the strides do not divide, incompatible families, conditional without labels.
+    ValueError: image sides that patches or strides do not divide, incompatible families, conditional without labels.
     """
 
     def __init__(
@@ -64,23 +66,26 @@ class LadderVAE(Model):
         squeeze: int = 2,
         weight_norm: bool = False,
         conditional: bool = False,
+        patch_size: int = 1,
     ) -> None:
         super().__init__()
         _require_positive(latent_dim=latent_dim, blocks=blocks, squeeze=squeeze, width=width, max_width=max_width)
         if conditional:
             require_labelled_images(image)
         self.image, self.conditional = image, conditional
-        sides = (image.height, image.width)
-        sizes = LadderSizes(resolutions(sides, layers, channels, strides, width, max_width), blocks, squeeze)
+        _, *sides = patch_map(image.shape, patch_size, "model.patch_size")
+        maps = resolutions((sides[0], sides[1]), layers, channels, strides, width, max_width, patch_size)
+        sizes = LadderSizes(maps, blocks, squeeze)
         self.likelihood = likelihood(image)
         self.label_plane = LabelChannel(image) if conditional else None
-        self.bottom_up = BottomUp(image.channels + (self.label_plane.num_channels if self.label_plane else 0), sizes)
+        in_channels = image.channels + (self.label_plane.num_channels if self.label_plane else 0)
+        self.bottom_up = BottomUp(in_channels, sizes, patch_size)
         self.start = TopDownStart(sizes.resolutions[-1], image.num_classes if conditional else 0)
         self.layers, self.top_down_blocks = nn.ModuleList(), nn.ModuleList()
         self.specs: tuple[LatentSpec, ...] = ()
         for level, is_last in sizes.layer_positions():
             self._add(sizes, level, is_last, posterior(latent_dim), prior)
-        self.head = LadderHead(sizes.resolutions[0], self.likelihood.num_channels)
+        self.head = LadderHead(sizes.resolutions[0], self.likelihood.num_channels, patch_size)
         for network in (self.bottom_up, self.top_down_blocks, self.head):
             initialize_convolutions(network, weight_norm)
 

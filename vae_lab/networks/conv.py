@@ -36,21 +36,55 @@ def num_halvings(height: int, width: int, smallest: int = 4) -> int:
     return count
 
 
-def require_halvings(height: int, width: int, halvings: int) -> None:
-    """ValueError unless both sides of an image can be halved `halvings` times."""
-    step = 2**halvings
+def require_halvings(height: int, width: int, halvings: int, patch_size: int = 1) -> None:
+    """ValueError unless both sides of an image, or of its map of patches, can be halved `halvings` times."""
+    step = patch_size * 2**halvings
     if height % step or width % step:
         nearest = max(step, step * round(height / step))
+        patches = f" in {patch_size}x{patch_size} patches" if patch_size > 1 else ""
         raise ValueError(
-            f"a {height}x{width} image cannot be halved {halvings} times (sides must be multiples of {step}).\n"
+            f"a {height}x{width} image{patches} cannot be halved {halvings} times (sides must be multiples of "
+            f"{step}).\n"
             f"Choose a size such as {nearest}x{nearest} (data.image_size={nearest}), or a network with fewer "
             "layers of stride 2 (model.encoder.channels, model.decoder.channels)."
         )
 
 
-def default_channels(height: int, width: int, first: int, most: int) -> list[int]:
-    """Channels `first`, 2 `first`, 4 `first`, ... (at most `most`), one per possible halving (at least one)."""
-    return [min(first * 2**i, most) for i in range(max(1, num_halvings(height, width)))]
+def patch_map(shape: ImageShape, patch_size: int, key: str) -> ImageShape:
+    """Shape of an image after `nn.PixelUnshuffle(patch_size)`: (C p^2, H/p, W/p).
+
+    Shi et al. 2016, arXiv:1609.05158. ValueError: `patch_size`, the option `key`, below 1 or no divisor of both sides.
+    """
+    depth, height, width = shape
+    if patch_size < 1:
+        raise ValueError(f"{key} is at least 1; found {patch_size}")
+    if height % patch_size or width % patch_size:
+        common = math.gcd(height, width)
+        divisors = ", ".join(str(p) for p in range(1, 17) if common % p == 0)
+        nearest = max(patch_size, patch_size * round(height / patch_size))
+        raise ValueError(
+            f"{key}={patch_size} does not divide both sides of {height}x{width} images.\n"
+            f"Choose {key} from {divisors}, or a size such as {nearest}x{nearest} (data.image_size={nearest})"
+        )
+    return depth * patch_size**2, height // patch_size, width // patch_size
+
+
+def unshuffle(patch_size: int) -> list[nn.Module]:
+    """The layer from images to maps of patches, if any."""
+    return [nn.PixelUnshuffle(patch_size)] if patch_size > 1 else []
+
+
+def shuffle(patch_size: int) -> list[nn.Module]:
+    """The layer from maps of patches to images, if any."""
+    return [nn.PixelShuffle(patch_size)] if patch_size > 1 else []
+
+
+def default_channels(height: int, width: int, first: int, most: int, stem: int = 0) -> list[int]:
+    """Channels `first`, 2 `first`, 4 `first`, ... (at most `most`), one per possible halving (at least one).
+
+    stem: number of further entries, for convolutions that keep the size of the map.
+    """
+    return [min(first * 2**i, most) for i in range(max(1, stem + num_halvings(height, width)))]
 
 
 def conv_output_side(size: int, kernel_size: int, stride: int, padding: int) -> int:
@@ -63,9 +97,11 @@ class ConvEncoder(nn.Sequential):
 
     `channels`: one convolution per entry; None halves the map as often as the image allows, doubling `width` up to
     `max_width`. `padding`: `same` (stride 2 halves an even side exactly) or `valid`. `normalization`: makes a layer
-    for a number of channels.
+    for a number of channels. `patch_size`: above 1, patches of the image become the channels of a smaller map; the
+    first convolution (`channels[0]`, `width`) is then 3x3, of stride 1 unless `strides` is a list, the others as usual.
 
-    ValueError: `strides` and `channels` of different lengths, or a convolution that leaves an empty map.
+    ValueError: `strides` and `channels` of different lengths, a convolution that leaves an empty map, or a
+    `patch_size` that does not divide the image.
     """
 
     def __init__(
@@ -82,32 +118,35 @@ class ConvEncoder(nn.Sequential):
         normalization: Normalization | None = None,
         activation: Activation = nn.SiLU,
         initializer: Initializer | None = None,
+        patch_size: int = 1,
     ) -> None:
-        depth, height, breadth = in_shape
-        channels = channels or default_channels(height, breadth, width, max_width)
-        strides = [strides] * len(channels) if isinstance(strides, int) else strides
+        depth, height, breadth = patch_map(in_shape, patch_size, "model.encoder.patch_size")
+        stem = int(patch_size > 1)
+        channels = channels or default_channels(height, breadth, width, max_width, stem)
+        strides = [1] * stem + [strides] * (len(channels) - stem) if isinstance(strides, int) else strides
         if len(strides) != len(channels):
             raise ValueError(
                 f"model.encoder.strides: expected {len(channels)}, as many as model.encoder.channels; "
                 f"found {list(strides)}"
             )
-        pads = [same_padding(kernel_size, stride) if padding == "same" else 0 for stride in strides]
-        sides = [self._side(side, kernel_size, strides, pads) for side in (height, breadth)]
-        layers: list[nn.Module] = []
-        for a, b, stride, pad in zip([depth, *channels], channels, strides, pads, strict=False):
-            layers += conv_block(nn.Conv2d(a, b, kernel_size, stride, pad), b, normalization, activation)
+        kernels = [3] * stem + [kernel_size] * (len(channels) - stem)
+        pads = [same_padding(*each) if padding == "same" else 0 for each in zip(kernels, strides, strict=True)]
+        sides = [self._side(side, kernels, strides, pads) for side in (height, breadth)]
+        layers = unshuffle(patch_size)
+        for a, b, kernel, stride, pad in zip([depth, *channels], channels, kernels, strides, pads, strict=False):
+            layers += conv_block(nn.Conv2d(a, b, kernel, stride, pad), b, normalization, activation)
         sizes = [channels[-1] * math.prod(sides), *hidden]
         super().__init__(*layers, nn.Flatten(), *dense(sizes, activation), nn.Linear(sizes[-1], out_features))
         initialize(self, initializer)
 
     @staticmethod
-    def _side(side: int, kernel_size: int, strides: Sequence[int], pads: Sequence[int]) -> int:
+    def _side(side: int, kernels: Sequence[int], strides: Sequence[int], pads: Sequence[int]) -> int:
         left = side
-        for i, (stride, pad) in enumerate(zip(strides, pads, strict=True)):
-            left = conv_output_side(left, kernel_size, stride, pad)
+        for i, sizes in enumerate(zip(kernels, strides, pads, strict=True)):
+            left = conv_output_side(left, *sizes)
             if left < 1:
                 raise ValueError(
-                    f"for an image side of {side}, convolution {i + 1} of {len(strides)} leaves an empty map: "
+                    f"for a side of {side}, convolution {i + 1} of {len(strides)} leaves an empty map: "
                     "choose a larger data.image_size or fewer model.encoder.channels"
                 )
         return left
@@ -122,7 +161,11 @@ class ConvDecoder(nn.Sequential):
     """Dense layers to a small map, transposed convolutions that each double it, a last convolution to the image.
 
     `channels`: outputs of the transposed convolutions; None mirrors `ConvEncoder`. `map_channels`: those of the small
-    map; None for `channels[0]`. ValueError: the image cannot be halved `len(channels)` times.
+    map; None for `channels[0]`. `patch_size`: above 1, `channels[0]` is that of the small map, the others those of the
+    transposed convolutions, down to a map of patches; two convolutions on it, `channels[-1]` between them, give the
+    channels that are shuffled to the image.
+
+    ValueError: the image, or its map of patches, cannot be halved that often; a `patch_size` that does not divide it.
     """
 
     def __init__(
@@ -139,17 +182,23 @@ class ConvDecoder(nn.Sequential):
         normalization: Normalization | None = None,
         activation: Activation = nn.SiLU,
         initializer: Initializer | None = None,
+        patch_size: int = 1,
     ) -> None:
-        depth, height, breadth = out_shape
-        channels = channels or default_channels(height, breadth, width, max_width)[::-1]
-        require_halvings(height, breadth, len(channels))
-        small = (map_channels or channels[0], height >> len(channels), breadth >> len(channels))
+        depth, height, breadth = patch_map(out_shape, patch_size, "model.decoder.patch_size")
+        stem = int(patch_size > 1)
+        channels = channels or default_channels(height, breadth, width, max_width, stem)[::-1]
+        widths = [map_channels or channels[0], *channels[stem:]]
+        halvings, last = len(widths) - 1, widths[-1]
+        require_halvings(*out_shape[1:], halvings, patch_size)
+        small = (widths[0], height >> halvings, breadth >> halvings)
         layers: list[nn.Module] = []
-        for a, b in pairwise([small[0], *channels]):
+        for a, b in pairwise(widths):
             layers += conv_block(upsampling_conv(a, b, kernel_size), b, normalization, activation)
-        head = nn.Conv2d(channels[-1], depth, last_kernel_size, padding=last_kernel_size // 2)
+        if stem:
+            layers += conv_block(nn.Conv2d(last, last, 3, padding=1), last, normalization, activation)
+        head = nn.Conv2d(last, depth, last_kernel_size, padding=last_kernel_size // 2)
         sizes = [in_features, *hidden, math.prod(small)]
-        super().__init__(*dense(sizes, activation), nn.Unflatten(1, small), *layers, head)
+        super().__init__(*dense(sizes, activation), nn.Unflatten(1, small), *layers, head, *shuffle(patch_size))
         initialize(self, initializer)
 
 

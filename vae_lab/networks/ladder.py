@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from vae_lab.networks.conditioning import require_labels
-from vae_lab.networks.conv import group_norm
+from vae_lab.networks.conv import group_norm, shuffle, unshuffle
 from vae_lab.networks.ladder_sizes import Resolution, Sides
 
 
@@ -87,8 +87,10 @@ class Residual(nn.Module):
 class BottomUp(nn.Module):
     """Features of an image at each resolution, by a strided convolution and residual blocks."""
 
-    def __init__(self, in_channels: int, sizes: LadderSizes) -> None:
+    def __init__(self, in_channels: int, sizes: LadderSizes, patch_size: int = 1) -> None:
         super().__init__()
+        self.patches = nn.Sequential(*unshuffle(patch_size))
+        in_channels *= patch_size**2
         self.stages = nn.ModuleList()
         for level, at in enumerate(sizes.resolutions):
             smaller = nn.Conv2d(in_channels, at.channels, *strided(at.stride))
@@ -97,7 +99,7 @@ class BottomUp(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """x (B, in_channels, H, W) to maps (B, C, h, w), from fine to coarse."""
-        maps = []
+        x, maps = self.patches(x), []
         for stage in self.stages:
             x = stage(x)
             maps.append(x)
@@ -178,14 +180,16 @@ def path_to_next_block(sizes: LadderSizes, level: int, is_last: bool) -> nn.Sequ
 class LadderHead(nn.Sequential):
     """The finest map to likelihood parameters at the image size."""
 
-    def __init__(self, finest: Resolution, num_channels: int) -> None:
-        half = max(1, finest.channels // 2)  # channels cost most at the image size
+    def __init__(self, finest: Resolution, num_channels: int, patch_size: int = 1) -> None:
+        # Channels cost most at the image size, and each position of a map of patches gives many parameters.
+        width = finest.channels if patch_size > 1 else max(1, finest.channels // 2)
         super().__init__(
             group_norm(finest.channels),
             nn.SiLU(),
-            nn.ConvTranspose2d(finest.channels, half, *strided(finest.stride)),
+            nn.ConvTranspose2d(finest.channels, width, *strided(finest.stride)),
             nn.SiLU(),
-            nn.Conv2d(half, num_channels, 3, padding=1),
+            nn.Conv2d(width, num_channels * patch_size**2, 3, padding=1),
+            *shuffle(patch_size),
         )
 
 

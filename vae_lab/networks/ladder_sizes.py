@@ -29,16 +29,22 @@ def resolutions(
     strides: Sequence[int] | None,
     width: int,
     max_width: int,
+    patch_size: int = 1,
 ) -> tuple[Resolution, ...]:
-    """Resolutions that the options of a ladder give for images of these sides.
+    """Resolutions that the options of a ladder give for images, or maps of `patch_size` patches, of these sides.
 
     layers: stochastic layers of each resolution, or one number for all. channels: of each resolution; None for width,
     2 width, ... up to max_width. strides: between resolutions, the first from the image; None for halvings and a last
-    stride to a 1x1 map, or the first of these if `layers` or `channels` has fewer entries. ValueError: sides that the
-    strides do not divide, lists of different lengths, a coarsest resolution without a stochastic layer.
+    stride to a 1x1 map, or the first of these if `layers` or `channels` has fewer entries; a map of patches is then
+    the first resolution itself. ValueError: sides that the strides do not divide, lists of different lengths, a
+    coarsest resolution without a stochastic layer.
     """
     given = next((len(option) for option in (layers, channels) if isinstance(option, Sequence)), None)
-    steps = default_strides(image)[: given or None] if strides is None else _checked_strides(image, strides)
+    if strides is None:
+        stem = [(1, 1)] if patch_size > 1 else []
+        steps = [*stem, *default_strides(image, patch_size)][: given or None]
+    else:
+        steps = _checked_strides(image, strides, patch_size)
     sides = sides_after(image, steps)
     counts = _checked_layers(layers, sides)
     widths = _checked_channels(channels, sides) or [min(width * 2**i, max_width) for i in range(len(steps))]
@@ -53,17 +59,17 @@ def sides_after(image: Sides, strides: Sequence[Sides]) -> list[Sides]:
     return sides[1:]
 
 
-def default_strides(image: Sides) -> list[Sides]:
+def default_strides(image: Sides, patch_size: int = 1) -> list[Sides]:
     """Strides of 2 (3, ...) down to sides of at most 8, then one stride to a 1x1 map.
 
     28x28: 14x14, 7x7, 1x1. 32x32: 16x16, 8x8, 4x4, 1x1. ValueError: sides without such factors.
     """
     strides = _strides_of(image)
     if not strides:
-        size = nearest_size(max(image))
+        size = patch_size * nearest_size(max(image))
         raise ValueError(
-            f"model=ladder: the sides of {_text(image)} images cannot be divided by {_listed(STRIDE_FACTORS)} down to "
-            f"{MAX_LAST_STRIDE} or less.\nChoose data.image_size={size}"
+            f"model=ladder: the sides of {_images(image, patch_size)} cannot be divided by {_listed(STRIDE_FACTORS)} "
+            f"down to {MAX_LAST_STRIDE} or less.\nChoose data.image_size={size}"
         )
     return strides
 
@@ -86,21 +92,21 @@ def _next_factor(height: int, width: int) -> int | None:
 
 def nearest_size(size: int) -> int:
     """Side nearest to `size` for which a square image has usual strides."""
-    return next(n for d in range(size) for n in (size + d, size - d) if n > 1 and _strides_of((n, n)) is not None)
+    return next(n for d in range(size + 1) for n in (size + d, size - d) if n > 1 and _strides_of((n, n)) is not None)
 
 
-def _checked_strides(image: Sides, strides: Sequence[int]) -> list[Sides]:
+def _checked_strides(image: Sides, strides: Sequence[int], patch_size: int) -> list[Sides]:
     if not strides or min(strides) < 1:
         raise ValueError(f"model.strides has one stride of at least 1 per resolution; found {list(strides)}")
     height, width = image
     for i, stride in enumerate(strides):
         if height % stride or width % stride:
             whole = math.prod(strides)
-            size = whole * max(1, round(max(image) / whole))
+            size = patch_size * whole * max(1, round(max(image) / whole))
             raise ValueError(
-                f"model.strides={list(strides)}: for {_text(image)} images, stride {stride} of resolution {i + 1} does "
-                f"not divide a {_text((height, width))} map.\nChoose {_nearest_strides(image, strides[:i])} or "
-                f"data.image_size={size}"
+                f"model.strides={list(strides)}: for {_images(image, patch_size)}, stride {stride} of resolution "
+                f"{i + 1} does not divide a {_text((height, width))} map.\n"
+                f"Choose {_nearest_strides(image, strides[:i])} or data.image_size={size}"
             )
         height, width = height // stride, width // stride
     return [(stride, stride) for stride in strides]
@@ -141,6 +147,10 @@ def _checked_channels(channels: Sequence[int] | None, sides: Sequence[Sides]) ->
 
 def _maps(sides: Sequence[Sides]) -> str:
     return f"here {len(sides)}: {', '.join(map(_text, sides))}"
+
+
+def _images(sides: Sides, patch_size: int) -> str:
+    return f"{_text(sides)} {'images' if patch_size == 1 else 'maps of patches'}"
 
 
 def _text(sides: Sides) -> str:

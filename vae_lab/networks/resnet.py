@@ -12,7 +12,15 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from vae_lab.core import ImageShape
-from vae_lab.networks.conv import default_channels, group_norm, require_halvings, upsampling_conv
+from vae_lab.networks.conv import (
+    default_channels,
+    group_norm,
+    patch_map,
+    require_halvings,
+    shuffle,
+    unshuffle,
+    upsampling_conv,
+)
 
 
 class ResidualBlock(nn.Module):
@@ -42,7 +50,9 @@ class ResidualBlock(nn.Module):
 class ResNetEncoder(nn.Sequential):
     """A strided convolution and `blocks` residual blocks per resolution, then a linear head.
 
-    ValueError: an image that cannot be halved `len(channels)` times.
+    `patch_size`: above 1, patches of the image become the channels of a smaller map, and the first convolution
+    (`channels[0]`) keeps its size. ValueError: an image, or its map of patches, that cannot be halved once for each
+    other entry of `channels`; a `patch_size` that does not divide it.
     """
 
     def __init__(
@@ -53,21 +63,26 @@ class ResNetEncoder(nn.Sequential):
         blocks: int = 1,
         width: int = 32,
         max_width: int = 128,
+        patch_size: int = 1,
     ) -> None:
-        depth, height, breadth = in_shape
-        channels = channels or default_channels(height, breadth, width, max_width)
-        require_halvings(height, breadth, len(channels))
-        layers: list[nn.Module] = []
-        for a, b in pairwise([depth, *channels]):
-            layers += [nn.Conv2d(a, b, 4, 2, 1), *(ResidualBlock(b) for _ in range(blocks))]
-        features = channels[-1] * (height >> len(channels)) * (breadth >> len(channels))
+        depth, height, breadth = patch_map(in_shape, patch_size, "model.encoder.patch_size")
+        stem = int(patch_size > 1)
+        channels = channels or default_channels(height, breadth, width, max_width, stem)
+        halvings = len(channels) - stem
+        require_halvings(*in_shape[1:], halvings, patch_size)
+        convolutions = [(3, 1, 1)] * stem + [(4, 2, 1)] * halvings  # kernel, stride, padding
+        layers = unshuffle(patch_size)
+        for a, b, sizes in zip([depth, *channels], channels, convolutions, strict=False):
+            layers += [nn.Conv2d(a, b, *sizes), *(ResidualBlock(b) for _ in range(blocks))]
+        features = channels[-1] * (height >> halvings) * (breadth >> halvings)
         super().__init__(*layers, group_norm(channels[-1]), nn.SiLU(), nn.Flatten(), nn.Linear(features, out_features))
 
 
 class ResNetDecoder(nn.Sequential):
     """A linear layer to the smallest map, then `blocks` residual blocks and an upsampling per resolution.
 
-    ValueError: an image that cannot be halved `len(channels)` times.
+    `patch_size`: above 1, the last map has a position per patch, and a convolution gives the channels that are shuffled
+    to the image. ValueError: as for `ResNetEncoder`.
     """
 
     def __init__(
@@ -78,14 +93,18 @@ class ResNetDecoder(nn.Sequential):
         blocks: int = 1,
         width: int = 32,
         max_width: int = 128,
+        patch_size: int = 1,
     ) -> None:
-        depth, height, breadth = out_shape
-        channels = channels or default_channels(height, breadth, width, max_width)[::-1]
-        require_halvings(height, breadth, len(channels))
-        small = (channels[0], height >> len(channels), breadth >> len(channels))
+        depth, height, breadth = patch_map(out_shape, patch_size, "model.decoder.patch_size")
+        stem = int(patch_size > 1)
+        channels = channels or default_channels(height, breadth, width, max_width, stem)[::-1]
+        halvings = len(channels) - stem
+        require_halvings(*out_shape[1:], halvings, patch_size)
+        small = (channels[0], height >> halvings, breadth >> halvings)
         layers: list[nn.Module] = []
         for a, b in pairwise(channels):
             layers += [*(ResidualBlock(a) for _ in range(blocks)), upsampling_conv(a, b, 4)]
         layers += [ResidualBlock(channels[-1]) for _ in range(blocks)]
-        head = [group_norm(channels[-1]), nn.SiLU(), upsampling_conv(channels[-1], depth, 4)]
+        last = nn.Conv2d(channels[-1], depth, 3, padding=1) if stem else upsampling_conv(channels[-1], depth, 4)
+        head = [group_norm(channels[-1]), nn.SiLU(), last, *shuffle(patch_size)]
         super().__init__(nn.Linear(in_features, math.prod(small)), nn.Unflatten(1, small), *layers, *head)

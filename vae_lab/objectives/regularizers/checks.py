@@ -41,8 +41,10 @@ def sample_prior(latent: Latent, batch: Sequence[int]) -> Tensor:
     ValueError: a prior that has no samples.
     """
     own = len(latent.prior.batch_shape)  # a prior conditional on labels has a distribution per image
+    # Normal.sample checks its scales on the host, which a GPU would wait for and a CUDA graph cannot record.
+    draw = latent.prior.rsample if latent.prior.has_rsample else latent.prior.sample
     try:
-        return latent.prior.sample(torch.Size(batch[: len(batch) - own])).detach()
+        return draw(torch.Size(batch[: len(batch) - own])).detach()
     except NotImplementedError as error:
         raise ValueError(
             "model.prior: a regularizer needs prior samples, and this prior has no samples.\n"
