@@ -72,9 +72,10 @@ def _train(config: DictConfig, folder: Path, stop_signals: StopSignals) -> float
     # An experiment file may set an option of second_stage while the command line sets second_stage=null.
     chosen = config.second_stage is not None and "_target_" in config.second_stage
     fits_prior = chosen and not config.trainer.fast_dev_run  # which saves no weights
-    if fits_prior:
-        require_second_stage(config, trainer, module)
     extra_warnings = collect_warnings(trainer, data, module)
+    if fits_prior and (reason := second_stage_mismatch(config, trainer, module)):
+        fits_prior = False
+        extra_warnings.append(f"no second stage: {reason}")
     stop_signals.defer_to_safe_points()
     stop_signals.raise_if_requested()
     if checkpoint is not None:
@@ -133,6 +134,17 @@ def test(trainer: Trainer, module: VAEModule, data: ImageDataModule) -> None:
     best = best_checkpoint(trainer)
     if data.size("test"):
         trainer.test(module, data, ckpt_path=None if best is None else str(best), verbose=False)
+
+
+def second_stage_mismatch(config: DictConfig, trainer: Trainer, module: VAEModule) -> str | None:
+    """Why the second stage does not fit the model, if it does not. UsageError: it is required."""
+    try:
+        require_second_stage(config, trainer, module)
+    except UsageError as error:
+        if config.second_stage.get("required", True):
+            raise
+        return str(error).partition("\n")[0]
+    return None
 
 
 def require_second_stage(config: DictConfig, trainer: Trainer, module: VAEModule) -> None:

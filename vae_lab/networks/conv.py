@@ -69,6 +69,12 @@ def patch_map(shape: ImageShape, patch_size: int, key: str) -> ImageShape:
     return depth * patch_size**2, height // patch_size, width // patch_size
 
 
+def default_patch_size(shape: ImageShape, channels: Sequence[int] | None) -> int:
+    """4 for images of 64 pixels and more a side, three times as fast; 1 for smaller ones, and for given `channels`."""
+    _, *sides = shape
+    return 4 if channels is None and min(sides) >= 64 and all(side % 4 == 0 for side in sides) else 1
+
+
 def unshuffle(patch_size: int) -> list[nn.Module]:
     """The layer from images to maps of patches, if any."""
     return [nn.PixelUnshuffle(patch_size)] if patch_size > 1 else []
@@ -95,10 +101,11 @@ def conv_output_side(size: int, kernel_size: int, stride: int, padding: int) -> 
 class ConvEncoder(nn.Sequential):
     """Strided convolutions, dense layers, a linear head.
 
-    `channels`: one convolution per entry; None halves the map as often as the image allows, doubling `width` up to
-    `max_width`. `padding`: `same` (stride 2 halves an even side exactly) or `valid`. `normalization`: makes a layer
-    for a number of channels. `patch_size`: above 1, patches of the image become the channels of a smaller map; the
-    first convolution (`channels[0]`, `width`) is then 3x3, of stride 1 unless `strides` is a list, the others as usual.
+    `channels`: one convolution per entry; None halves the map as often as the image allows, doubling `width` (None: 32,
+    or 64 with patches) up to `max_width`. `padding`: `same` (stride 2 halves an even side exactly) or `valid`.
+    `normalization`: makes a layer for a number of channels. `patch_size`: above 1, patches of the image become the
+    channels of a smaller map, and the first convolution (`channels[0]`, `width`) is then 3x3, of stride 1 unless
+    `strides` is a list, the others as usual; None: see `default_patch_size`.
 
     ValueError: `strides` and `channels` of different lengths, a convolution that leaves an empty map, or a
     `patch_size` that does not divide the image.
@@ -112,17 +119,18 @@ class ConvEncoder(nn.Sequential):
         strides: Sequence[int] | int = 2,
         kernel_size: int = 4,
         padding: str = "same",
-        width: int = 32,
+        width: int | None = None,
         max_width: int = 256,
         hidden: Sequence[int] = (),
         normalization: Normalization | None = None,
         activation: Activation = nn.SiLU,
         initializer: Initializer | None = None,
-        patch_size: int = 1,
+        patch_size: int | None = None,
     ) -> None:
+        patch_size = default_patch_size(in_shape, channels) if patch_size is None else patch_size
         depth, height, breadth = patch_map(in_shape, patch_size, "model.encoder.patch_size")
         stem = int(patch_size > 1)
-        channels = channels or default_channels(height, breadth, width, max_width, stem)
+        channels = channels or default_channels(height, breadth, width or 32 << stem, max_width, stem)
         strides = [1] * stem + [strides] * (len(channels) - stem) if isinstance(strides, int) else strides
         if len(strides) != len(channels):
             raise ValueError(
@@ -176,17 +184,18 @@ class ConvDecoder(nn.Sequential):
         map_channels: int | None = None,
         kernel_size: int = 4,
         last_kernel_size: int = 3,
-        width: int = 32,
+        width: int | None = None,
         max_width: int = 256,
         hidden: Sequence[int] = (),
         normalization: Normalization | None = None,
         activation: Activation = nn.SiLU,
         initializer: Initializer | None = None,
-        patch_size: int = 1,
+        patch_size: int | None = None,
     ) -> None:
+        patch_size = default_patch_size(out_shape, channels) if patch_size is None else patch_size
         depth, height, breadth = patch_map(out_shape, patch_size, "model.decoder.patch_size")
         stem = int(patch_size > 1)
-        channels = channels or default_channels(height, breadth, width, max_width, stem)[::-1]
+        channels = channels or default_channels(height, breadth, width or 32 << stem, max_width, stem)[::-1]
         widths = [map_channels or channels[0], *channels[stem:]]
         halvings, last = len(widths) - 1, widths[-1]
         require_halvings(*out_shape[1:], halvings, patch_size)

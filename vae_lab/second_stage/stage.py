@@ -33,7 +33,8 @@ CHOICES: dict[LatentKind, str] = {
 class SecondStage:
     """The options `second_stage.*`: the prior, how it is fitted and how it is evaluated.
 
-    name: used in files and tables. samples_per_image: samples of q(z|x) per image. num_samples: K of the
+    name: used in files and tables. required: whether a model that it does not fit is an error, or the stage is then
+    left out of a training run. samples_per_image: samples of q(z|x) per image. num_samples: K of the
     importance-weighted bound, estimated on the first num_images of the test split (None: on all).
     ValueError: a count below 1; a name with characters other than letters, digits, _ and -.
     """
@@ -44,6 +45,7 @@ class SecondStage:
     samples_per_image: int = 1
     num_samples: int = 64
     num_images: int | None = 1000
+    required: bool = True
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w[\w-]*", self.name):

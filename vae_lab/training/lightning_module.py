@@ -133,6 +133,10 @@ class VAEModule(LightningModule):
             execution=self.execution,
             on_nonfinite=self.on_nonfinite,
         )
+        if (last := self._total_steps()) is not None:  # a run shorter than that is validated once, at its end
+            epochs = max(1, last // datamodule_of(self.trainer).steps_per_epoch)
+            every = self.trainer.check_val_every_n_epoch or 1
+            self.trainer.check_val_every_n_epoch = min(every, epochs)
         for stopping in self.trainer.early_stopping_callbacks:  # of a run that was killed after it had stopped early
             if stopping.wait_count >= stopping.patience:
                 self.trainer.should_stop = True
