@@ -1,11 +1,11 @@
-"""Shared types: image and latent specs, traces, and the protocols of model parts. Every package may import them."""
+"""Shared types: image and latent specs, traces, and the base classes of model parts. Every package may import them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,10 @@ LatentKind = Literal["vector", "sphere", "codes"]
 class Codes(Protocol):
     """A discrete latent: z as G code indices (per position of a feature map), each one of `num_codes`."""
 
-    num_codes: int  # K
+    @property
+    def num_codes(self) -> int:
+        """K."""
+        ...
 
     def indices(self, z: Tensor) -> Tensor:
         """The code indices of latents, int64. z: (N, F, *map) to (N, G, *map)."""
@@ -101,46 +104,59 @@ class Trace(NamedTuple):
     latents: tuple[Latent, ...]
 
 
-class Posterior(Protocol):
+class Posterior(nn.Module):
     """q(z|x) from an encoder's output (B, num_params, *map)."""
 
-    kind: LatentKind
+    kind: LatentKind = "vector"
+    is_density = True  # False: log q(z|x) does not exist, and is 0 by convention
     num_params: int
     num_features: int  # usually latent_dim
+    __call__: Callable[..., Distribution]
 
-    def __call__(self, params: Tensor) -> Distribution:
+    def __init__(self) -> None:
+        super().__init__()
+        self.codes: Codes | None = None  # of latents of the kind "codes"
+
+    def forward(self, params: Tensor) -> Distribution:
         """Batch (B,), event (num_features, *map)."""
-        ...
+        raise NotImplementedError
 
 
-class Prior(Protocol):
+class RelativePosterior(Posterior):
+    """q(z|x) parametrised relative to a prior; its call assumes a standard normal prior."""
+
+    def relative_to(self, prior: Distribution, params: Tensor) -> Distribution:
+        """params: (N, num_params, *map); zeros give the prior. Batch (N,). ValueError: a prior of another family."""
+        raise NotImplementedError
+
+
+class Prior(nn.Module):
     """p(z), or p(z|y)."""
 
-    kinds: tuple[LatentKind, ...]
+    kinds: tuple[LatentKind, ...] = ("vector",)  # of latents that it is a distribution over
+    is_density = True
+    needs_labels = False
+    needs_encoder = False
+    has_fit = False
+    __call__: Callable[..., Distribution]
 
-    def __call__(self, inputs: PriorInputs = NO_INPUTS) -> Distribution:
+    def forward(self, inputs: PriorInputs = NO_INPUTS) -> Distribution:
         """Event: the shape of the latent; batch (), or (B,) if the prior depends on the labels."""
-        ...
+        raise NotImplementedError
+
+    def fit(self, z: Tensor) -> None:
+        """Fit to latents z (N, *shape) without gradients, where `has_fit`. ValueError: too few of them."""
+        raise NotImplementedError
 
 
-@runtime_checkable
-class ConditionalPrior(Prior, Protocol):
+class ConditionalPrior(Prior):
     """p(z | layers above); its call gives the p(z) of a layer with none above."""
 
     num_params: int  # channels required from the layer above
 
     def conditioned_on(self, params: Tensor) -> Distribution:
         """params: (N, num_params, *map). Batch (N,)."""
-        ...
-
-
-@runtime_checkable
-class RelativePosterior(Posterior, Protocol):
-    """q(z|x) parametrised relative to a prior; its call assumes a standard normal prior."""
-
-    def relative_to(self, prior: Distribution, params: Tensor) -> Distribution:
-        """params: (N, num_params, *map); zeros give the prior. Batch (N,). ValueError: a prior of another family."""
-        ...
+        raise NotImplementedError
 
 
 class TrainingSpec(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from omegaconf import DictConfig
@@ -119,8 +119,8 @@ def load(
     return with_fitted_prior(lab, *read_fitted_prior(Path(run), lab.model, found, trusted))
 
 
-def with_fitted_prior(lab: Lab, name: str, prior: torch.nn.Module) -> Lab:
+def with_fitted_prior(lab: Lab, name: str, prior: Prior) -> Lab:
     """A lab of the same model with a prior fitted to its latents; replaces the prior of the model."""
     model = require_single_layer(lab.model)
-    model.replace_prior(cast("Prior", prior))
+    model.replace_prior(prior)
     return Lab(model, lab.config, name)

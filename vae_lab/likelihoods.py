@@ -32,12 +32,13 @@ class Likelihood(nn.Module):
     num_channels: decoder outputs per pixel. levels: number of pixel values of a mass function; None for a density.
     fits_batch: in training mode, the scale is the optimum for the batch being scored (so log p(x|z) of a batch is above
     that of any fixed density); in evaluation mode, what `fit` last found on training images, for a scale fitted to the
-    test images would not give a density of them.
+    test images would not give a density of them. has_fixed_scale: a density whose scale is not learned.
     """
 
     num_channels: int
     levels: int | None = None
     fits_batch: bool = False
+    has_fixed_scale: bool = False
     __call__: Callable[..., Distribution]  # of forward, for type checkers
 
     def error_statistics(self, error: Tensor) -> Tensor:
@@ -103,7 +104,7 @@ class LocationScale(Likelihood):
         if scale <= 0 or abs(math.log(scale)) >= LOG_SCALE_LIMIT:
             raise ValueError(f"model.likelihood.scale lies between 4.6e-5 and 22,000; found {scale}")
         self.num_channels = image.channels
-        self.density = unwrap_partial(density)
+        self.density, self.has_fixed_scale = unwrap_partial(density), not learned
         self.log_scale = nn.Parameter(
             torch.tensor(inverse_soft_clamp(math.log(scale), LOG_SCALE_LIMIT)), requires_grad=learned
         )

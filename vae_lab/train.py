@@ -182,7 +182,7 @@ def collect_warnings(trainer: Trainer, data: ImageDataModule, module: VAEModule)
     from vae_lab.training.preflight import check_model
 
     found = []
-    images = data.load()
+    images = data.images
     if images.skipped:
         found.append(f"{len(images.skipped)} pictures could not be read and were skipped: {', '.join(images.skipped)}")
     if not any(isinstance(callback, LastCheckpoint) for callback in trainer.checkpoint_callbacks):

@@ -19,20 +19,17 @@ log = logging.getLogger("vae_lab")
 
 
 class MetricsCSV(Callback):
-    """Writes a row per validation (per epoch without validation) and keeps the metrics of the best one."""
+    """Writes a row per validation, or per epoch without validation."""
 
-    def __init__(self, monitor: str = "val/elbo", mode: str = "max") -> None:
-        self.monitor, self.sign = monitor, 1 if mode == "max" else -1
-        self.best_metrics: dict[str, float] = {}
+    def __init__(self) -> None:
         self._written_at = -1
         self._num_rows = 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_metrics": self.best_metrics, "written_at": self._written_at, "num_rows": self._num_rows}
+        return {"written_at": self._written_at, "num_rows": self._num_rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_metrics, self._written_at = state_dict["best_metrics"], state_dict["written_at"]
-        self._num_rows = state_dict["num_rows"]
+        self._written_at, self._num_rows = state_dict["written_at"], state_dict["num_rows"]
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Truncate the table to the checkpoint: a killed run may have written more rows, or part of one."""
@@ -56,19 +53,12 @@ class MetricsCSV(Callback):
     def _add_row(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.global_step == self._written_at:
             return
-        metrics = pl_module.metrics_row()
-        self._remember_best(metrics)
+        metrics = pl_module.record_metrics()
         self._written_at = trainer.global_step
         self._num_rows += 1
         if trainer.is_global_zero:
             epoch = trainer.global_step // datamodule_of(trainer).steps_per_epoch
             add_row(csv_path(trainer), {"epoch": epoch, "step": trainer.global_step, **metrics})
-
-    def _remember_best(self, metrics: dict[str, float]) -> None:
-        best = self.best_metrics.get(self.monitor)
-        score = metrics.get(self.monitor)
-        if best is None or score is None or self.sign * score > self.sign * best:
-            self.best_metrics = metrics
 
 
 def csv_path(trainer: Trainer) -> Path:

@@ -14,7 +14,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
 from omegaconf import DictConfig
 
-from vae_lab.callbacks.metrics_csv import MetricsCSV
 from vae_lab.callbacks.throughput import Throughput
 from vae_lab.data.datamodule import datamodule_of, final_step
 from vae_lab.runs.provenance import config_hash, git_state, versions
@@ -147,12 +146,12 @@ class RunSummary:
             write_json(self.folder / "summary.json", {**outcome, **self._results(), **self._environment()})
 
     def _results(self) -> dict[str, Any]:
-        table, throughput = self._callback(MetricsCSV), self._callback(Throughput)
+        throughput = self._callback(Throughput)
         steps, steps_per_epoch = self.trainer.global_step, datamodule_of(self.trainer).steps_per_epoch
         seconds = time.perf_counter() - self._started
         return {
             "metrics": self.module.metrics,
-            "best_metrics": table.best_metrics,
+            "best_metrics": self.module.best_metrics,
             "baseline": self.module.baseline,
             "warnings": self.warnings,
             "images_per_second": throughput.images_per_second,

@@ -38,7 +38,7 @@ class BatchOptions(TypedDict, total=False):
 
 @dataclass
 class LoaderOptions:
-    """Training options that determine batches and steps; set by `build` and by the trainer."""
+    """Training options that determine batches and steps."""
 
     seed: int = 0
     accumulate: int = 1
@@ -77,9 +77,13 @@ class ImageDataModule(LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.preprocess = Preprocess(binarize, flip, shift, zoom, hue, corruption)
         self.binarize_seed, self.device_resident = binarize_seed, device_resident
-        self.loader_options = LoaderOptions()
+        self._training = LoaderOptions()
         self._loaded: DecodedImages | None = None
         self._splits: dict[Split, ImageSplit] = {}
+
+    def configure(self, training: LoaderOptions) -> None:
+        """Set what the training run determines, before the first batch."""
+        self._training = training
 
     def load(self) -> DecodedImages:
         """Decode all images on the first call; the result is kept for the life of the process."""
@@ -88,9 +92,16 @@ class ImageDataModule(LightningDataModule):
         return self._loaded
 
     @property
+    def images(self) -> DecodedImages:
+        """The images, once loaded."""
+        if self._loaded is None:
+            raise RuntimeError("no images yet: call load() or setup() first")
+        return self._loaded
+
+    @property
     def image(self) -> ImageSpec:
         """Shape, levels per pixel and number of classes of the images."""
-        images = self.load()
+        images = self.images
         channels, height, width = images.pixels.shape[1:]
         levels = 256 if self.preprocess.binarize == "none" else 2
         return ImageSpec(channels, height, width, levels, len(images.class_names))
@@ -98,14 +109,15 @@ class ImageDataModule(LightningDataModule):
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes; empty without labels."""
-        return self.load().class_names
+        return self.images.class_names
 
     def size(self, split: Split) -> int:
         """Number of images in the split."""
-        return len(self.load().splits[split])
+        return len(self.images.splits[split])
 
     def setup(self, stage: str | None = None) -> None:
         """Load the images and sample the fixed binarisation. Raises UsageError."""
+        self.load()
         for split in SPLITS:
             if split not in self._splits:
                 self._splits[split] = self._prepare_split(split)
@@ -119,7 +131,7 @@ class ImageDataModule(LightningDataModule):
             self._splits["train"] = self._move_to_device(self._splits["train"], self.trainer.strategy.root_device)
 
     def _prepare_split(self, split: Split) -> ImageSplit:
-        images = self.load()
+        images = self.images
         part = ImageSplit(images.pixels, images.splits[split], images.labels)
         binarized_splits = {"fixed": SPLITS, "dynamic": SPLITS[1:]}.get(self.preprocess.binarize, ())
         if split not in binarized_splits or not len(part):
@@ -141,25 +153,25 @@ class ImageDataModule(LightningDataModule):
     @property
     def step_size(self) -> int:
         """Images per optimiser step on one device."""
-        return self.batch_size * self.loader_options.accumulate
+        return self.batch_size * self._training.accumulate
 
     @property
     def steps_per_epoch(self) -> int:
         return steps_per_epoch(
-            self.size("train"), self.step_size, self._world()["world_size"], self.loader_options.limit_steps
+            self.size("train"), self.step_size, self._world()["world_size"], self._training.limit_steps
         )
 
     def train_dataloader(self) -> TrainingBatches:
         """The remaining batches of the epoch that contains `trainer.global_step`."""
         trainer: Any = self.trainer
         # All devices need the same number of steps per call, so it cannot follow their own timings.
-        steps = self.loader_options.steps_per_execution
+        steps = self._training.steps_per_execution
         steps = 8 if steps == "auto" and trainer.world_size > 1 else steps
         return TrainingBatches(
             split=self._splits["train"],
             step_size=self.step_size,
             steps_per_epoch=self.steps_per_epoch,
-            seed=self.loader_options.seed,
+            seed=self._training.seed,
             steps_per_call=StepsPerCall(1 if trainer.fast_dev_run else steps),
             clock=lambda: trainer.global_step,
             boundaries=call_boundaries(trainer),

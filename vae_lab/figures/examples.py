@@ -48,7 +48,7 @@ class SingleLayerModel(Protocol):
 
 def has_single_layer(model: Model) -> bool:
     """Whether the model has one q(z|x), one p(z) and one p(x|z)."""
-    return hasattr(model, "prior_distribution")
+    return not model.is_hierarchy
 
 
 @dataclass(frozen=True)

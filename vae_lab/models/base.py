@@ -24,6 +24,7 @@ class Model(nn.Module):
     image: ImageSpec
     conditional: bool  # on labels
     likelihood: Likelihood
+    is_hierarchy = True  # False: one q(z|x), one p(z) and one p(x|z)
 
     @property
     def latents(self) -> tuple[LatentSpec, ...]:
@@ -74,7 +75,7 @@ class Model(nn.Module):
 def latent_spec(posterior: Posterior, spatial_shape: tuple[int, ...], image: ImageSpec) -> LatentSpec:
     """The spec of a latent of this posterior; spatial_shape: (h, w) of the encoder's output, or ()."""
     shape = (posterior.num_features, *spatial_shape)
-    codes = getattr(posterior, "codes", None)
+    codes = posterior.codes
     if codes is None:
         return LatentSpec(posterior.kind, shape, image)
     indices = codes.indices(torch.zeros(1, *shape))
@@ -108,12 +109,12 @@ def require_same_latent_kind(posterior: Posterior, prior: Prior) -> None:
 
 def require_label_support(prior: Prior, conditional: bool) -> None:
     """ValueError: a prior that needs labels in an unconditional model, or pseudo-inputs in a conditional one."""
-    if getattr(prior, "needs_labels", False) and not conditional:
+    if prior.needs_labels and not conditional:
         raise ValueError(
             f"model.prior: {type(prior).__name__} depends on the labels, but this model is unconditional.\n"
             "Choose model.conditional=true, or model/prior=gaussian_mixture"
         )
-    if getattr(prior, "needs_encoder", False) and conditional:
+    if prior.needs_encoder and conditional:
         raise ValueError(
             f"model.prior: {type(prior).__name__} encodes pseudo-inputs without labels, but model.conditional=true.\n"
             "Choose model/prior=class_gaussian or gaussian_mixture"
@@ -122,7 +123,8 @@ def require_label_support(prior: Prior, conditional: bool) -> None:
 
 def parts_without_density(model: Model) -> list[str]:
     """Class names of the parts without a density; with any of them the "ELBO" is not a bound on log p(x)."""
-    return [*dict.fromkeys(type(part).__name__ for part in model.modules() if not getattr(part, "is_density", True))]
+    parts = (part for part in model.modules() if isinstance(part, (Posterior, Prior)) and not part.is_density)
+    return [*dict.fromkeys(type(part).__name__ for part in parts)]
 
 
 @torch.no_grad()

@@ -23,11 +23,11 @@ class StochasticLayer(nn.Module):
         if params is not None:
             assert isinstance(self.prior, ConditionalPrior)
             return self.prior.conditioned_on(params)
-        return self.prior(PriorInputs(y, codes=getattr(self.posterior, "codes", None)))
+        return self.prior(PriorInputs(y, codes=self.posterior.codes))
 
     def require_compatible(self, shape: tuple[int, ...], conditional: bool) -> None:
         """ValueError: a prior that a ladder's layer cannot use, or a posterior that is incompatible with the prior."""
-        if getattr(self.prior, "needs_encoder", False):
+        if self.prior.needs_encoder:
             raise ValueError(
                 f"model.prior: {type(self.prior).__name__} needs q(z|x), but the posterior of a ladder's layer depends "
                 "on the layers above.\nChoose model/prior=conditional_gaussian, or a model with one layer"

@@ -35,6 +35,8 @@ class VAE(Model):
     ValueError: a prior and a posterior over different kinds of latents; conditional without labels.
     """
 
+    is_hierarchy = False
+
     def __init__(
         self,
         image: ImageSpec,
@@ -90,7 +92,7 @@ class VAE(Model):
 
     def prior_distribution(self, y: Tensor | None = None) -> Distribution:
         """p(z), batch (); or (B,) if the prior depends on the labels y (B,)."""
-        return self.prior(PriorInputs(y, self.encode, getattr(self.posterior, "codes", None)))
+        return self.prior(PriorInputs(y, self.encode, self.posterior.codes))
 
     def replace_prior(self, prior: Prior) -> Prior:
         """Replace p(z), as by one fitted to the latents; returns the old one. ValueError: another kind of latents."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +83,7 @@ class Objective(nn.Module):
         )
         self.constraint = constraint(spec) if constraint and spec else None
         built = {name: make(spec) for name, make in (regularizers or {}).items() if spec and make is not None}
-        self.regularizers = nn.ModuleDict(built)  # type: ignore[arg-type]  # every regularizer is a module
+        self.regularizers = nn.ModuleDict(built)
         _require(
             bound is not doubly_reparameterized_bound or not built,
             "objective/bound=dreg scales every gradient that reaches z, including a regularizer's: choose "
@@ -127,8 +127,7 @@ class Objective(nn.Module):
     @property
     def discriminators(self) -> list[AdversarialRegularizer]:
         """The regularizers that train a discriminator."""
-        parts = cast("list[AdversarialRegularizer]", list(self.regularizers.values()))
-        return [part for part in parts if hasattr(part, "discriminator_loss")]
+        return [part for part in self.regularizers.values() if isinstance(part, AdversarialRegularizer)]
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 
-from vae_lab.core import LatentKind
+from vae_lab.core import LatentKind, Posterior
 from vae_lab.distributions.codes import OneHotCategoricals, OneHotCodes, QuantizedDelta
 from vae_lab.posteriors.codebook import Codebook
 
 
-class NearestCode(nn.Module):
+class NearestCode(Posterior):
     """A point mass at the codes nearest to the encoder's output: VQ-VAE. van den Oord et al. 2017, arXiv:1711.00937.
 
     latent_dim: features of each position. code_dim: features of one code, a divisor of latent_dim; default latent_dim,
@@ -21,6 +21,7 @@ class NearestCode(nn.Module):
     """
 
     kind: LatentKind = "codes"
+    codes: Codebook
 
     def __init__(
         self,
@@ -47,7 +48,7 @@ class NearestCode(nn.Module):
         return QuantizedDelta(inputs, indices, self.codes.embed(indices))
 
 
-class RelaxedCategorical(nn.Module):
+class RelaxedCategorical(Posterior):
     """latent_dim categorical variables per position as one-hot vectors: Gumbel-softmax, or Concrete.
 
     Jang et al. 2017, arXiv:1611.01144; Maddison et al. 2017, arXiv:1611.00712. num_categories: of each variable.
@@ -59,6 +60,7 @@ class RelaxedCategorical(nn.Module):
     """
 
     kind: LatentKind = "codes"
+    codes: OneHotCodes
 
     def __init__(self, latent_dim: int, num_categories: int = 10, temperature: float = 2 / 3) -> None:
         super().__init__()

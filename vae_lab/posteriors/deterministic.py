@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 
-from vae_lab.core import LatentKind
+from vae_lab.core import Posterior
 from vae_lab.distributions.degenerate import Delta
 
 
-class Deterministic(nn.Module):
+class Deterministic(Posterior):
     """z = f(x), as in an autoencoder: q(z|x) is a point mass.
 
     `is_density` is False: log q(z|x) does not exist and is 0 by convention. With model/prior=flat the rate is then 0
@@ -17,7 +17,6 @@ class Deterministic(nn.Module):
     2018, arXiv:1711.01558) the rate is -log p(z). Neither is a bound on log p(x).
     """
 
-    kind: LatentKind = "vector"
     is_density = False
 
     def __init__(self, latent_dim: int) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 from torch.distributions.kl import register_kl
 
-from vae_lab.core import LatentKind
+from vae_lab.core import Posterior
 from vae_lab.distributions.flows import (
     FlowDistribution,
     Householder,
@@ -26,14 +26,12 @@ from vae_lab.distributions.spatial import to_spatial
 from vae_lab.networks.made import MADE
 
 
-class InverseAutoregressiveFlow(nn.Module):
+class InverseAutoregressiveFlow(Posterior):
     """Inverse autoregressive flow, every second step in reversed order. Kingma et al. 2016, arXiv:1606.04934.
 
     context_features: encoder outputs that every step is conditioned on. hidden: widths of each step's network.
     The density of its own samples is cheap; that of any other z takes latent_dim passes.
     """
-
-    kind: LatentKind = "vector"
 
     def __init__(
         self, latent_dim: int, num_flows: int = 4, hidden: Sequence[int] = (320,), context_features: int = 64
@@ -58,10 +56,8 @@ class InverseAutoregressiveFlow(nn.Module):
         return to_spatial(FlowDistribution(base, flows))
 
 
-class PlanarFlow(nn.Module):
+class PlanarFlow(Posterior):
     """Planar flow with parameters from the encoder. Rezende & Mohamed 2015, arXiv:1505.05770."""
-
-    kind: LatentKind = "vector"
 
     def __init__(self, latent_dim: int, num_flows: int = 8) -> None:
         super().__init__()
@@ -76,13 +72,11 @@ class PlanarFlow(nn.Module):
         return to_spatial(FlowDistribution(base, flows))
 
 
-class HouseholderFlow(nn.Module):
+class HouseholderFlow(Posterior):
     """A Gaussian transformed by Householder reflections; many of them give a full covariance. Tomczak & Welling 2016.
 
     arXiv:1611.09630; there each step's vector is a linear function of the previous one, here all come from the encoder.
     """
-
-    kind: LatentKind = "vector"
 
     def __init__(self, latent_dim: int, num_flows: int = 4) -> None:
         super().__init__()

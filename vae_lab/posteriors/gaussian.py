@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
-from vae_lab.core import LatentKind
+from vae_lab.core import Posterior
 from vae_lab.distributions.gaussians import FullNormal, bounded_scale, num_below_diagonal, scale_tril
 from vae_lab.distributions.spatial import to_spatial
 
 
-class DiagonalGaussian(nn.Module):
+class DiagonalGaussian(Posterior):
     """N(mean, diag exp(logvar)), both from the encoder, logvar bounded. Kingma & Welling 2014, arXiv:1312.6114."""
-
-    kind: LatentKind = "vector"
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
@@ -30,14 +28,12 @@ def diagonal_gaussian(mean: Tensor, logvar: Tensor) -> Distribution:
     return Independent(normal, mean.dim() - 1, validate_args=False)
 
 
-class FullCovarianceGaussian(nn.Module):
+class FullCovarianceGaussian(Posterior):
     """N(mean, L L^T), L lower triangular with bounded diagonal. Kingma & Welling 2019, arXiv:1906.02691, 2.5.1.
 
     On a feature map, the features of each position have their own covariance; a joint one over all positions would need
     (D h w)^2 / 2 encoder outputs.
     """
-
-    kind: LatentKind = "vector"
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()

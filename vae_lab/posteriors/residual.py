@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 
-from vae_lab.core import LatentKind
+from vae_lab.core import RelativePosterior
 from vae_lab.distributions.gaussians import as_diagonal_normal, diagonal_normal, soft_clamp
 
 MEAN_LIMIT = 10.0  # bound on the difference between the posterior's and the prior's mean
 LOG_SCALE_LIMIT = 5.0  # bound on the log ratio of the posterior's to the prior's scale
 
 
-class ResidualGaussian(nn.Module):
+class ResidualGaussian(RelativePosterior):
     """N(prior mean + difference, diag (prior scale * ratio)^2), both bounded so that the KL cannot overflow.
 
     Vahdat & Kautz 2020, arXiv:2007.03898, eq. 3. In a plain VAE: a diagonal Gaussian, relative to N(0, I).
     """
-
-    kind: LatentKind = "vector"
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()

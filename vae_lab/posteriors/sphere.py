@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 from torch.nn.functional import normalize, softplus
 
-from vae_lab.core import LatentKind
+from vae_lab.core import LatentKind, Posterior
 from vae_lab.distributions import sphere
 from vae_lab.distributions.spatial import to_spatial
 
 MIN_CONCENTRATION, MAX_CONCENTRATION = 1e-3, 1e5  # nearly uniform; standard deviations of 0.003
 
 
-class VonMisesFisher(nn.Module):
+class VonMisesFisher(Posterior):
     """von Mises-Fisher on the unit sphere in R^D, D >= 2: the hyperspherical VAE. arXiv:1804.00891.
 
     The concentration is D softplus(output): at initialisation the mean of samples has a length of about 1/2 whatever D

@@ -9,10 +9,10 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Categorical, Distribution, Independent
 
-from vae_lab.core import NO_INPUTS, Codes, LatentKind, LatentSpec, PriorInputs
+from vae_lab.core import NO_INPUTS, Codes, LatentKind, LatentSpec, Prior, PriorInputs
 from vae_lab.distributions.codes import CodeDistribution
 from vae_lab.networks.transformer import CausalTransformer
 from vae_lab.priors.temperature import scale_prior
@@ -37,7 +37,7 @@ def require_codes(inputs: PriorInputs) -> Codes:
     return inputs.codes
 
 
-class UniformCodes(nn.Module):
+class UniformCodes(Prior):
     """Every code has probability 1 / K, independently at each position. ValueError: the latents are not codes."""
 
     kinds: tuple[LatentKind, ...] = ("codes",)
@@ -65,7 +65,7 @@ class UniformCodeDistribution(CodeDistribution):
         return self.index_distribution.log_prob(any_indices).expand(value.shape[: value.dim() - len(self.event_shape)])
 
 
-class AutoregressiveCodes(nn.Module):
+class AutoregressiveCodes(Prior):
     """A causal transformer over codes in row-major order: each code given the previous ones.
 
     As in the second stage of VQ-VAE (arXiv:1711.00937, section 3.3), which uses a PixelCNN; the pre-norm transformer is

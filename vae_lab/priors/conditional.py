@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 
-from vae_lab.core import NO_INPUTS, LatentKind, LatentSpec, PriorInputs
+from vae_lab.core import NO_INPUTS, ConditionalPrior, LatentSpec, PriorInputs
 from vae_lab.distributions.gaussians import diagonal_normal, soft_clamp
 from vae_lab.priors.fixed import StandardNormal
 
 LOG_SCALE_LIMIT = 5.0  # bound on the prior's log scale
 
 
-class ConditionalGaussian(nn.Module):
+class ConditionalGaussian(ConditionalPrior):
     """A diagonal Gaussian with means and bounded log scales from the layers above; N(0, I) at the top."""
-
-    kinds: tuple[LatentKind, ...] = ("vector",)
 
     def __init__(self, latent: LatentSpec) -> None:
         super().__init__()

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
-from vae_lab.core import NO_INPUTS, LatentKind, LatentSpec, PriorInputs
+from vae_lab.core import NO_INPUTS, LatentKind, LatentSpec, Prior, PriorInputs
 from vae_lab.distributions.degenerate import Improper
 from vae_lab.distributions.spatial import SpatialDistribution
 from vae_lab.distributions.sphere import SphericalUniform
 
 
-class StandardNormal(nn.Module):
+class StandardNormal(Prior):
     """N(0, I) over a latent of any shape."""
 
-    kinds: tuple[LatentKind, ...] = ("vector",)
     mean: Tensor
     scale: Tensor
 
@@ -30,7 +29,7 @@ class StandardNormal(nn.Module):
         return Independent(Normal(self.mean, self.scale, validate_args=False), self.mean.dim(), validate_args=False)
 
 
-class UniformSphere(nn.Module):
+class UniformSphere(Prior):
     """The uniform density on the unit sphere; on a feature map, at each position."""
 
     kinds: tuple[LatentKind, ...] = ("sphere",)
@@ -48,7 +47,7 @@ class UniformSphere(nn.Module):
         return SpatialDistribution(vectors) if spatial_shape else vectors
 
 
-class Flat(nn.Module):
+class Flat(Prior):
     """log p(z) = 0 everywhere, which is not a density: the prior of an autoencoder (model/posterior=delta)."""
 
     kinds: tuple[LatentKind, ...] = ("vector", "sphere", "codes")

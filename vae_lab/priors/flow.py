@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import ReshapeTransform
 
-from vae_lab.core import NO_INPUTS, LatentKind, LatentSpec, PriorInputs
+from vae_lab.core import NO_INPUTS, LatentSpec, Prior, PriorInputs
 from vae_lab.distributions.flows import AffineCoupling, FlowDistribution
 from vae_lab.networks.mlp import dense
 
 
-class FlowPrior(nn.Module):
+class FlowPrior(Prior):
     """A standard normal transformed by affine couplings of alternating halves. Dinh et al. 2017, arXiv:1605.08803.
 
     num_flows: couplings. hidden: widths of each coupling's network. A feature map is flattened. The initial prior is
@@ -24,7 +24,6 @@ class FlowPrior(nn.Module):
     ValueError: a latent of one dimension, num_flows < 2, no hidden layer.
     """
 
-    kinds: tuple[LatentKind, ...] = ("vector",)
     mean: Tensor
     scale: Tensor
 

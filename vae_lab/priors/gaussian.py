@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import ReshapeTransform
 
-from vae_lab.core import NO_INPUTS, LatentKind, LatentSpec, PriorInputs
+from vae_lab.core import NO_INPUTS, LatentSpec, Prior, PriorInputs
 from vae_lab.distributions.gaussians import (
     FullNormal,
     below_diagonal_indices,
@@ -26,14 +26,14 @@ from vae_lab.distributions.mixtures import mixture
 MIN_VARIANCE = 1e-6  # added to fitted variances; scikit-learn's default
 
 
-class GaussianMixture(nn.Module):
+class GaussianMixture(Prior):
     """A mixture of diagonal Gaussians with learned means, scales and weights.
 
     num_components: K. spread: standard deviation of the initial means around 0, so that components differ.
     ValueError: K < 1; a negative spread.
     """
 
-    kinds: tuple[LatentKind, ...] = ("vector",)
+    has_fit = True
 
     def __init__(self, latent: LatentSpec, num_components: int = 50, spread: float = 1.0) -> None:
         super().__init__()
@@ -73,14 +73,13 @@ def _diagonal(means: Tensor, logvars: Tensor) -> Distribution:
     return Independent(Normal(means, bounded_scale(logvars), validate_args=False), means.dim() - 1, validate_args=False)
 
 
-class ClassGaussian(nn.Module):
+class ClassGaussian(Prior):
     """p(z|y): a diagonal Gaussian per class with learned means and scales, initialised to N(0, I).
 
     Sohn et al. 2015, "Learning Structured Output Representation using Deep Conditional Generative Models".
     ValueError: images without labels; a call without labels.
     """
 
-    kinds: tuple[LatentKind, ...] = ("vector",)
     needs_labels = True
 
     def __init__(self, latent: LatentSpec) -> None:
@@ -100,10 +99,10 @@ class ClassGaussian(nn.Module):
         return _diagonal(self.means[inputs.y], self.logvars[inputs.y])
 
 
-class FullGaussian(nn.Module):
+class FullGaussian(Prior):
     """A Gaussian with full covariance over all n dimensions of a latent, initialised to N(0, I); n^2 / 2 parameters."""
 
-    kinds: tuple[LatentKind, ...] = ("vector",)
+    has_fit = True
 
     def __init__(self, latent: LatentSpec) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MultivariateNormal
 
-from vae_lab.core import NO_INPUTS, LatentKind, LatentSpec, PriorInputs
+from vae_lab.core import NO_INPUTS, LatentKind, LatentSpec, Prior, PriorInputs
 from vae_lab.distributions.mixtures import mixture
 from vae_lab.distributions.spatial import SpatialDistribution
 from vae_lab.distributions.sphere import VonMisesFisher
@@ -14,7 +14,7 @@ from vae_lab.distributions.sphere import VonMisesFisher
 GAIN = 10.0  # logits per weight; without it, black to white takes ten times as many optimiser steps
 
 
-class VampPrior(nn.Module):
+class VampPrior(Prior):
     """p(z) = 1/K sum_k q(z | u_k): a mixture of the posteriors of learned images u_k, the pseudo-inputs.
 
     num_pseudo_inputs: K. They pass through the encoder at each step, as K more images. A sigmoid keeps them in [0, 1]:

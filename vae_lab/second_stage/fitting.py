@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import AffineTransform, Distribution, TransformedDistribution
 
-from vae_lab.core import NO_INPUTS, Codes, LatentKind, LatentSpec, Prior, PriorInputs
+from vae_lab.core import NO_INPUTS, Codes, LatentSpec, Prior, PriorInputs
 from vae_lab.models.base import LabelledBatches
 from vae_lab.models.vae import VAE
 from vae_lab.objectives.schedules import Cosine
@@ -54,7 +54,7 @@ class LatentSamples:
 @torch.no_grad()
 def sample_posteriors(model: VAE, images: LabelledBatches, samples_per_image: int, *seed: int) -> LatentSamples:
     """Samples of q(z|x), those of one image adjacent. seed: a stream of random numbers used for nothing else."""
-    codes: Codes | None = getattr(model.posterior, "codes", None)
+    codes = model.posterior.codes
     parts = []
     for number, (x, y) in enumerate(images):
         seed_noise(x.device, *seed, number)
@@ -63,14 +63,13 @@ def sample_posteriors(model: VAE, images: LabelledBatches, samples_per_image: in
     return LatentSamples(torch.cat(parts), codes)
 
 
-class StandardizedPrior(nn.Module):
+class StandardizedPrior(Prior):
     """z = mean + scale u with u from another prior, which is thus fitted to latents of mean 0 and scale 1.
 
     For a prior that starts near N(0, I) and is fitted by gradient. The density is exact: torch subtracts the sum of the
     log scales. mean and scale: of the latents given to `adapt`; 0 and 1 before.
     """
 
-    kinds: tuple[LatentKind, ...] = ("vector",)
     mean: Tensor
     scale: Tensor
 
@@ -95,7 +94,7 @@ class StandardizedPrior(nn.Module):
 class FittingTask(NamedTuple):
     """A prior to fit. It is called with the codes, but without labels or images."""
 
-    prior: nn.Module
+    prior: Prior
     latents: LatentSamples
     held_out: LatentSamples  # for model selection and scores
     seed: int
@@ -121,8 +120,7 @@ class DirectFit:
     """Fit by the prior's own `fit`: in closed form or by expectation maximisation. UsageError: a prior without one."""
 
     def __call__(self, task: FittingTask) -> None:
-        fit = getattr(task.prior, "fit", None)
-        if fit is None:
+        if not task.prior.has_fit:
             raise UsageError(
                 f"second_stage.fitting: {type(task.prior).__name__} has no fit method\n"
                 "use that of second_stage=flow: second_stage.fitting._target_=vae_lab.second_stage.GradientFit"
@@ -131,7 +129,7 @@ class DirectFit:
             seed_noise(device, task.seed, FIT, NOISE)
         task.report_progress("fit", 0, 1)
         try:
-            fit(task.latents.z())
+            task.prior.fit(task.latents.z())
         except ValueError as error:
             raise second_stage_error(error) from error
 

@@ -10,10 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 import torch
-from torch import nn
 
 from vae_lab.core import LatentKind, LatentSpec, Prior
 from vae_lab.models.base import KIND_NAMES, Model, latent_kind_mismatch
@@ -66,18 +64,18 @@ def require_single_layer(model: Model) -> VAE:
     return model
 
 
-def build_prior(stage: SecondStage, model: VAE, seed: int) -> nn.Module:
+def build_prior(stage: SecondStage, model: VAE, seed: int) -> Prior:
     """An unfitted prior for the model's latents.
 
     UsageError: a prior of another kind of latents, one that needs an encoder or labels, or invalid options.
     """
     seed_noise(torch.device("cpu"), seed, FIT, WEIGHTS)
     try:
-        prior = cast("nn.Module", stage.prior(model.latent))
+        prior = stage.prior(model.latent)
     except ValueError as error:
         raise second_stage_error(error) from error
     require_latent_kind(prior, model)
-    if getattr(prior, "needs_encoder", False) or getattr(prior, "needs_labels", False):
+    if prior.needs_encoder or prior.needs_labels:
         raise UsageError(
             f"second_stage: {type(prior).__name__} depends on the encoder or on labels; a fitted prior has neither.\n"
             f"{CHOICES[model.latent.kind]}"
@@ -85,7 +83,7 @@ def build_prior(stage: SecondStage, model: VAE, seed: int) -> nn.Module:
     return prior
 
 
-def require_latent_kind(prior: nn.Module, model: VAE) -> None:
+def require_latent_kind(prior: Prior, model: VAE) -> None:
     """UsageError: the prior does not support the model's kind of latents."""
-    if (wrong := latent_kind_mismatch(model.posterior, cast("Prior", prior))) is not None:
+    if (wrong := latent_kind_mismatch(model.posterior, prior)) is not None:
         raise UsageError(f"second_stage: {wrong}\n{CHOICES[model.latent.kind]}")

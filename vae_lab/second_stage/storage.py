@@ -20,6 +20,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from vae_lab.config.safety import checked_run_config
 from vae_lab.config.validation import check_targets
+from vae_lab.core import Prior
 from vae_lab.models.base import Model
 from vae_lab.runs.checkpoint_io import copy_to_cpu, find_damage, load_checkpoint, write_checkpoint
 from vae_lab.second_stage.stage import require_latent_kind, require_single_layer
@@ -69,7 +70,7 @@ def write_fitted_prior(
     fsync_folder(run)
 
 
-def read_fitted_prior(run: Path, model: Model, found: ModelFingerprint, trusted: bool) -> tuple[str, nn.Module]:
+def read_fitted_prior(run: Path, model: Model, found: ModelFingerprint, trusted: bool) -> tuple[str, Prior]:
     """The name of the prior fitted to a run, and the prior. found: the weights of the model.
 
     UsageError: it was fitted to other weights, its files are damaged or do not match, or its config names targets that
@@ -88,7 +89,7 @@ def read_fitted_prior(run: Path, model: Model, found: ModelFingerprint, trusted:
             'or load the run without it: vae_lab.load(run, prior="trained")'
         )
     layer = require_single_layer(model)
-    prior: nn.Module = build_node(config.second_stage.prior, latent=layer.latent)
+    prior: Prior = build_node(config.second_stage.prior, latent=layer.latent)
     require_latent_kind(prior, layer)
     try:
         prior.load_state_dict(saved["prior"])

@@ -45,12 +45,11 @@ def build(config: DictConfig, stop_requested: Callable[[], bool] = lambda: False
     """The data module and the Lightning module of a checked config; equal seeds give equal initial weights."""
     data: ImageDataModule = build_node(config.data)
     settings: OptimizerSettings = build_node(config.optimizer)
-    data.loader_options = LoaderOptions(
-        config.seed,
-        settings.accumulate,
-        config.trainer.steps_per_execution,
-        config.trainer.limit_train_batches,
+    trainer = config.trainer
+    data.configure(
+        LoaderOptions(config.seed, settings.accumulate, trainer.steps_per_execution, trainer.limit_train_batches)
     )
+    data.load()
     require_capturable(settings, config.trainer.cuda_graphs)
     return data, build_module(config, data, data.image, data.size("train"), settings, stop_requested)
 

@@ -24,6 +24,7 @@ from vae_lab.metrics.evaluator import SplitEvaluator
 from vae_lab.models.base import LabelledBatches, Model
 from vae_lab.objectives.constraints import DistortionConstraint
 from vae_lab.objectives.objective import Objective
+from vae_lab.training.ddp import AllReduceStrategy
 from vae_lab.training.nonfinite import NonFinitePolicy, OnNonFinite, require_finite
 from vae_lab.training.optimizer import OptimizerSettings, WeightAverage
 from vae_lab.training.step import Execution, TrainingStep, term_names
@@ -75,6 +76,7 @@ class VAEModule(LightningModule):
         self.diagnostics = Diagnostics(model)
         self.evaluation = SplitEvaluator(self.sums, self.diagnostics, objective, preprocess, seed)
         self.metrics: dict[str, float] = {}  # latest value of each, by name
+        self.best_metrics: dict[str, float] = {}  # those of the validation with the best val/elbo
         self.baseline: dict[str, Any] | None = None  # metrics of a linear model, after the test
         self.on_nonfinite = on_nonfinite
         self.nonfinite_policy = NonFinitePolicy(on_nonfinite)
@@ -118,6 +120,7 @@ class VAEModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Build the training step, now that the trainer has the optimiser and the number of steps."""
+        strategy = self.trainer.strategy
         self.step = TrainingStep(
             model=self.model,
             objective=self.objective,
@@ -129,7 +132,7 @@ class VAEModule(LightningModule):
             seed=self.seed,
             rank=self.global_rank,
             average=self.average,
-            reduce_gradients=getattr(self.trainer.strategy, "reduce_gradients", None),
+            reduce_gradients=strategy.reduce_gradients if isinstance(strategy, AllReduceStrategy) else None,
             execution=self.execution,
             on_nonfinite=self.on_nonfinite,
         )
@@ -221,10 +224,17 @@ class VAEModule(LightningModule):
         self.metrics |= means
         return means
 
-    def metrics_row(self) -> dict[str, float]:
-        """Metrics at the end of an epoch: functions of the weights and the step, whatever the logging interval."""
+    def record_metrics(self) -> dict[str, float]:
+        """Metrics at the end of an epoch, kept as the best if they are; whatever the logging interval.
+
+        Functions of the weights and the step.
+        """
         found = {name: value for name, value in self.metrics.items() if not name.startswith(NON_VALIDATION_PREFIXES)}
-        return {**self.epoch_means(), **self._rates(), **found}
+        row = {**self.epoch_means(), **self._rates(), **found}
+        best, score = self.best_metrics.get("val/elbo"), row.get("val/elbo")
+        if best is None or score is None or score > best:
+            self.best_metrics = row
+        return row
 
     # Evaluation
 
@@ -292,7 +302,7 @@ class VAEModule(LightningModule):
         checkpoint["image"] = dataclasses.asdict(self.model.image)
         checkpoint["steps_per_epoch"] = datamodule_of(self.trainer).steps_per_epoch
         checkpoint["kl_per_dim"] = self.kl_per_dim
-        checkpoint["metrics"] = self.metrics
+        checkpoint["metrics"], checkpoint["best_metrics"] = self.metrics, self.best_metrics
         checkpoint["step_log"] = self.step_log.state_dict()
         checkpoint["nonfinite_policy"] = self.nonfinite_policy.state_dict()
 
@@ -305,7 +315,7 @@ class VAEModule(LightningModule):
             checkpoint["callbacks"] = {}
             return
         self.evaluation.kl_per_dim = checkpoint["kl_per_dim"]
-        self.metrics = dict(checkpoint["metrics"])
+        self.metrics, self.best_metrics = dict(checkpoint["metrics"]), dict(checkpoint["best_metrics"])
         self.step_log.load_state_dict(checkpoint["step_log"])
         self.nonfinite_policy.load_state_dict(checkpoint["nonfinite_policy"])
         steps = checkpoint["global_step"]

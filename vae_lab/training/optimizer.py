@@ -77,7 +77,10 @@ class WeightAverage(nn.Module):
 
     @torch.no_grad()
     def update(self, model: Model, weight: Weight) -> None:
-        """Move the average towards the model's weights by the fraction `weight`; buffers are copied."""
+        """Move the average towards the model's weights by the fraction `weight`; buffers are copied.
+
+        Not those of the likelihood: what was fitted to the averaged weights stays theirs.
+        """
         averages: list[Tensor] = list(self.model.parameters())
         weights: list[Tensor] = list(model.parameters())
         if isinstance(weight, Tensor):  # lerp would read it back from the device
@@ -86,8 +89,9 @@ class WeightAverage(nn.Module):
             torch._foreach_add_(averages, moves)
         else:
             torch._foreach_lerp_(averages, weights, weight)
-        for average, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
-            average.copy_(buffer)
+        for (name, average), buffer in zip(self.model.named_buffers(), model.buffers(), strict=True):
+            if not name.startswith("likelihood."):
+                average.copy_(buffer)
 
 
 def adapt_optimizer_state(optimizer: torch.optim.Optimizer, capturable: bool) -> None:

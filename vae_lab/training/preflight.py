@@ -97,7 +97,7 @@ def _likelihood_warnings(model: Model, x: Tensor) -> Iterator[str]:
     levels, binary = model.likelihood.levels, bool(((x == 0) | (x == 1)).all())
     if levels == 2 and not binary:
         yield "cross-entropy on grey values is not a likelihood: compare it only with other cross-entropies"
-    elif levels is None and binary and not _is_bounded(model):
+    elif levels is None and binary and not model.likelihood.has_fixed_scale:
         yield (
             "a density of pixels that are only 0 or 1 has no upper bound, so log p(x|z) is not informative: "
             "choose model/likelihood=bernoulli, or data.binarize=none for grey values"
@@ -122,12 +122,6 @@ def _latent_warnings(model: Model, objective: Objective, num_images: int) -> Ite
         )
     if (warning := codebook_size_warning(model.latents, num_images)) is not None:
         yield warning
-
-
-def _is_bounded(model: Model) -> bool:
-    """Whether the likelihood is a density with one fixed scale."""
-    scale = getattr(model.likelihood, "log_scale", None)
-    return isinstance(scale, torch.nn.Parameter) and not scale.requires_grad
 
 
 def codebook_size_warning(latents: Sequence[LatentSpec], num_images: int) -> str | None:

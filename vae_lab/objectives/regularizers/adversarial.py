@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vae_lab.core import RegularizerInputs, TrainingSpec
+from vae_lab.objectives.regularizers.base import AdversarialRegularizer
 from vae_lab.objectives.regularizers.checks import require_number, require_single_latent, sample_prior
 from vae_lab.objectives.regularizers.discriminators import (
     DiscriminatorOutput,
@@ -20,7 +21,7 @@ from vae_lab.objectives.regularizers.discriminators import (
 )
 
 
-class AdversarialPosterior(nn.Module):
+class AdversarialPosterior(AdversarialRegularizer):
     """Adversarial loss of posterior samples against prior samples, in nats: the adversarial autoencoder.
 
     Makhzani et al. 2016, arXiv:1511.05644; with `objective.beta=0` it replaces the KL, as there and in WAE-GAN
@@ -58,7 +59,7 @@ class AdversarialPosterior(nn.Module):
         return real_fake_cross_entropy(prior_logits, posterior_logits)
 
 
-class AdversarialImages(nn.Module):
+class AdversarialImages(AdversarialRegularizer):
     """Adversarial loss of decoded images against real ones, in nats: VAE-GAN. Larsen et al. 2016, arXiv:1512.09300.
 
     Decoded images are the reconstructions and, with `prior_samples`, prior samples, both weighted by half; with several

@@ -1,25 +1,23 @@
-"""Interfaces of the regularizers."""
+"""Base classes of the regularizers."""
 
 from __future__ import annotations
-
-from typing import Protocol
 
 from torch import Tensor, nn
 
 from vae_lab.core import RegularizerInputs
 
 
-class Regularizer(Protocol):
-    """A penalty to minimise; an nn.Module."""
+class Regularizer(nn.Module):
+    """A penalty to minimise."""
 
     weight: float
 
-    def __call__(self, inputs: RegularizerInputs) -> Tensor:
+    def forward(self, inputs: RegularizerInputs) -> Tensor:
         """(B,) per image, or () for the whole batch; without `weight`. Its gradient reaches the model alone."""
-        ...
+        raise NotImplementedError
 
 
-class AdversarialRegularizer(Protocol):
+class AdversarialRegularizer(Regularizer):
     """A regularizer with a discriminator, trained in the same step as the model."""
 
     discriminator: nn.Module
@@ -27,4 +25,4 @@ class AdversarialRegularizer(Protocol):
 
     def discriminator_loss(self, inputs: RegularizerInputs) -> Tensor:
         """The loss of the discriminator, (). Its gradient reaches the discriminator alone."""
-        ...
+        raise NotImplementedError

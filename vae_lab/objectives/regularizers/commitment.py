@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 
 from vae_lab.core import RegularizerInputs, TrainingSpec
 from vae_lab.distributions.codes import QuantizedDelta
 from vae_lab.distributions.unflatten import UnflattenedBatch
+from vae_lab.objectives.regularizers.base import Regularizer
 
 REMEDY = "choose model/posterior=nearest_code, or remove commitment from objective/regularizers"
 
 
-class Commitment(nn.Module):
+class Commitment(Regularizer):
     """Squared distance between the encoder's output and its detached codes, summed over all layers of codes.
 
     Summed over features and positions, as a likelihood sums over pixels; `weight` is the beta of van den Oord et al.

@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vae_lab.core import RegularizerInputs, TrainingSpec
+from vae_lab.objectives.regularizers.base import AdversarialRegularizer
 from vae_lab.objectives.regularizers.checks import require_single_latent
 from vae_lab.objectives.regularizers.discriminators import (
     LatentDiscriminator,
@@ -18,7 +19,7 @@ from vae_lab.objectives.regularizers.discriminators import (
 )
 
 
-class DensityRatio(nn.Module):
+class DensityRatio(AdversarialRegularizer):
     """KL(q(z) || prod_d q(z_d)) in nats, by a discriminator's log-odds of latents against permuted ones.
 
     Kim & Mnih 2018, arXiv:1802.05983, algorithm 2; `weight` is their gamma. The discriminator separates latents from

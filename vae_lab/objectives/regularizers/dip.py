@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal
 
 from vae_lab.core import RegularizerInputs, TrainingSpec
 from vae_lab.distributions.gaussians import as_diagonal_normal
+from vae_lab.objectives.regularizers.base import Regularizer
 from vae_lab.objectives.regularizers.checks import require_number, require_single_latent
 
 CovarianceOf = Literal["means", "latents"]
 
 
-class DisentangledInferredPrior(nn.Module):
+class DisentangledInferredPrior(Regularizer):
     """Squared distance between a covariance and the identity: off the diagonal, plus `diagonal` times on the diagonal.
 
     Kumar et al. 2018, arXiv:1711.00848, eqs. 6 and 7. covariance: of the `means` of q(z|x) (DIP-VAE-I), or of the

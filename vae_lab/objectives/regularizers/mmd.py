@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vae_lab.core import RegularizerInputs, TrainingSpec
+from vae_lab.objectives.regularizers.base import Regularizer
 from vae_lab.objectives.regularizers.checks import require_number, require_single_latent, sample_prior
 
 Kernel = Literal["rbf", "imq"]
@@ -17,7 +18,7 @@ Kernel = Literal["rbf", "imq"]
 SCALES: dict[Kernel, tuple[float, ...]] = {"rbf": (1.0,), "imq": (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)}
 
 
-class MaximumMeanDiscrepancy(nn.Module):
+class MaximumMeanDiscrepancy(Regularizer):
     """MMD^2 between the aggregate posterior q(z) and the prior p(z), of which only samples are needed.
 
     Zhao et al. 2019, arXiv:1706.02262; Tolstikhin et al. 2018, arXiv:1711.01558, algorithm 2. Each batch is compared

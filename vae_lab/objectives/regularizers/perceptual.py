@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from vae_lab.core import RegularizerInputs, TrainingSpec
+from vae_lab.objectives.regularizers.base import AdversarialRegularizer
 from vae_lab.objectives.regularizers.discriminators import (
     DiscriminatorOutput,
     ImageDiscriminator,
@@ -18,7 +19,7 @@ NUM_FLIPS = 4  # orientations of an image: original, flipped left to right, upsi
 TINY = 1e-8  # added to squared norms: a finite gradient at zero features
 
 
-class Perceptual(nn.Module):
+class Perceptual(AdversarialRegularizer):
     """Distance between images and reconstructions in the features of a small convolutional network.
 
     The deep feature consistent VAE (Hou et al. 2017, arXiv:1610.00291), added to the likelihood of the pixels rather

@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 
 from vae_lab.core import RegularizerInputs, TrainingSpec
 from vae_lab.networks.made import MaskedLinear
+from vae_lab.objectives.regularizers.base import Regularizer
 from vae_lab.objectives.regularizers.checks import require_number
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -18,7 +19,7 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 SMALLEST = 1e-30  # lower limit of divisors: a layer initialised to zero stays finite, with a gradient of 0
 
 
-class Spectral(nn.Module):
+class Spectral(Regularizer):
     """Sum of the largest singular values of all convolutions and linear layers, kernels as matrices (out, the rest).
 
     It bounds how much a change in one layer of a deep hierarchy affects the KL of later layers. Vahdat & Kautz 2020,

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 
 from vae_lab.core import RegularizerInputs, TrainingSpec
 from vae_lab.distributions.gaussians import as_diagonal_normal
+from vae_lab.objectives.regularizers.base import Regularizer
 from vae_lab.objectives.regularizers.checks import require_number, require_single_latent
 
 Estimator = Literal["minibatch_stratified", "minibatch_weighted"]
 
 
-class TotalCorrelation(nn.Module):
+class TotalCorrelation(Regularizer):
     """KL(q(z) || prod_d q(z_d)) in nats, q(z) the mean of q(z|x) over the N training images.
 
     Chen et al. 2018, arXiv:1802.04942, eq. 2 and appendix C. It adds to the total correlation within the KL: the
