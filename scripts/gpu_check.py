@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from benchmark import NO_PICTURES, ROOT, TRAIN, ProcessError, length, run, side
+from benchmark import NO_PICTURES, PLAIN_POKEMON, ROOT, TRAIN, ProcessError, length, run, side
 
 STEPS = ["trainer.max_steps=50", "trainer.limit_train_batches=50", "trainer.max_epochs=-1", NO_PICTURES,
          "trainer.limit_val_batches=1", "trainer.limit_test_batches=1", "data.eval_batch_size=64"]  # fmt: skip
@@ -42,7 +42,7 @@ LARGE = {
     "pokemon_gpu": ["experiment=pokemon_gpu"],
     "ladder_large": ["experiment=ladder", "model=ladder_large", "optimizer.ema_decay=0.999", "trainer=gpu"],
 }
-WIDE = ["model=resnet", "data=pokemon", "data.batch_size=128", "model.encoder.width=256", "model.encoder.max_width=512",
+WIDE = ["model=resnet", *PLAIN_POKEMON, "data.batch_size=128", "model.encoder.width=256", "model.encoder.max_width=512",
         "model.decoder.width=256", "model.decoder.max_width=512"]  # fmt: skip
 
 
@@ -130,7 +130,7 @@ def speed(folder: Path, minutes: float) -> Iterator[Case]:
     # The networks of the bare loop, and a cache of the pictures.
     trained(["model=conv", "data=pokemon", "trainer=gpu", NO_PICTURES, *length(1, 1)], folder / "conv")
     mlp: list[str] = ["model=mlp", "data=mnist", "data.binarize=dynamic"]
-    conv: list[str] = ["model=conv", "data=pokemon", "data.flip=false", "data.shift=0"]
+    conv: list[str] = ["model=conv", *PLAIN_POKEMON]
     bare_conv = {"dynamic": False, "pokemon": True, "run_dir": str(folder / "conv")}
     for name, overrides, batch, epochs, options in (
         ("mlp", mlp, 128, 6, {"dynamic": True}),

@@ -42,6 +42,7 @@ def test_images(run: Path) -> tuple[Any, Any]:
     from vae_lab.training.build import build_node
 
     data = build_node(load_config(run).data)
+    data.load()
     return data.example_images("test", data.size("test"))
 
 

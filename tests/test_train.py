@@ -185,7 +185,7 @@ def test_a_folder_of_pictures_trains_with_a_likelihood_for_colour(command, pictu
     done = command(*FAST, "model=conv", "data=folder", f"data.folder={pictures}", "data.image_size=16")
     assert done.code == 0, done.stderr
     assert done.run.parent.name == "conv-folder"
-    assert "OptimalGaussian" in (done.run / ".hydra/config.yaml").read_text()
+    assert "ColorGaussian" in (done.run / ".hydra/config.yaml").read_text()
     assert (done.run / "images/reconstructions_epoch=0002.png").exists()
 
 
@@ -194,7 +194,7 @@ def test_the_covariance_of_the_colours_is_that_of_training_images(command, pictu
                    "model/likelihood=gaussian_color", "callbacks.images=null")  # fmt: skip
     assert done.code == 0, done.stderr
     assert math.isfinite(done.summary["metrics"]["test/elbo"])
-    covariance = torch.load(done.run / "checkpoints/best.ckpt")["state_dict"]["model.likelihood.covariance"]
+    covariance = torch.load(done.run / "checkpoints/best.ckpt")["state_dict"]["average.model.likelihood.covariance"]
     assert covariance[0, 1] != 0  # as it is at first
 
 

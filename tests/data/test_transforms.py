@@ -225,7 +225,9 @@ def test_labels_and_images_stay_together(binarize):
 
 @pytest.mark.parametrize(("binarize", "levels"), [("none", 256), ("threshold", 2), ("fixed", 2), ("dynamic", 2)])
 def test_a_model_is_told_how_many_values_a_pixel_has(binarize, levels):
-    assert ImageDataModule(Source(), binarize=binarize).image.levels == levels
+    data = ImageDataModule(Source(), binarize=binarize)
+    data.load()
+    assert data.image.levels == levels
 
 
 def test_examples_are_what_evaluation_sees():

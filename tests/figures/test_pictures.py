@@ -11,7 +11,7 @@ from torch.distributions import ExpTransform, Independent, Normal, TransformedDi
 from torch.testing import assert_close
 
 from vae_lab import figures
-from vae_lab.core import ImageSpec, Latent, LatentSpec, Trace
+from vae_lab.core import ImageSpec, Latent, LatentSpec, Posterior, Trace
 from vae_lab.figures.context import FigureContext
 from vae_lab.figures.examples import ExampleImages, evaluation_mode
 from vae_lab.figures.pictures import PICTURES, TIMES, network_drawing
@@ -59,7 +59,7 @@ def decoder(places, size, shape):
     return network
 
 
-class LogNormal(nn.Module):
+class LogNormal(Posterior):
     """A posterior of which neither mode nor mean nor variance is known."""
 
     kind = "vector"

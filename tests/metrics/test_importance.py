@@ -9,7 +9,7 @@ from torch.distributions import MultivariateNormal
 from torch.testing import assert_close
 
 from vae_lab import load
-from vae_lab.core import ImageSpec
+from vae_lab.core import ImageSpec, Posterior
 from vae_lab.likelihoods import LocationScale
 from vae_lab.metrics.importance import importance_bound
 from vae_lab.models.vae import VAE
@@ -18,14 +18,14 @@ from vae_lab.priors.fixed import StandardNormal
 SIDE, LATENTS, SCALE = 3, 2, 0.4
 
 
-class ExactPosterior(nn.Module):
+class ExactPosterior(Posterior):
     """q(z|x) of x = W z + b + noise, widened by `factor`."""
 
     num_params = 2 * LATENTS
 
     def __init__(self, w, b, factor):
         super().__init__()
-        self.kind, self.num_params, self.num_features = "vector", SIDE * SIDE, LATENTS
+        self.num_params, self.num_features = SIDE * SIDE, LATENTS
         self.w, self.b, self.factor = w, b, factor
 
     def forward(self, x):

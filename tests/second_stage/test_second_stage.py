@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 from torch.testing import assert_close
 
-from vae_lab.core import NO_INPUTS, ImageSpec, LatentSpec
+from vae_lab.core import NO_INPUTS, ImageSpec, LatentSpec, Posterior, Prior
 from vae_lab.data.batches import Batch
 from vae_lab.fit_prior import fit_to_run, prepare_device
 from vae_lab.inference import load
@@ -88,7 +88,7 @@ def evaluated(model, x, kl="closed_form"):
     return tuple(elbo_terms(evaluator_of(model, kl), model, "val", batches).values())
 
 
-class Fixed(nn.Module):
+class Fixed(Posterior):
     """q(z|x) = N(A x, diag s^2)."""
 
     kind, num_params, num_features = "vector", 2, 2
@@ -306,10 +306,8 @@ def test_a_flow_fitted_by_gradient_beats_the_best_gaussian_and_is_the_same_again
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-class Somewhere(nn.Module):
+class Somewhere(Prior):
     """N(where, I), or of a scale that breaks as soon as `where` moves."""
-
-    kinds = ("vector",)
 
     def __init__(self, latent, breaks=False):
         super().__init__()
@@ -504,6 +502,7 @@ def test_as_many_images_are_looked_at_as_the_run_did(trained, limit, expected):
     config = load_config(trained)
     config.trainer.limit_test_batches, config.data.eval_batch_size = limit, 64  # three batches, the last of 52
     data = build_node(config.data)
+    data.load()
     sizes = split_sizes(config, data, steps=10)
     assert sizes == {"train": 640, "val": 180, "test": expected}
     assert split_sizes(config, data, steps=1)["train"] == 512 and split_sizes(config, data, steps=99)["train"] == 1437

@@ -259,6 +259,14 @@ def test_averaged_weights_follow_their_recurrence():
     assert any(not torch.equal(a, b) for a, b in zip(weights(average.model), weights(model), strict=True))
 
 
+def test_what_was_fitted_to_averaged_weights_stays_theirs():
+    model = model_of(*SMALL_MLP, "model/likelihood=gaussian_optimal")
+    average = WeightAverage(model, 0.9)
+    average.model.likelihood.fit(torch.tensor([0.25]))
+    average.update(model, 0.1)
+    assert average.model.likelihood.mse == 0.25 and model.likelihood.mse != 0.25
+
+
 def test_averaged_weights_are_never_trained():
     average = WeightAverage(small_model(), 0.9)
     average.train()

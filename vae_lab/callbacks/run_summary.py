@@ -59,10 +59,8 @@ class RunSummary:
 
     @property
     def _caveats(self) -> list[str]:
-        """Validations and tests that were skipped or partial, and fewer devices than requested."""
+        """Partial validations and tests, and fewer devices than requested."""
         trainer, data, found = self.trainer, datamodule_of(self.trainer), []
-        if data.size("val") and "val/elbo" not in self.module.metrics and self._status == "completed":
-            found.append("validation was skipped: no checkpoint was selected by it")
         for split in ("val", "test"):
             limit, size = getattr(trainer, f"limit_{split}_batches"), data.size(split)
             if size and limit not in (None, 0, 1.0):

@@ -67,11 +67,11 @@ class PriorFit:
         self.model = require_single_layer(restore_model(saved, run_config).to(device))
         self.prior = build_prior(self.stage, self.model, seed).to(device)  # before the images are read, to fail early
         self.data: ImageDataModule = build_node(run_config.data)
+        self.data.setup()
         if self.data.image != self.model.image:
             raise UsageError(f"data: the model was trained on images of {self.model.image}\nfound {self.data.image}")
         if not self.data.size("train"):
             raise UsageError("data: no training images found; a prior is fitted to their latents")
-        self.data.setup()
         self.sizes = split_sizes(run_config, self.data, saved["global_step"])
         options = run_config.objective
         objective = Objective(elbo, Constant(), num_samples=options.num_samples, kl=options.kl)
