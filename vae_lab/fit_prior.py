@@ -125,7 +125,12 @@ def progress_bar(pause: Callable[[], None]) -> Iterator[ProgressCallback]:
 
 
 def render_samples(fit: PriorFit, step: int) -> bytes:
-    """Prior samples as a PNG; for a conditional model, the same latents decoded with the label of each class."""
+    """Samples of the trained and of the fitted prior as a PNG.
+
+    For a conditional model, those of the fitted prior alone: the same latents decoded with the label of each class.
+    """
+    import torch
+
     from vae_lab.figures import tiles
     from vae_lab.figures.canvas import render
     from vae_lab.figures.encoding import encode_png
@@ -135,7 +140,10 @@ def render_samples(fit: PriorFit, step: int) -> bytes:
         classes = fit.data.class_names[:MAX_CLASSES]
         figure = tiles.sample_rows(fit.samples(COLUMNS, len(classes)), classes, ylabel="class", title=title)
     else:
-        figure = tiles.samples(fit.samples(COLUMNS**2), title=title)
+        fitted, trained = fit.samples(COLUMNS**2 // 2), fit.trained_samples(COLUMNS**2 // 2)
+        images = torch.cat([*([trained] if trained is not None else []), fitted]).unflatten(0, (-1, COLUMNS))
+        priors = [name for name in ("trained", fit.stage.name) for _ in range(COLUMNS // 2)][-len(images) :]
+        figure = tiles.sample_rows(images, priors, ylabel="prior", title=title)
     return encode_png(render(figure), step)
 
 

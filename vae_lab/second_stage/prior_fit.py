@@ -158,6 +158,15 @@ class PriorFit:
             y = torch.arange(num_classes, device=self.device).unsqueeze(1).expand(num_classes, num_latents)
         return self.model.decode(z, y).mean.float().cpu()
 
+    @torch.no_grad()
+    def trained_samples(self, num_latents: int) -> Tensor | None:
+        """The same of the prior that the model was trained with; None if it has no samples."""
+        seed_noise(self.device, self.seed, FIT, SAMPLES)
+        try:
+            return self.model.sample(num_latents).mean.float().cpu()
+        except NotImplementedError:
+            return None
+
     def _protocol(self) -> dict[str, Any]:
         return {
             "binarize": self.data.preprocess.binarize,
