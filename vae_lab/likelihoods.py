@@ -11,12 +11,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Distribution, Independent, Normal
 
 from vae_lab.core import ImageSpec
 from vae_lab.distributions.gaussians import inverse_soft_clamp, soft_clamp
-from vae_lab.distributions.pixels import ChannelNormal, num_mixture_params
+from vae_lab.distributions.pixels import ChannelNormal, FastBernoulli, num_mixture_params
 from vae_lab.distributions.pixels import ContinuousBernoulli as ExactContinuousBernoulli
 from vae_lab.distributions.pixels import DiscretizedLogisticMixture as LogisticMixture
 from vae_lab.utils.callables import unwrap_partial
@@ -75,7 +74,7 @@ class Bernoulli(Likelihood):
 
     def forward(self, params: Tensor) -> Distribution:
         """params: logits."""
-        return independent_pixels(TorchBernoulli(logits=params.float(), validate_args=False))
+        return independent_pixels(FastBernoulli(logits=params.float(), validate_args=False))
 
 
 class ContinuousBernoulli(Likelihood):

@@ -10,12 +10,27 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from vae_lab.core import ImageSpec
-from vae_lab.distributions.pixels import ContinuousBernoulli, DiscretizedLogisticMixture
+from vae_lab.distributions.pixels import ContinuousBernoulli, DiscretizedLogisticMixture, FastBernoulli
 from vae_lab.likelihoods import Bernoulli, LocationScale, LogisticMixture256, OptimalGaussian
 from vae_lab.posteriors.gaussian import DiagonalGaussian
 
 GREY = ImageSpec(1, 4, 4)
 BINARY = ImageSpec(1, 4, 4, levels=2)
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 5), (3, 5), (4, 1, 5)])
+def test_the_fast_bernoulli_is_torchs(shape):
+    """Value and gradient, whatever is broadcast against what, far into both tails."""
+    logits = torch.linspace(-200, 200, math.prod(shape), dtype=torch.float64).reshape(shape).requires_grad_()
+    x = torch.rand(4, 3, 5, dtype=torch.float64)
+    found = []
+    for family in (FastBernoulli, torch.distributions.Bernoulli):
+        log_prob = family(logits=logits, validate_args=False).log_prob(x)
+        found.append((log_prob, *torch.autograd.grad(log_prob.square().sum(), logits)))
+    assert_close(*found)
+    x.requires_grad_()
+    FastBernoulli(logits=logits, validate_args=False).log_prob(x).sum().backward()
+    assert_close(x.grad, logits.detach().expand_as(x))
 
 
 @given(st.floats(-300, 300))

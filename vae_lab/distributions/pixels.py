@@ -1,15 +1,43 @@
-"""Distributions of pixels: a continuous Bernoulli, a Normal of correlated channels, a discretised logistic mixture."""
+"""Distributions of pixels: Bernoullis of one and of continuous values, a Normal of correlated channels, logistics."""
 
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal, constraints
+from torch.autograd.function import once_differentiable
+from torch.distributions import Bernoulli, Distribution, Independent, Normal, constraints
 from torch.nn.functional import logsigmoid
 
 from vae_lab.core import EMPTY_SHAPE, SampleShape
+
+
+class FastBernoulli(Bernoulli):
+    """torch's Bernoulli of logits; `log_prob` takes half the time on a CPU, where torch's logarithm is slow.
+
+    log p(x) = x l - max(l, 0) + log max(s, 1 - s) with s = sigmoid(l), and its gradient x - s reuses s.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self.logits.device.type != "cpu" or value.requires_grad:
+            return cast("Tensor", super().log_prob(value))  # type: ignore[no-untyped-call]
+        return cast("Tensor", _BernoulliLogProb.apply(self.logits, value))
+
+
+class _BernoulliLogProb(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, value: Tensor) -> Tensor:
+        p = logits.sigmoid()
+        ctx.save_for_backward(p, value)
+        return torch.addcmul(torch.maximum(p, 1 - p).log_(), logits, value).sub_(logits.clamp(min=0))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        p, value = ctx.saved_tensors
+        return (gradient * (value - p)).sum_to_size(p.shape), None
 
 
 class ContinuousBernoulli(Distribution):
