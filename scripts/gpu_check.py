@@ -33,7 +33,8 @@ import torch
 from benchmark import NO_PICTURES, PLAIN_POKEMON, ROOT, TRAIN, ProcessError, length, run, side
 
 STEPS = ["trainer.max_steps=50", "trainer.limit_train_batches=50", "trainer.max_epochs=-1", NO_PICTURES,
-         "trainer.limit_val_batches=1", "trainer.limit_test_batches=1", "data.eval_batch_size=64"]  # fmt: skip
+         "callbacks.baseline=null", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1",
+         "data.eval_batch_size=64"]  # fmt: skip
 FLOAT32 = ["trainer=gpu", "trainer.precision=32-true", "trainer.matmul_precision=highest"]
 WAYS = {"float32": FLOAT32, "bf16": ["trainer=gpu"], "bf16, CUDA graph": ["trainer=gpu", "trainer.cuda_graphs=true"]}
 SWITCHES = {"plain": [], "compile": ["trainer.compile=true"], "reduce-overhead": ["trainer.compile=reduce-overhead"],
