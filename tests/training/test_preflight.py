@@ -183,3 +183,11 @@ def test_a_codebook_larger_than_the_training_set_is_told_of():
 def test_parts_that_do_not_go_together_are_refused_before_training(overrides, words):
     with pytest.raises(UsageError, match=words):
         found(*overrides, binarize="threshold")
+
+
+def test_pictures_without_colour_are_told_of(command, tmp_path):
+    (tmp_path / "grey").mkdir()
+    for i in range(30):
+        Image.new("L", (16, 16), 8 * i).save(tmp_path / "grey" / f"{i}.png")
+    done = command(*SHORT, "data=folder", f"data.folder={tmp_path}/grey", "data.image_size=16")
+    assert any("have no colour" in warning for warning in warnings_of(done))

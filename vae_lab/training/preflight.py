@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vae_lab.core import LatentSpec
 from vae_lab.data.datamodule import ImageDataModule
+from vae_lab.likelihoods import ColorGaussian
 from vae_lab.models.base import Model, parts_without_density
 from vae_lab.objectives.objective import IMPORTANCE_WEIGHTED, Objective, Weights
 from vae_lab.utils.errors import UsageError
@@ -94,6 +95,12 @@ def _image_warnings(x: Tensor) -> Iterator[str]:
 
 
 def _likelihood_warnings(model: Model, x: Tensor) -> Iterator[str]:
+    colour = (x - x.mean(1, keepdim=True)).abs().max().item()
+    if isinstance(model.likelihood, ColorGaussian) and colour < 1 / 255:
+        yield (
+            "the pictures have no colour, and gaussian_color would learn that before their brightness: choose "
+            "data.channels=1 model/likelihood=gaussian_optimal"
+        )
     levels, binary = model.likelihood.levels, bool(((x == 0) | (x == 1)).all())
     if levels == 2 and not binary:
         yield "cross-entropy on grey values is not a likelihood: compare it only with other cross-entropies"
