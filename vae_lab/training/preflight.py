@@ -98,7 +98,7 @@ def _likelihood_warnings(model: Model, x: Tensor) -> Iterator[str]:
     colour = (x - x.mean(1, keepdim=True)).abs().max().item()
     if isinstance(model.likelihood, ColorGaussian) and colour < 1 / 255:
         yield (
-            "the pictures have no colour, and gaussian_color would learn that before their brightness: choose "
+            "the pictures have no colour, for which gaussian_color spends part of the training: choose "
             "data.channels=1 model/likelihood=gaussian_optimal"
         )
     levels, binary = model.likelihood.levels, bool(((x == 0) | (x == 1)).all())
