@@ -37,7 +37,7 @@ def train(config: DictConfig) -> float | None:
     if config.resume == AUTO:  # the config that the run stored is the same
         config.resume = str(folder) if resume_checkpoint(folder).is_file() else None
     elif config.resume is not None:
-        config = resumed_config(config.resume, HydraConfig.get().overrides.task, config.trusted)
+        config = resumed_config(config, HydraConfig.get().overrides.task)
     with StopSignals() as stop_signals, exclusive_lock(folder):
         try:
             return _train(config, folder, stop_signals)

@@ -19,13 +19,21 @@ def exclusive_lock(run: Path, seconds: float = TIMEOUT) -> Iterator[None]:
     if os.name != "posix" or "LOCAL_RANK" in os.environ:  # a child of the process that holds it
         yield
         return
+    import fcntl
+
     folder, end = os.open(run, os.O_RDONLY), time.monotonic() + seconds
     try:
-        while not _try_lock(folder):
-            if time.monotonic() >= end:
-                found = "another process is training this run"
-                raise UsageError(f"{run}: {found}\nwait until it ends, or stop it, then resume the run")
-            time.sleep(0.05)
+        while True:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= end:
+                    found = "another process is training this run"
+                    raise UsageError(f"{run}: {found}\nwait until it ends, or stop it, then resume the run") from error
+                time.sleep(0.05)
+            except OSError:  # a file system without locks
+                break
         yield
     finally:
         os.close(folder)
@@ -37,13 +45,3 @@ def is_locked(run: Path) -> bool:
             return False
     except UsageError:
         return True
-
-
-def _try_lock(folder: int) -> bool:
-    import fcntl
-
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return not isinstance(error, BlockingIOError)  # otherwise a file system without locks
-    return True

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from vae_lab.core import Prior
 from vae_lab.data.batches import Batch
@@ -115,9 +115,13 @@ class PriorFit:
             batches = self._counted("ELBO", self._batches(split), self.sizes[split])
             found |= elbo_terms(self.evaluator, self.model, split, batches)
         if count := self._num_scored:
-            parts = self._counted("importance bound", importance_parts(self.images("test", count)), count)
-            bound = mean_importance_bound(self.model, parts, self.stage.num_samples, self.seed)
-            found[f"test/iw_elbo_{self.stage.num_samples}"] = bound
+            found[f"test/iw_elbo_{self.stage.num_samples}"] = mean_importance_bound(
+                self.model,
+                self.images("test", count),
+                self.stage.num_samples,
+                self.seed,
+                lambda done: self.report_progress("importance bound", done, count),
+            )
         return found
 
     @property
@@ -145,27 +149,19 @@ class PriorFit:
             self.report_progress(what, done, total)
 
     @torch.no_grad()
-    def samples(self, num_latents: int, num_classes: int | None = None) -> Tensor:
-        """Decoded means of samples of the fitted prior, (num_latents, C, H, W) on the CPU.
+    def samples(self, prior: Prior, num_latents: int, num_classes: int | None = None) -> Tensor:
+        """Decoded means of samples of a prior, (num_latents, C, H, W) on the CPU.
 
         num_classes: decode the same latents with each of the first labels, (num_classes, num_latents, C, H, W).
+        NotImplementedError: a prior without samples.
         """
         seed_noise(self.device, self.seed, FIT, SAMPLES)
-        with with_prior(self.model, self.prior):
+        with with_prior(self.model, prior):
             z, y = self.model.sample_latents(num_latents), None
         if num_classes is not None:
             z = z.expand(num_classes, *z.shape)
             y = torch.arange(num_classes, device=self.device).unsqueeze(1).expand(num_classes, num_latents)
         return self.model.decode(z, y).mean.float().cpu()
-
-    @torch.no_grad()
-    def trained_samples(self, num_latents: int) -> Tensor | None:
-        """The same of the prior that the model was trained with; None if it has no samples."""
-        seed_noise(self.device, self.seed, FIT, SAMPLES)
-        try:
-            return self.model.sample(num_latents).mean.float().cpu()
-        except NotImplementedError:
-            return None
 
     def _protocol(self) -> dict[str, Any]:
         return {
@@ -192,13 +188,10 @@ def split_sizes(run_config: DictConfig, data: ImageDataModule, steps: int) -> di
     return sizes
 
 
-# --- the comparison of priors: the same images and the same noise ------------------------------------------
-
-
 @contextmanager
-def with_prior(model: VAE, prior: nn.Module) -> Iterator[None]:
+def with_prior(model: VAE, prior: Prior) -> Iterator[None]:
     """Replace the model's prior within the context."""
-    before = model.replace_prior(cast("Prior", prior))
+    before = model.replace_prior(prior)
     try:
         yield
     finally:
@@ -216,22 +209,16 @@ def elbo_terms(evaluator: SplitEvaluator, model: VAE, split: Split, batches: Ite
     return {name: means[name] if bounded or name.endswith("log_px") else None for name in names}
 
 
-def importance_parts(images: LabelledBatches) -> Iterator[tuple[Tensor, Tensor | None, int, int]]:
-    """Parts of batches of images and labels, each with the number of its batch and its first row there."""
-    for number, (x, y) in enumerate(images):
-        for start in range(0, len(x), IMPORTANCE_BATCH):
-            rows = slice(start, start + IMPORTANCE_BATCH)
-            yield x[rows], None if y is None else y[rows], number, start
-
-
 def mean_importance_bound(
-    model: VAE, parts: Iterable[tuple[Tensor, Tensor | None, int, int]], num_samples: int, seed: int
+    model: VAE, images: LabelledBatches, num_samples: int, seed: int, report: Callable[[int], None]
 ) -> float | None:
-    """Importance-weighted bound in nats, mean over images; None without a bound."""
+    """Importance-weighted bound in nats, mean over images; None without a bound. report: called with images done."""
     if parts_without_density(model):
         return None
-    bounds = []
-    for x, y, number, start in parts:
-        seed_noise(x.device, seed, FIT, IMPORTANCE, number, start)
-        bounds.append(importance_bound(model, x, num_samples, y=y))
+    bounds: list[Tensor] = []
+    for number, (x, y) in enumerate(images):
+        for rows in torch.arange(len(x), device=x.device).split(IMPORTANCE_BATCH):
+            seed_noise(x.device, seed, FIT, IMPORTANCE, number, int(rows[0]))
+            bounds.append(importance_bound(model, x[rows], num_samples, y=None if y is None else y[rows]))
+            report(sum(map(len, bounds)))
     return float(torch.cat(bounds).double().mean())
