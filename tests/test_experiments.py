@@ -92,7 +92,7 @@ def test_a_file_is_a_difference(file):
     assert said_anyway == []
 
 
-METHODS = [name for name in NAMES if not name.startswith(("replica", "pokemon"))]
+METHODS = [name for name in NAMES if "pokemon" not in name]
 DIGIT = ImageSpec(1, 28, 28, num_classes=10)
 
 

@@ -52,10 +52,6 @@ from helpers.refusals import refused
         (["optimizer.ema_decay=1.5"], ["optimizer.ema_decay"]),
         (["trainer.max_epochs=-5"], ["max_epochs", "-5"]),
         (["data=folder", "data.folder="], ["data.folder"]),
-        (
-            ["trainer.max_epochs=-1", "trainer.max_time=00:00:00:05", "optimizer/schedule=cosine"],
-            ["trainer.max_epochs"],
-        ),
         (["resume=nowhere"], ["nowhere", "no such folder"]),
         (["init_from=nowhere"], ["nowhere"]),
         (["model/likelihood=gaussian_color"], ["1 channel", "model/likelihood=gaussian_optimal"]),
@@ -68,8 +64,10 @@ def test_wrong_overrides(command, overrides, words):
     assert not list(command.cwd.glob("outputs/*/*"))  # nothing is left behind
 
 
-def test_a_missing_gpu_or_folder(command, tmp_path):
+def test_an_endless_schedule_and_a_missing_gpu_or_folder(command, tmp_path):
     refused(command("data=folder", "data.folder=nowhere"), "nowhere", "data=digits")
+    endless = ("trainer.max_epochs=-1", "trainer.max_time=00:00:00:05", "optimizer/schedule=cosine")
+    refused(command(*endless), "set trainer.max_epochs")
     if not torch.cuda.is_available():
         refused(command("trainer=gpu"), "CUDA", "trainer=cpu")
     (tmp_path / "empty").mkdir()

@@ -12,7 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from vae_lab.runs.cli import run_as_first_argument, run_command
-from vae_lab.runs.lock import exclusive_lock
+from vae_lab.runs.resume import exclusive_lock
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.files import write_atomically
 from vae_lab.utils.signals import StopSignals

@@ -14,8 +14,14 @@ from helpers.data import FAST
 from helpers.refusals import refused
 from omegaconf import OmegaConf
 
-from vae_lab.runs.lock import exclusive_lock
-from vae_lab.runs.resume import is_unfinished, newest_unfinished, require_resumable, resume_checkpoint, run_dir_of
+from vae_lab.runs.resume import (
+    exclusive_lock,
+    is_unfinished,
+    newest_unfinished,
+    require_resumable,
+    resume_checkpoint,
+    run_dir_of,
+)
 from vae_lab.utils.errors import UsageError
 
 CONFIG = {"seed": 1, "name": "a", "resume": None, "trusted": False, "model": {"latent_dim": 2, "hidden": "${seed}"}}
@@ -76,7 +82,7 @@ def test_a_run_has_one_process_and_is_free_when_that_is_killed(tmp_path):
     code = textwrap.dedent("""
         import sys, time
         from pathlib import Path
-        from vae_lab.runs.lock import exclusive_lock
+        from vae_lab.runs.resume import exclusive_lock
         with exclusive_lock(Path(sys.argv[1])):
             print("at it", flush=True)
             time.sleep(60)

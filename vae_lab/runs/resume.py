@@ -1,21 +1,28 @@
-"""The run that `resume` names: a run directory, a checkpoint in it, or auto, the newest unfinished run of a config."""
+"""The run that `resume` names: a run directory, a checkpoint in it, or auto, the newest unfinished run of a config.
+
+A lock on the run directory lets one process at a time train a run.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig, OmegaConf
 
-from vae_lab.runs.lock import is_locked
 from vae_lab.utils.errors import UsageError
 
 AUTO = "auto"
 CONFIG_FILE = Path(".hydra", "config.yaml")
 LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
+LOCK_SECONDS = 3.0  # for the child processes of a killed process to exit
 KEYS_NOT_COMPARED = {"resume", "trusted", "name", "hydra"}  # by resume=auto
 
 
@@ -77,3 +84,37 @@ def read_summary(run: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+@contextmanager
+def exclusive_lock(run: Path, seconds: float = LOCK_SECONDS) -> Iterator[None]:
+    """Lock a run directory. UsageError: another process still holds the lock after `seconds`."""
+    if os.name != "posix" or "LOCAL_RANK" in os.environ:  # a child of the process that holds it
+        yield
+        return
+    import fcntl
+
+    folder, end = os.open(run, os.O_RDONLY), time.monotonic() + seconds
+    try:
+        while True:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= end:
+                    found = "another process is training this run"
+                    raise UsageError(f"{run}: {found}\nwait until it ends, or stop it, then resume the run") from error
+                time.sleep(0.05)
+            except OSError:  # a file system without locks
+                break
+        yield
+    finally:
+        os.close(folder)
+
+
+def is_locked(run: Path) -> bool:
+    try:
+        with exclusive_lock(run, seconds=0.0):
+            return False
+    except UsageError:
+        return True

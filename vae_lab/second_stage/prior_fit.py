@@ -73,6 +73,7 @@ class PriorFit:
         if not self.data.size("train"):
             raise UsageError("data: no training images found; a prior is fitted to their latents")
         self.sizes = split_sizes(run_config, self.data, saved["global_step"])
+        self.num_scored = min(self.stage.num_images or self.sizes["test"], self.sizes["test"])
         options = run_config.objective
         objective = Objective(elbo, Constant(), num_samples=options.num_samples, kl=options.kl)
         # The processes that trained beside this one have ended, so no sums are synchronised.
@@ -86,7 +87,11 @@ class PriorFit:
         log_pz: mean log p(z) in nats of the latents that the prior is `fitted` to, and of `held_out` ones.
         """
         start = time.perf_counter()
-        latents, held_out = self._latents()
+        latents = self._sample_posteriors("train", 0)
+        if self.sizes["val"]:
+            held_out = self._sample_posteriors("val", 1)
+        else:
+            latents, held_out = latents.split_held_out(self.stage.samples_per_image)
         task = FittingTask(self.prior, latents, held_out, self.seed, self.report_progress)
         self.stage.fitting(task)
         log_pz = {"fitted": task.mean_log_prob(latents), "held_out": task.mean_log_prob(held_out)}
@@ -97,13 +102,6 @@ class PriorFit:
         seconds = {"fit": fitted_at - start, "comparison": time.perf_counter() - fitted_at}
         return {"metrics": metrics, "log_pz": log_pz, "protocol": self._protocol(), "seconds": seconds}
 
-    def _latents(self) -> tuple[LatentSamples, LatentSamples]:
-        """Latents to fit to and held-out ones: of validation images or, without them, of some training images."""
-        latents = self._sample_posteriors("train", 0)
-        if self.sizes["val"]:
-            return latents, self._sample_posteriors("val", 1)
-        return latents.split_held_out(self.stage.samples_per_image)
-
     def _sample_posteriors(self, split: Split, number: int) -> LatentSamples:
         images = self._counted("latents", self.images(split, self.sizes[split]), self.sizes[split])
         return sample_posteriors(self.model, images, self.stage.samples_per_image, self.seed, FIT, LATENTS, number)
@@ -112,9 +110,12 @@ class PriorFit:
         """ELBO, log_px and KL of the validation and test images, and the importance bound of the first test images."""
         found: Metrics = {}
         for split in [split for split in EVALUATED if self.sizes[split]]:
-            batches = self._counted("ELBO", self._batches(split), self.sizes[split])
-            found |= elbo_terms(self.evaluator, self.model, split, batches)
-        if count := self._num_scored:
+            loader = self.data.val_dataloader() if split == "val" else self.data.test_dataloader()
+            batches = islice(loader, math.ceil(self.sizes[split] / self.data.eval_batch_size))
+            on_device = (Batch(x.to(self.device), None if y is None else y.to(self.device)) for x, y in batches)
+            counted = self._counted("ELBO", on_device, self.sizes[split])
+            found |= elbo_terms(self.evaluator, self.model, split, counted)
+        if count := self.num_scored:
             found[f"test/iw_elbo_{self.stage.num_samples}"] = mean_importance_bound(
                 self.model,
                 self.images("test", count),
@@ -124,21 +125,10 @@ class PriorFit:
             )
         return found
 
-    @property
-    def _num_scored(self) -> int:
-        """Test images whose importance-weighted bound is estimated."""
-        return min(self.stage.num_images or self.sizes["test"], self.sizes["test"])
-
     def images(self, split: Split, count: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """The first `count` images of a split, preprocessed as for evaluation; labels for a conditional model only."""
         for x, y in self.data.first_images(split, count):
             yield x.to(self.device), y.to(self.device) if y is not None and self.model.conditional else None
-
-    def _batches(self, split: Split) -> Iterator[Batch]:
-        """The validation or test batches that the run evaluated."""
-        loader = self.data.val_dataloader() if split == "val" else self.data.test_dataloader()
-        for x, y in islice(loader, math.ceil(self.sizes[split] / self.data.eval_batch_size)):
-            yield Batch(x.to(self.device), None if y is None else y.to(self.device))
 
     def _counted(self, what: str, batches: Iterator[B], total: int) -> Iterator[B]:
         """The batches; reports the images done after each."""
@@ -168,7 +158,7 @@ class PriorFit:
             "binarize": self.data.preprocess.binarize,
             "images": dict(self.sizes),
             "elbo": {"samples_per_image": self.evaluator.objective.num_samples, "kl": self.evaluator.objective.kl},
-            f"test/iw_elbo_{self.stage.num_samples}": {"images": self._num_scored},
+            f"test/iw_elbo_{self.stage.num_samples}": {"images": self.num_scored},
             "latents": {"samples_per_image": self.stage.samples_per_image},
             "held_out": "val" if self.sizes["val"] else "every twentieth training image, not fitted to",
             "seed": self.seed,
