@@ -11,6 +11,7 @@ from helpers.data import FAST, write_data_root
 from helpers.steps import composed
 from omegaconf import OmegaConf
 
+from vae_lab.config.safety import require_harmless
 from vae_lab.config.validation import check_targets
 from vae_lab.core import ImageSpec
 from vae_lab.training.build import build_module, build_node
@@ -51,7 +52,9 @@ def test_a_file_is_short_and_says_what_it_is(file):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_names_only_what_exists(name):
-    check_targets(composed(f"experiment={name}", "data.root=data"))
+    config = composed(f"experiment={name}", "data.root=data")
+    check_targets(config)
+    require_harmless(config, Path("config.yaml"))  # so that a run of it loads without being trusted
 
 
 SAID = ("latent_dim", "lr:", "max_epochs", "batch_size")  # by some of the files, and by the command line below
@@ -76,25 +79,20 @@ def given_keys(node: dict, where: str = "") -> list[tuple[str, object]]:
     return found
 
 
-def plain(config, key: str):
-    """The value of a key as plain lists and mappings."""
-    value = OmegaConf.select(config, key)
-    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-
-
 @pytest.mark.parametrize("file", FILES, ids=NAMES)
 def test_a_file_is_a_difference(file):
     """Each key says something that the config does not say without it."""
     content = yaml.safe_load(file.read_text())
     choices = [f"{key.removeprefix('override /')}={value}" for entry in content.get("defaults", [])
                for key, value in entry.items()]  # fmt: skip
+    select = OmegaConf.select
     without = composed(*choices, "data.root=data")
     wanted = composed(f"experiment={file.stem}", "data.root=data")
-    said_anyway = [key for key, _ in given_keys(content) if plain(wanted, key) == plain(without, key)]
+    said_anyway = [key for key, _ in given_keys(content) if select(wanted, key) == select(without, key)]
     assert said_anyway == []
 
 
-METHODS = [name for name in NAMES if not name.startswith(("replica", "pokemon"))]
+METHODS = [name for name in NAMES if "pokemon" not in name]
 DIGIT = ImageSpec(1, 28, 28, num_classes=10)
 
 
@@ -142,7 +140,9 @@ def test_a_method_trains_and_every_parameter_receives_a_gradient(name):
     assert [key for p, key in names.items() if p not in step.optimizer.reached] == []
 
 
-@pytest.mark.parametrize("name", [*sorted({*REPLICAS, "replica_pytorch_examples"}), "cvae_conditional", "factor_vae"])
+@pytest.mark.parametrize(
+    "name", ["replica_mnist_cvae", "replica_mnist_tanh_mse", "replica_pokemon_keras", "factor_vae"]
+)
 def test_it_runs(name, command: Command, root):
     pictures = () if name == "replica_mnist_cvae" else ("callbacks.images=null",)
     done = command(f"experiment={name}", *FAST, f"data.root={root}", *pictures, "trainer.max_epochs=1")

@@ -1,6 +1,5 @@
 """What is installed: a wheel that carries its config, and commands that start without the heavy libraries."""
 
-import json
 import os
 import subprocess
 import sys
@@ -48,13 +47,7 @@ def test_a_wheel_carries_every_config_file_and_module(wheel):
     assert names >= {str(path.relative_to(ROOT)) for path in (ROOT / "vae_lab").rglob("*.py")}
     assert {name.split("/")[0] for name in names} == {"vae_lab", wheel.stem.rsplit("-", 3)[0] + ".dist-info"}
     assert not [name for name in names if "__pycache__" in name or name.endswith((".ckpt", ".pt"))]
-
-
-def test_a_wheel_names_its_licence_and_its_needs(unpacked):
-    (info,) = unpacked.glob("*.dist-info")
-    metadata = (info / "METADATA").read_text()
-    assert "License-Expression: MIT" in metadata and (info / "licenses" / "LICENSE").is_file()
-    assert "Requires-Dist: hydra-core" in metadata and "Requires-Dist: torch>=" in metadata
+    assert [name for name in names if name.endswith("licenses/LICENSE")]
 
 
 def test_an_installed_command_finds_its_config_from_any_folder(unpacked, tmp_path):
@@ -69,15 +62,29 @@ def test_an_installed_command_finds_its_config_from_any_folder(unpacked, tmp_pat
     assert Path(module).parents[1] == Path(conf).parent == unpacked / "vae_lab"
 
 
-def test_help_is_whole_and_imports_nothing_heavy(tmp_path):
+def light(argument: str, cwd: Path) -> subprocess.CompletedProcess:
+    """vae_lab.train with an argument that needs nothing heavy."""
     code = f"""
-import atexit, json, runpy, sys
-atexit.register(lambda: print("\\nHEAVY", json.dumps([name for name in {HEAVY!r} if name in sys.modules])))
-sys.argv = ["vae_lab.train", "--help"]
-runpy.run_module("vae_lab.train", run_name="__main__", alter_sys=True)
+import atexit, runpy, sys
+atexit.register(lambda: print("HEAVY", [name for name in {HEAVY!r} if name in sys.modules]))
+sys.argv = ["vae_lab.train", {argument!r}]
+try:
+    runpy.run_module("vae_lab.train", run_name="__main__", alter_sys=True)
+except SystemExit as stop:
+    print("CODE", stop.code)
 """
-    text, _, heavy = python("-c", code, cwd=tmp_path, path=ROOT).stdout.rpartition("HEAVY")
-    assert json.loads(heavy) == []
+    done = python("-c", code, cwd=cwd, path=ROOT)
+    assert "HEAVY []" in done.stdout
+    return done
+
+
+def test_a_misspelt_key_is_refused_without_anything_heavy(tmp_path):
+    done = light("trainer.max_epoch=3", tmp_path)
+    assert "CODE 2" in done.stdout and "max_epochs" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_help_is_whole_and_imports_nothing_heavy(tmp_path):
+    text = light("--help", tmp_path).stdout
     assert list(tmp_path.iterdir()) == []
     for group in ("data: digits, fashion_mnist, folder, mnist, pokemon", "model: conv, ladder,",
                   "trainer: auto, cpu, ddp, default, gpu", "debug: fast\n", "model/likelihood: bernoulli,",
@@ -88,25 +95,3 @@ runpy.run_module("vae_lab.train", run_name="__main__", alter_sys=True)
     for example in ("model=conv data=pokemon", "-m model=mlp,conv", "resume=outputs/", "tensorboard --logdir outputs"):
         assert example in text, example
     assert "  latent_dim: " in text and "  max_epochs: " in text
-
-
-def test_a_misspelt_key_is_refused_without_anything_heavy(tmp_path):
-    code = f"""
-import atexit, json, runpy, sys
-atexit.register(lambda: print("HEAVY", json.dumps([name for name in {HEAVY!r} if name in sys.modules])))
-sys.argv = ["vae_lab.train", "trainer.max_epoch=3"]
-try:
-    runpy.run_module("vae_lab.train", run_name="__main__", alter_sys=True)
-except SystemExit as stop:
-    print("CODE", stop.code)
-"""
-    done = python("-c", code, cwd=tmp_path, path=ROOT)
-    assert "CODE 2" in done.stdout and "HEAVY []" in done.stdout
-    assert "max_epochs" in done.stderr and "Traceback" not in done.stderr
-
-
-def test_importing_the_package_is_light(tmp_path):
-    light = (*HEAVY, "hydra", "omegaconf", "yaml")
-    code = f"import sys, vae_lab; print([n for n in {light!r} if n in sys.modules], vae_lab.__version__, vae_lab.load)"
-    out = python("-c", code, cwd=tmp_path, path=ROOT).stdout
-    assert out.startswith("[] ") and "function load" in out

@@ -93,20 +93,15 @@ def test_the_same_seed_gives_the_same_numbers(command, fast_run):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_another_seed_gives_other_numbers_and_the_same_hash(command, fast_run):
-    other = command(*FAST, "seed=1", "trainer.max_epochs=1")
-    assert other.summary["metrics"]["test/elbo"] != fast_run.summary["metrics"]["test/elbo"]
-    assert other.summary["config_hash"] == fast_run.summary["config_hash"]
-
-
 def test_multirun_gives_a_directory_and_a_metric_each(command):
-    sweep = command("-m", *FAST, "model=mlp,conv", "seed=1,2", "callbacks.images=null", "trainer.max_epochs=1")
+    sweep = command("-m", *FAST, "seed=1,2", "callbacks.images=null", "trainer.max_epochs=1")
     assert sweep.code == 0, sweep.stderr
     summaries = sorted(sweep.cwd.glob("outputs/sweeps/*/*/summary.json"))
-    assert [path.parent.name for path in summaries] == ["0", "1", "2", "3"]
+    assert [path.parent.name for path in summaries] == ["0", "1"]
     found = [json.loads(path.read_text()) for path in summaries]
-    assert [run["seed"] for run in found] == [1, 2, 1, 2]
-    assert len({run["metrics"]["val/elbo"] for run in found}) == 4
+    assert [run["seed"] for run in found] == [1, 2]
+    assert found[0]["metrics"]["val/elbo"] != found[1]["metrics"]["val/elbo"]
+    assert found[0]["config_hash"] == found[1]["config_hash"]
 
 
 def test_without_validation_the_last_weights_are_the_best(command):
@@ -139,24 +134,11 @@ def test_init_from_starts_from_another_runs_weights(command, fast_run):
     assert "do not fit this model" in other.stderr
 
 
-def test_fast_dev_run_and_other_trainer_options_pass_through(command):
-    done = command(*FAST, "trainer.fast_dev_run=true")
-    assert done.code == 0, done.stderr
-    assert done.summary["steps"] == 1
-
-
 def test_early_stopping_ends_a_run(command):
     done = command(*FAST, "callbacks=early_stopping", "callbacks.early_stopping.patience=1", "callbacks.images=null",
                    "optimizer.lr=0", "trainer.max_epochs=50")  # fmt: skip
     assert done.code == 0, done.stderr
     assert done.summary["epochs"] == 2
-
-
-def test_max_steps_is_met_exactly(command):
-    done = command(*FAST, "trainer.max_steps=5", "trainer.max_epochs=-1", "trainer.steps_per_execution=4",
-                   "callbacks.images=null")  # fmt: skip
-    assert done.code == 0, done.stderr
-    assert done.summary["steps"] == 5
 
 
 @pytest.mark.parametrize(
@@ -182,31 +164,24 @@ def test_every_kind_of_part_trains(command, options):
 
 
 def test_a_folder_of_pictures_trains_with_a_likelihood_for_colour(command, pictures):
-    done = command(*FAST, "model=conv", "data=folder", f"data.folder={pictures}", "data.image_size=16")
+    done = command(*FAST, "model=conv", "data=folder", f"data.folder={pictures}", "data.image_size=16",
+                   "model/likelihood=gaussian_color")  # fmt: skip
     assert done.code == 0, done.stderr
     assert done.run.parent.name == "conv-folder"
     assert "ColorGaussian" in (done.run / ".hydra/config.yaml").read_text()
     assert (done.run / "images/reconstructions_epoch=0002.png").exists()
-
-
-def test_the_covariance_of_the_colours_is_that_of_training_images(command, pictures):
-    done = command(*FAST, "model=conv", "data=folder", f"data.folder={pictures}", "data.image_size=16",
-                   "model/likelihood=gaussian_color", "callbacks.images=null")  # fmt: skip
-    assert done.code == 0, done.stderr
-    assert math.isfinite(done.summary["metrics"]["test/elbo"])
     covariance = torch.load(done.run / "checkpoints/best.ckpt")["state_dict"]["average.model.likelihood.covariance"]
-    assert covariance[0, 1] != 0  # as it is at first
+    assert covariance[0, 1] != 0  # fitted to training images
 
 
-@pytest.mark.parametrize(
-    ("model", "parts"), [("conv", ("encoder.", "decoder.")), ("resnet", ("encoder.", "decoder.")), ("ladder", ("",))]
-)
+@pytest.mark.parametrize(("model", "parts"), [("conv", ("encoder.", "decoder.")), ("ladder", ("",))])
 def test_pictures_in_patches_train(command, pictures, model, parts):
     patches = [f"model.{part}patch_size=4" for part in parts]
     done = command(*FAST, f"model={model}", *patches, "data=folder", f"data.folder={pictures}", "data.image_size=16",
-                   "trainer.max_steps=2", "callbacks.images=null")  # fmt: skip
+                   "trainer.max_steps=3", "trainer.max_epochs=-1", "trainer.steps_per_execution=2",
+                   "callbacks.images=null")  # fmt: skip
     assert done.code == 0, done.stderr
-    assert done.summary["steps"] == 2 and math.isfinite(done.summary["metrics"]["test/elbo"])
+    assert done.summary["steps"] == 3 and math.isfinite(done.summary["metrics"]["test/elbo"])
 
 
 def test_at_most_32_dimensions_are_logged_and_none_is_stale(command):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from vae_lab.runs.cli import run_as_first_argument, run_command
-from vae_lab.runs.lock import exclusive_lock
+from vae_lab.runs.resume import exclusive_lock
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.files import write_atomically
 from vae_lab.utils.signals import StopSignals
@@ -85,18 +85,16 @@ def fit_to_run(
     from vae_lab.runs.checkpoint_io import BEST, load_checkpoint
     from vae_lab.runs.provenance import git_state, versions
     from vae_lab.second_stage.prior_fit import PriorFit
-    from vae_lab.second_stage.storage import ModelFingerprint, write_fitted_prior
-    from vae_lab.training.build import model_weights
+    from vae_lab.second_stage.storage import FittedTo, write_fitted_prior
 
     saved = load_checkpoint(run / "checkpoints" / BEST, needed=("state_dict", "image", "global_step"))
     with progress_bar(pause) as report_progress:
         fit = PriorFit(saved, run_config, node, device, run_config.seed if seed is None else seed, report_progress)
         results = fit.run()
-    fitted_to = ModelFingerprint.of(BEST, saved["global_step"], model_weights(saved))
+    fitted_to = FittedTo.of(BEST, saved)
     picture, name = render_samples(fit, fitted_to.step), fit.stage.name
     pause()
-    origin = {"name": name, "fitted_to": fitted_to._asdict()}
-    scores = {**origin, **results, "versions": versions(), "git": git_state()}
+    scores = {"name": name, "fitted_to": fitted_to._asdict(), **results, "versions": versions(), "git": git_state()}
     write_fitted_prior(run, node, fit.prior, fitted_to, scores)
     write_atomically(run / "images" / f"prior_samples={name}.png", picture)
     show(run, name, results)
@@ -138,12 +136,13 @@ def render_samples(fit: PriorFit, step: int) -> bytes:
     title = f"Samples of the prior '{fit.stage.name}', fitted to the latents of step {step:,}"
     if fit.model.conditional:
         classes = fit.data.class_names[:MAX_CLASSES]
-        figure = tiles.sample_rows(fit.samples(COLUMNS, len(classes)), classes, ylabel="class", title=title)
+        figure = tiles.sample_rows(fit.samples(fit.prior, COLUMNS, len(classes)), classes, ylabel="class", title=title)
     else:
-        fitted, trained = fit.samples(COLUMNS**2 // 2), fit.trained_samples(COLUMNS**2 // 2)
-        images = torch.cat([*([trained] if trained is not None else []), fitted]).unflatten(0, (-1, COLUMNS))
-        priors = [name for name in ("trained", fit.stage.name) for _ in range(COLUMNS // 2)][-len(images) :]
-        figure = tiles.sample_rows(images, priors, ylabel="prior", title=title)
+        images, names = fit.samples(fit.prior, COLUMNS**2 // 2), [fit.stage.name] * (COLUMNS // 2)
+        with suppress(NotImplementedError):  # a trained prior that cannot be sampled
+            images = torch.cat([fit.samples(fit.model.prior, COLUMNS**2 // 2), images])
+            names = ["trained"] * (COLUMNS // 2) + names
+        figure = tiles.sample_rows(images.unflatten(0, (-1, COLUMNS)), names, ylabel="prior", title=title)
     return encode_png(render(figure), step)
 
 

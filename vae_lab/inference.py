@@ -11,14 +11,13 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from vae_lab.config.validation import check_targets
-from vae_lab.core import Prior
 from vae_lab.metrics.importance import importance_bound
 from vae_lab.models.base import Model, parts_without_density
 from vae_lab.runs.checkpoint_io import load_checkpoint
 from vae_lab.runs.stored_config import load_config
 from vae_lab.second_stage.stage import require_single_layer
-from vae_lab.second_stage.storage import FOLDER, ModelFingerprint, read_fitted_prior
-from vae_lab.training.build import model_weights, restore_model
+from vae_lab.second_stage.storage import FOLDER, FittedTo, read_fitted_prior
+from vae_lab.training.build import restore_model
 from vae_lab.utils.errors import UsageError
 
 
@@ -110,17 +109,11 @@ def load(
     check_targets(config)
     name = f"{checkpoint}.ckpt"
     saved = load_checkpoint(Path(run) / "checkpoints" / name, needed=("state_dict", "image", "global_step"))
-    lab, is_fitted = Lab(restore_model(saved, config), config), (Path(run) / FOLDER).exists()
+    model, is_fitted = restore_model(saved, config), (Path(run) / FOLDER).exists()
     if prior == "fitted" and not is_fitted:
         raise UsageError(f"{run}: no prior was fitted to this run\nfit one with python -m vae_lab.fit_prior run={run}")
     if prior == "trained" or not is_fitted:
-        return lab
-    found = ModelFingerprint.of(name, saved["global_step"], model_weights(saved))
-    return with_fitted_prior(lab, *read_fitted_prior(Path(run), lab.model, found, trusted))
-
-
-def with_fitted_prior(lab: Lab, name: str, prior: Prior) -> Lab:
-    """A lab of the same model with a prior fitted to its latents; replaces the prior of the model."""
-    model = require_single_layer(lab.model)
-    model.replace_prior(prior)
-    return Lab(model, lab.config, name)
+        return Lab(model, config)
+    fitted_name, fitted = read_fitted_prior(Path(run), model, FittedTo.of(name, saved), trusted)
+    require_single_layer(model).replace_prior(fitted)
+    return Lab(model, config, fitted_name)

@@ -6,16 +6,14 @@ Heavy imports come after the composition of the config, so that `--help` and a m
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from vae_lab.runs.cli import run_command
-from vae_lab.runs.lock import exclusive_lock
-from vae_lab.runs.resume import AUTO, resume_checkpoint
+from vae_lab.runs.resume import AUTO, exclusive_lock, resume_checkpoint
 from vae_lab.runs.stored_config import is_run_override, resumed_config
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.signals import StopSignals
@@ -37,7 +35,7 @@ def train(config: DictConfig) -> float | None:
     if config.resume == AUTO:  # the config that the run stored is the same
         config.resume = str(folder) if resume_checkpoint(folder).is_file() else None
     elif config.resume is not None:
-        config = resumed_config(config.resume, HydraConfig.get().overrides.task, config.trusted)
+        config = resumed_config(config, HydraConfig.get().overrides.task)
     with StopSignals() as stop_signals, exclusive_lock(folder):
         try:
             return _train(config, folder, stop_signals)
@@ -60,6 +58,7 @@ def _train(config: DictConfig, folder: Path, stop_signals: StopSignals) -> float
     from vae_lab.callbacks.resume import load_resumed, prepare_resume
     from vae_lab.callbacks.run_summary import RunSummary
     from vae_lab.config.validation import check_targets
+    from vae_lab.fit_prior import fit_to_run
     from vae_lab.training.build import build, initialize_from
 
     check_targets(config)
@@ -73,9 +72,14 @@ def _train(config: DictConfig, folder: Path, stop_signals: StopSignals) -> float
     chosen = config.second_stage is not None and "_target_" in config.second_stage
     fits_prior = chosen and not config.trainer.fast_dev_run  # which saves no weights
     extra_warnings = collect_warnings(trainer, data, module)
-    if fits_prior and (reason := second_stage_mismatch(config, trainer, module)):
-        fits_prior = False
-        extra_warnings.append(f"no second stage: {reason}")
+    if fits_prior:
+        try:
+            require_second_stage(config, trainer, module)
+        except UsageError as error:
+            if config.second_stage.get("required", True):
+                raise
+            fits_prior = False
+            extra_warnings.append(f"no second stage: {str(error).splitlines()[0]}")
     stop_signals.defer_to_safe_points()
     stop_signals.raise_if_requested()
     if checkpoint is not None:
@@ -83,12 +87,13 @@ def _train(config: DictConfig, folder: Path, stop_signals: StopSignals) -> float
         prepare_resume(config.resume, checkpoint, folder, trainer, data, changed)
     with RunSummary(folder, config, trainer, module) as summary:
         summary.extra_warnings += extra_warnings
-        trainer.fit(module, data, ckpt_path=resumed_checkpoint(config))
+        trainer.fit(module, data, ckpt_path=None if config.resume is None else str(resume_checkpoint(config.resume)))
         stop_signals.raise_if_requested()
         test(trainer, module, data)
         stop_signals.raise_if_requested()
         if fits_prior and trainer.is_global_zero:
-            fit_second_stage(config, folder, trainer, stop_signals)
+            device = trainer.strategy.root_device
+            fit_to_run(folder, config, config.second_stage, device, stop_signals.raise_if_requested)
     return optimized_value(config, module, data)
 
 
@@ -109,22 +114,13 @@ def assemble_trainer(
             purge = {"purge_step": resumed_step + 1} if "purge_step" in node and resumed_step is not None else {}
             loggers.append(build_node(node, save_dir=str(folder), **purge))
     throughput = callbacks.Throughput()
-    always = [
-        throughput,
-        callbacks.MetricsCSV(),
-        callbacks.Progress(throughput, enabled=config.trainer.enable_progress_bar is not False),
-    ]
-    every = [*always, *chosen.values(), callbacks.StopOnSignal(stop_signals)]
+    progress = callbacks.Progress(throughput, enabled=config.trainer.enable_progress_bar is not False)
+    every = [throughput, callbacks.MetricsCSV(), progress, *chosen.values(), callbacks.StopOnSignal(stop_signals)]
     hold_best = any(isinstance(callback, callbacks.LastCheckpoint) for callback in every)
     trainer: Trainer = build_node(
         config.trainer, default_root_dir=str(folder), callbacks=every, logger=loggers, hold_best=hold_best
     )
     return trainer
-
-
-def resumed_checkpoint(config: DictConfig) -> str | None:
-    """The checkpoint that training resumes from, if any."""
-    return None if config.resume is None else str(resume_checkpoint(config.resume))
 
 
 def test(trainer: Trainer, module: VAEModule, data: ImageDataModule) -> None:
@@ -134,17 +130,6 @@ def test(trainer: Trainer, module: VAEModule, data: ImageDataModule) -> None:
     best = best_checkpoint(trainer)
     if data.size("test"):
         trainer.test(module, data, ckpt_path=None if best is None else str(best), verbose=False)
-
-
-def second_stage_mismatch(config: DictConfig, trainer: Trainer, module: VAEModule) -> str | None:
-    """Why the second stage does not fit the model, if it does not. UsageError: it is required."""
-    try:
-        require_second_stage(config, trainer, module)
-    except UsageError as error:
-        if config.second_stage.get("required", True):
-            raise
-        return str(error).partition("\n")[0]
-    return None
 
 
 def require_second_stage(config: DictConfig, trainer: Trainer, module: VAEModule) -> None:
@@ -159,13 +144,6 @@ def require_second_stage(config: DictConfig, trainer: Trainer, module: VAEModule
             "use the default callbacks.best, or set second_stage=null"
         )
     build_prior(build_node(config.second_stage), require_single_layer(module.model), config.seed)
-
-
-def fit_second_stage(config: DictConfig, folder: Path, trainer: Trainer, stop_signals: StopSignals) -> None:
-    """Fit the prior of the config to the best weights; replaces one that was fitted before a resume."""
-    from vae_lab.fit_prior import fit_to_run
-
-    fit_to_run(folder, config, config.second_stage, trainer.strategy.root_device, stop_signals.raise_if_requested)
 
 
 def optimized_value(config: DictConfig, module: VAEModule, data: ImageDataModule) -> float | None:
@@ -200,7 +178,9 @@ def silence_libraries() -> None:
 
     import lightning.pytorch  # noqa: F401  (sets the levels of its loggers as it is imported)
 
-    threading.excepthook = without_disk_errors(threading.excepthook)
+    print_exception = threading.excepthook
+    # A failed write in TensorBoard's thread: the run raises and reports it as well.
+    threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else print_exception(args)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
@@ -214,11 +194,6 @@ def silence_libraries() -> None:
         ".*constructed with capturable=True.*",  # the first steps and short batches run without a CUDA graph
     ):
         warnings.filterwarnings("ignore", message=message)
-
-
-def without_disk_errors(say: Callable[[Any], object]) -> Callable[[Any], object]:
-    """Suppress the traceback of a failed write in TensorBoard's thread: the run raises and reports it as well."""
-    return lambda args: None if isinstance(args.exc_value, OSError) else say(args)
 
 
 if __name__ == "__main__":

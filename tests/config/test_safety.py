@@ -5,7 +5,6 @@ import io
 import os
 import pickle
 import shutil
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,7 @@ from helpers.refusals import refused
 from omegaconf import OmegaConf
 
 import vae_lab
-from vae_lab.config.safety import checked_run_config, require_allowed_targets
-from vae_lab.config.schema import conf_dir
-from vae_lab.runs.stored_config import load_config
+from vae_lab.config.safety import require_harmless
 from vae_lab.utils.errors import UsageError
 
 SOURCE = Path("run/.hydra/config.yaml")
@@ -47,32 +44,21 @@ def run(fast_run, tmp_path):
     return Path(shutil.copytree(fast_run.run, tmp_path / "run", ignore=hidden))
 
 
-def rewrite(run, key, value):
-    """Put a value into the config of a run, as its author might."""
-    file = run / ".hydra" / "config.yaml"
-    config = OmegaConf.load(file)
-    OmegaConf.update(config, key, value, force_add=True, merge=False)
-    OmegaConf.save(config, file)
-
-
 def refusal(content, source=SOURCE):
     with pytest.raises(UsageError) as caught:
-        checked_run_config(OmegaConf.create(content), source)
+        require_harmless(OmegaConf.create(content), source)
     text = str(caught.value)
     assert str(source) in text and "trusted=true" in text and "load(run, trusted=True)" in text
     assert len(text.splitlines()) <= 4
     return text
 
 
-def hostile(marker):
-    return {"_target_": "os.system", "command": f"touch {marker}"}
-
-
-@pytest.mark.parametrize("key", ["model", "model.encoder.hidden", "data", "logger.evil", "trainer.max_time"])
-def test_a_target_is_refused_at_any_key(command, run, marker, key):
-    rewrite(run, key, [400, [hostile(marker)]] if key.endswith("hidden") else {**hostile(marker), "_partial_": True})
+def test_a_run_with_a_hostile_target_is_refused_though_it_trusts_itself(command, run, marker):
+    file = run / ".hydra" / "config.yaml"
+    hostile = {"_target_": "os.system", "_partial_": True, "command": f"touch {marker}"}
+    OmegaConf.save(OmegaConf.merge(OmegaConf.load(file), {"trusted": True, "logger": {"evil": hostile}}), file)
     before = sorted(run.rglob("*"))
-    refused(command(f"resume={run}"), f"{key}", "_target_", "os.system", "config.yaml", "trusted=true")
+    refused(command(f"resume={run}"), "logger.evil._target_", "os.system", "config.yaml", "trusted=true")
     assert sorted(run.rglob("*")) == before
     with pytest.raises(UsageError, match=r"os\.system"):
         vae_lab.load(run)
@@ -103,39 +89,10 @@ def test_a_target_that_is_no_part_of_a_model_is_refused(target):
     assert text.startswith("model.parts[0]._target_: ") and str(target) in text
 
 
-@pytest.mark.parametrize("target", ["torch.nn.Gelu", "vae_lab.models.VEA", "vae_lab.callbacks.Nothing"])
-def test_an_allowed_name_that_does_not_exist_is_reported_as_such(target):
-    with pytest.raises(UsageError, match="does not exist"):
-        require_allowed_targets({"model": {"_target_": target}}, SOURCE)
-
-
 def test_a_module_is_not_imported_before_its_name_is_checked(tmp_path, monkeypatch, marker):
     (tmp_path / "evil_module.py").write_text(f"open({str(marker)!r}, 'w')\nclass VAE: ...")
     monkeypatch.syspath_prepend(tmp_path)
     assert "evil_module.VAE" in refusal({"model": {"_target_": "evil_module.VAE"}})
-
-
-def test_every_target_in_conf_is_allowed():
-    files = [file for file in Path(conf_dir()).rglob("*.yaml") if file.parent.name != "hydra"]  # of the command
-    contents = [OmegaConf.to_container(OmegaConf.load(file)) for file in files]
-    for content in contents:
-        require_allowed_targets(content, SOURCE)
-    assert sum(str(content).count("_target_") for content in contents) > 40
-
-
-def test_an_allowed_config_is_unchanged(run):
-    content = OmegaConf.load(run / ".hydra" / "config.yaml")
-    assert checked_run_config(content, SOURCE) == content
-    assert OmegaConf.merge(load_config(run), {"trusted": True}) == load_config(run, trusted=True)
-
-
-@pytest.mark.parametrize(
-    "values", [{"name": "../../x"}, {"version": "/etc"}, {"sub_dir": "~/x"}, {"version": "${name}"}]
-)
-def test_a_logger_writes_only_into_the_run(values):
-    node = {"_target_": "lightning.pytorch.loggers.CSVLogger", "_partial_": True, **values}
-    (key,) = values
-    assert refusal({"name": "a", "logger": {"csv": node}}).startswith(f"logger.csv.{key}: ")
 
 
 @pytest.mark.parametrize(
@@ -169,25 +126,15 @@ def test_no_interpolation_runs_code(values, monkeypatch):
 
 def test_references_to_the_environment_and_to_other_keys_are_kept(monkeypatch):
     monkeypatch.setenv("SOMEWHERE", "/data")
-    written = {
-        "data": {"root": '${oc.env:SOMEWHERE,"~/x"}', "folder": "${data.root}/set"},
-        "model": {"a": "${data.root}"},
-    }
-    config = checked_run_config(OmegaConf.create(written), SOURCE)
-    assert OmegaConf.to_container(config) == written
-    assert config.data.folder == "/data/set"
-
-
-def test_a_target_behind_a_reference_is_refused(marker):
-    text = refusal({"model": "${data.hidden}", "data": {"hidden": hostile(marker)}})
-    assert text.startswith("data.hidden._target_")
+    config = OmegaConf.create({"root": '${oc.env:SOMEWHERE,"~/x"}', "folder": "${root}/set"})
+    require_harmless(config, SOURCE)
+    assert config.folder == "/data/set"
 
 
 @pytest.mark.parametrize(
     "text",
     [
         "model: !!python/object/apply:os.system ['touch {marker}']",
-        "seed: !!python/name:os.system",
         "init_from: !!python/object/apply:pathlib.Path ['${{eval:1}}']",  # the one tag that OmegaConf knows
         "model: &again [*again]",
         "[1, 2]",
@@ -196,9 +143,8 @@ def test_a_target_behind_a_reference_is_refused(marker):
         "\x00\x01",
     ],
 )
-def test_yaml_runs_no_code(command, run, marker, text):
+def test_yaml_runs_no_code(run, marker, text):
     (run / ".hydra" / "config.yaml").write_text(text.format(marker=marker))
-    refused(command(f"resume={run}"), "config.yaml")
     with pytest.raises(UsageError, match=r"config\.yaml"):
         vae_lab.load(run)
 
@@ -209,45 +155,27 @@ def torch_zip(evil):
     return buffer.getvalue()
 
 
-def pickle_before_a_zip(evil):
-    """A pickle that ends with an empty archive, which is all that a reader of archives looks at."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w"):
-        pass
-    return pickle.dumps(evil, protocol=2) + buffer.getvalue()
-
-
-@pytest.mark.parametrize("content", [pickle.dumps, torch_zip, pickle_before_a_zip])
-def test_a_checkpoint_runs_no_code(command, run, marker, content):
-    (run / "checkpoints" / "best.ckpt").write_bytes(content(Evil(marker)))
-    refused(command(f"resume={run}", "trainer.max_epochs=3", "callbacks.best=null"), "best.ckpt")  # at the test
-    with pytest.raises(UsageError, match=r"best\.ckpt"):
-        vae_lab.load(run, trusted=True)
-    refused(command(*FAST, *QUIET, f"init_from={run}"), "best.ckpt")
-    (run / "checkpoints" / "last.ckpt").write_bytes(content(Evil(marker)))
-    refused(command(f"resume={run}", "trusted=true"), "last.ckpt")  # a checkpoint is never trusted
-
-
 @pytest.mark.parametrize("content", [pickle.dumps, torch_zip])
-def test_a_cache_runs_no_code(command, pictures, marker, content):
+def test_a_checkpoint_runs_no_code(command, run, marker, content):
+    for name in ("best", "last"):
+        (run / "checkpoints" / f"{name}.ckpt").write_bytes(content(Evil(marker)))
+    with pytest.raises(UsageError, match=r"best\.ckpt"):
+        vae_lab.load(run, trusted=True)  # a checkpoint is never trusted
+    refused(command(*FAST, *QUIET, f"init_from={run}"), "best.ckpt")
+    refused(command(f"resume={run}", "trusted=true"), "last.ckpt")
+
+
+def test_a_cache_runs_no_code(command, pictures, marker):
     options = ("data=folder", f"data.folder={pictures}", "data.image_size=16", *FAST, *QUIET, "trainer.max_epochs=1")
     files = [path for path in command(*options, "name=first").cwd.glob("cache/**/*") if path.is_file()]
     assert files
     for path in files:
-        path.write_bytes(content(Evil(marker)))
+        path.write_bytes(torch_zip(Evil(marker)))
     command(*options, "name=second")
 
 
 def test_no_module_calls_a_reader_that_runs_code():
-    readers = (
-        "pickle.load",
-        "marshal.load",
-        "joblib.load",
-        "yaml.load",
-        "yaml.unsafe_load",
-        "torch.jit.load",
-        "os.system",
-    )
+    readers = ("pickle.load", "marshal.load", "joblib.load", "yaml.load", "yaml.unsafe_load", "torch.jit", "os.system")
     found = set()
     for file in Path(vae_lab.__file__).parent.rglob("*.py"):
         for call in (node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)):
@@ -263,33 +191,8 @@ def test_a_class_of_the_user_needs_trust_once_it_is_in_a_run(command):
     done = command(*FAST, *QUIET, "trainer.max_epochs=1", f"model.encoder._target_={own}")
     assert done.code == 0, done.stderr
     refused(command(f"resume={done.run}"), "model.encoder._target_", own, "config.yaml", "trusted=true")
-    with pytest.raises(UsageError, match=own.replace(".", r"\.")):
-        vae_lab.load(done.run)
-    hash_before = done.summary["config_hash"]
-    resumed = command(f"resume={done.run}", "trainer.max_epochs=2", "trusted=true")
+    mine = "+callbacks.mine={_target_: lightning.pytorch.callbacks.LambdaCallback}"  # the command line is trusted
+    resumed = command(f"resume={done.run}", "trainer.max_epochs=2", "trusted=true", mine)
     assert resumed.code == 0, resumed.stderr
     assert (resumed.summary["status"], resumed.summary["epochs"]) == ("completed", 2)
-    assert resumed.summary["config_hash"] == hash_before
     assert type(vae_lab.load(done.run, trusted=True).model.encoder).__name__ == "OwnEncoder"
-    other = command(*FAST, *QUIET, "trainer.max_epochs=1", f"init_from={done.run}", "name=other")
-    assert other.code == 0, other.stderr  # uses the weights only
-
-
-def test_a_run_cannot_trust_itself(command, run, marker):
-    rewrite(run, "trusted", True)
-    rewrite(run, "model.prior", hostile(marker))
-    refused(command(f"resume={run}"), "model.prior._target_")
-    with pytest.raises(UsageError, match="trusted=true"):
-        vae_lab.load(run)
-
-
-def test_overrides_of_a_resumed_run_are_not_restricted(command, run):
-    own = "+callbacks.mine={_target_: lightning.pytorch.callbacks.LambdaCallback}"
-    done = command(f"resume={run}", "trainer.max_epochs=3", *QUIET, own)
-    assert done.code == 0, done.stderr
-
-
-def test_an_older_run_without_the_key_loads(run):
-    file = run / ".hydra" / "config.yaml"
-    file.write_text("".join(line for line in file.read_text().splitlines(keepends=True) if "trusted" not in line))
-    assert load_config(run).trusted is False

@@ -1,7 +1,5 @@
 """Targets and their arguments: every mistake is found before anything is built, and its key is named."""
 
-import functools
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
@@ -10,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from vae_lab.config.schema import Config, TrainerConfig
-from vae_lab.config.validation import check_targets, nearest_name
+from vae_lab.config.validation import check_targets
 from vae_lab.utils.errors import UsageError
 
 if TYPE_CHECKING:
@@ -98,7 +96,7 @@ def an_encoder(**values: Any) -> dict[str, Any]:
     ("config", "start", "words"),
     [
         ({"model": a_model(**an_encoder(hiden=[1]))}, "model.encoder.hiden:",
-         ["did you mean model.encoder.hidden?", "in_features, hidden, activation"]),
+         ["did you mean model.encoder.hidden?", "expected one of: in_features, hidden, activation"]),
         ({"steps": [node("anything", size=1), node("Encoder", in_featurse=1)]}, "steps[1].in_featurse", []),
         ({"model": a_model(parts={"a": node("Likelihood", scale=1, knd="fixed")})}, "model.parts.a.knd", []),
         ({"optimizer": node("optimizer", params=1, momentun=0.9)}, "optimizer.momentun",
@@ -116,9 +114,8 @@ def an_encoder(**values: Any) -> dict[str, Any]:
         ({"likelihood": node("Likelihood", scale=1, kind="learnd")}, "likelihood.kind: found 'learnd'",
          ["expected one of 'fixed', 'learned', or null", "did you mean likelihood.kind=learned?"]),
         ({"model": {"encoder": node("Encodr")}}, "model.encoder._target_:", [f"did you mean {HERE}.Encoder?"]),
-        ({"a": {"_target_": "vae_lab.config.validaton.check_targets"}}, "a._target_:",
-         ["did you mean vae_lab.config.validation?"]),
-        ({"a": {"_target_": "vae_lap.models.VAE"}}, "a._target_: no module named 'vae_lap'", []),
+        ({"a": {"_target_": "vae_lab.validaton.check"}}, "a._target_:", ["No module named 'vae_lab.validaton'"]),
+        ({"a": {"_target_": "vae_lap.models.VAE"}}, "a._target_:", ["does not exist, No module named 'vae_lap'"]),
         ({"callbacks": {"images": {"every": 3}}}, "callbacks.images: options of a part",
          ["remove them: ~callbacks.images"]),
         ({"a": {"_target_": f"{HERE}.HERE"}}, "a._target_:", ["expected a class or a function"]),
@@ -131,11 +128,10 @@ def test_a_mistake_is_shown_with_its_key_and_what_is_expected(config: dict, star
     assert [word for word in words if word not in text] == []
 
 
-def test_an_import_error_inside_a_module_is_not_taken_for_a_wrong_name(tmp_path, monkeypatch):
+def test_an_import_error_inside_a_module_is_told(tmp_path, monkeypatch):
     (tmp_path / "broken_module.py").write_text("import a_package_that_is_not_there")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_there"):
-        check(a={"_target_": "broken_module.Thing"})
+    assert "No module named 'a_package_that_is_not_there'" in message(a={"_target_": "broken_module.Thing"})
 
 
 def test_a_key_added_to_a_typed_node_is_refused_though_its_target_takes_any():
@@ -143,20 +139,3 @@ def test_a_key_added_to_a_typed_node_is_refused_though_its_target_takes_any():
     OmegaConf.update(config, "trainer.max_epoch", 3, force_add=True)
     with pytest.raises(UsageError, match=r"trainer\.max_epoch(.|\n)*did you mean trainer\.max_epochs\?"):
         check_targets(config)
-
-
-def test_a_wrapped_function_is_checked_by_its_own_types():
-    wrapped = functools.wraps(anything)(lambda *args, **kwargs: None)
-    sys.modules[HERE].wrapped = wrapped
-    assert "a.size" in message(a=node("wrapped", size="x"))
-
-
-@pytest.mark.parametrize(
-    ("word", "name"),
-    [("cnov", "conv"), ("mnits", "mnist"), ("latent_dimm", "latent_dim"), ("Gelu", "GELU"), ("max_epoch", "max_epochs"),
-     ("zebra", None)],
-)  # fmt: skip
-def test_the_nearest_name(word: str, name: str | None):
-    names = ["conv", "mlp", "mnist", "fashion_mnist", "latent_dim", "GELU", *TrainerConfig.__dataclass_fields__]
-    assert nearest_name(word, names) == name
-    assert nearest_name(word, []) is None

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from vae_lab.runs import provenance
-from vae_lab.runs import run_dir as runs
 from vae_lab.runs.cli import run_command
-from vae_lab.runs.provenance import config_hash, git_state, versions
+from vae_lab.runs.provenance import config_hash, git_state
+from vae_lab.runs.run_dir import claim, create
 from vae_lab.runs.stored_config import load_config, resumed_config
 from vae_lab.utils.errors import UsageError
 
@@ -75,13 +75,17 @@ def launch(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Launch:
     return launch
 
 
+def take_overrides(config: DictConfig) -> None:
+    resumed_config(config, HydraConfig.get().overrides.task)
+
+
 @pytest.fixture
 def refused(launch: Launch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Run the app where it must refuse with exit code 2; its message."""
 
-    def refused(*argv: str) -> str:
+    def refused(*argv: str, **options: Callable) -> str:
         with pytest.raises(SystemExit) as stop:
-            launch(*argv)
+            launch(*argv, **options)
         assert stop.value.code == 2
         text = capsys.readouterr().err
         assert text.startswith("error: ")
@@ -96,44 +100,40 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_run_is_named_by_name_or_experiment_or_model_and_data(launch: Launch, workplace: Path):
-    names = [launch(*argv).parent for argv in ([], ["experiment=paper"], ["experiment=paper", "name=mine"])]
-    assert names == [workplace / "outputs" / name for name in ("mlp-digits", "paper", "mine")]
-
-
-def test_a_name_never_leaves_outputs(launch: Launch, workplace: Path):
-    for name in ("../../x", "/etc/x", "..", "a b"):
-        assert launch(f"name='{name}'").parents[1] == workplace / "outputs"
+    for argv, name in (
+        ([], "mlp-digits"),
+        (["experiment=paper"], "paper"),
+        (["experiment=paper", "name=mine"], "mine"),
+        (["name='../../x'"], "_.._x"),  # never outside outputs/
+    ):
+        folder = launch(*argv)
+        assert folder.parent == workplace / "outputs" / name
+        assert datetime.now() - datetime.strptime(folder.name[:19], "%Y-%m-%d_%H-%M-%S") < timedelta(minutes=1)
 
 
 def test_runs_of_the_same_second_never_share_a_folder(workplace: Path):
     folder = workplace / "outputs" / "same"
     with ThreadPoolExecutor(16) as pool:
-        created = list(pool.map(lambda _: runs._create(folder, is_override=False), range(64)))
+        created = list(pool.map(lambda _: create(folder), range(64)))
     assert {path.name for path in created} == {"same", *(f"same_{number}" for number in range(2, 65))}
     assert len(set(created)) == 64
 
     def take(_: int) -> bool:
         try:
-            return bool(runs._create(workplace / "mine", is_override=True))
-        except UsageError:
+            return bool(claim(workplace / "mine"))
+        except (UsageError, FileExistsError):
             return False
 
     with ThreadPoolExecutor(16) as pool:
         assert sum(pool.map(take, range(64))) == 1
 
 
-def test_the_folder_is_named_by_the_time_and_holds_the_config(launch: Launch):
-    before = datetime.now().replace(microsecond=0)
-    folder = launch("seed=3")
-    assert before <= datetime.strptime(folder.name[:19], "%Y-%m-%d_%H-%M-%S") <= datetime.now()
-    assert load_config(folder).seed == 3
-
-
-def test_a_sweep_has_one_folder_of_numbered_jobs(launch: Launch, workplace: Path):
+def test_a_sweep_has_one_folder_of_numbered_jobs(launch: Launch, refused: Callable[..., str], workplace: Path):
     last = launch("-m", "model=mlp,conv", "seed=1,2")
     (sweep,) = (workplace / "outputs" / "sweeps").iterdir()
     assert last == sweep / "3"
     assert {load_config(sweep / str(job)).seed for job in range(4)} == {1, 2}
+    assert f"{sweep}: already holds a run" in refused("-m", "seed=3,4", f"hydra.sweep.dir={sweep}")
 
 
 def test_a_sweep_of_the_same_second_has_a_folder_of_its_own(launch: Launch, workplace: Path):
@@ -160,103 +160,60 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(refused: Callable[..., str
     assert contents(workplace / "run") == {holds: b"precious"}
 
 
-def test_a_sweep_is_not_overwritten(launch: Launch, refused: Callable[..., str], workplace: Path):
-    launch("-m", "seed=1,2", "hydra.sweep.dir=mine")
-    before = contents(workplace / "mine")
-    assert "mine: already holds a run" in refused("-m", "seed=3,4", "hydra.sweep.dir=mine")
-    assert contents(workplace / "mine") == before
+def resumed(launch: Launch, run: Path, *argv: str) -> DictConfig:
+    """The config that a command resumes a run with."""
+    seen: list[DictConfig] = []
+
+    def job(config: DictConfig) -> None:
+        seen.append(resumed_config(config, HydraConfig.get().overrides.task))
+
+    assert launch(f"resume={run}", *argv, task=job) == run
+    return seen[0]
 
 
-def test_a_folder_without_a_run_is_taken(launch: Launch, workplace: Path):
-    (workplace / "notes").mkdir()
-    (workplace / "notes" / "todo.txt").write_text("keep")
-    assert launch("hydra.run.dir=notes") == workplace / "notes"
-    assert (workplace / "notes" / "todo.txt").read_text() == "keep"
+def test_a_resumed_run_keeps_its_folder_and_config_and_takes_the_training_asked_for(launch: Launch):
+    run = launch("experiment=paper", "data.batch_size=4", "model.latent_dim=5")
+    before = contents(run)
+    config = resumed(launch, run, "trainer.max_epochs=9", "trainer=cpu", "hydra.verbose=false")
+    assert contents(run) == before
+    assert (config.seed, config.model.latent_dim, config.data.batch_size) == (7, 5, 4)
+    assert (config.trainer.max_epochs, config.trainer.accelerator) == (9, "cpu")
+    assert config.trainer.precision == "bf16-mixed"  # which this cpu.yaml does not set
+    assert config.resume == str(run)
+    assert config_hash(resumed(launch, run, "trainer.max_epochs=90")) == config_hash(load_config(run))
 
 
-def test_children_of_lightning_share_the_folder_of_their_parent(
-    launch: Launch, workplace: Path, monkeypatch: pytest.MonkeyPatch
+def test_choices_of_logger_and_callbacks_replace_the_stored_ones(launch: Launch):
+    run = launch()
+    config = resumed(launch, run, "logger=csv", "logger.csv.every=2", "callbacks=none")
+    assert config.logger == {"csv": {"every": 2}} and config.callbacks == {}
+    config = resumed(launch, run, "logger=null", "~callbacks.stop", "+callbacks.more={every: 7}")
+    assert config.logger is None and config.callbacks == {"images": {"every": 1}, "more": {"every": 7}}
+
+
+@pytest.mark.parametrize("override", ["callbacks.stop.patience=5", "~callbacks.stop"])
+def test_an_override_of_what_the_run_does_not_have_is_refused(
+    launch: Launch, refused: Callable[..., str], override: str
 ):
-    parent = launch()
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert launch(f"hydra.run.dir={parent}", "hydra.output_subdir=null") == parent
+    run = launch("callbacks=none")
+    assert "the run has no callbacks.stop" in refused(f"resume={run}", override, task=take_overrides)
+
+
+@pytest.mark.parametrize(
+    "override", ["seed=2", "model=conv", "model.latent_dim=3", "data.root=x", "+experiment=paper", "init_from=x"]
+)
+def test_a_resumed_run_refuses_to_become_another_experiment(launch: Launch, refused: Callable[..., str], override: str):
+    message = refused(f"resume={launch()}", override.lstrip("+"), task=take_overrides)
+    assert f"{override.lstrip('+')}: a resumed run keeps its own" in message
+    assert "trainer, logger, callbacks" in message
 
 
 @pytest.mark.parametrize("argument", ["hydra.run.dir=file/inside", "hydra.run.dir=file"])
 def test_a_folder_that_cannot_be_written_is_refused(refused: Callable[..., str], workplace: Path, argument: str):
     (workplace / "file").write_text("in the way")
-    assert f"cannot write the run directory {argument.partition('=')[2]}" in refused(argument)
-
-
-def test_outputs_that_cannot_be_written_are_refused(refused: Callable[..., str], workplace: Path):
     (workplace / "outputs").write_text("in the way")
     assert "cannot write the run directory outputs" in refused()
-    assert (workplace / "outputs").read_text() == "in the way"
-
-
-def test_a_resumed_run_keeps_its_folder_and_config_and_takes_the_training_asked_for(launch: Launch):
-    run = launch("experiment=paper", "data.batch_size=4")
-    before = contents(run)
-    seen: list[DictConfig] = []
-
-    def job(config: DictConfig) -> None:
-        seen.append(resumed_config(config.resume, HydraConfig.get().overrides.task))
-
-    assert launch(f"resume={run}", "trainer=cpu", "trainer.max_epochs=9", "hydra.verbose=false", task=job) == run
-    assert contents(run) == before
-    (config,) = seen
-    assert (config.seed, config.model.latent_dim, config.data.batch_size) == (7, 32, 4)
-    assert (config.trainer.max_epochs, config.trainer.accelerator) == (9, "cpu")
-    assert config.trainer.precision == "bf16-mixed"  # which this cpu.yaml does not set
-    assert config.resume == str(run)
-
-
-def test_choices_of_logger_and_callbacks_replace_the_stored_ones(launch: Launch):
-    run = launch()
-    seen: list[DictConfig] = []
-
-    def job(config: DictConfig) -> None:
-        seen.append(resumed_config(config.resume, HydraConfig.get().overrides.task))
-
-    launch(f"resume={run}", "logger=csv", "logger.csv.every=2", "callbacks=none", task=job)
-    assert seen[0].logger == {"csv": {"every": 2}}
-    assert seen[0].callbacks == {}
-    launch(f"resume={run}", "logger=null", "~callbacks.stop", "+callbacks.more={every: 7}", task=job)
-    assert seen[1].logger is None
-    assert seen[1].callbacks == {"images": {"every": 1}, "more": {"every": 7}}
-
-
-def test_an_override_of_what_the_run_does_not_have_is_refused(launch: Launch):
-    run = launch("callbacks=none")
-    for override in ("callbacks.stop.patience=5", "~callbacks.stop"):
-        with pytest.raises(UsageError, match=r"the run has no callbacks\.stop"):
-            resumed_config(run, [override])
-
-
-@pytest.mark.parametrize(
-    "override",
-    [
-        "seed=2",
-        "model=conv",
-        "model.latent_dim=3",
-        "data.root=x",
-        "objective.beta=2",
-        "+experiment=paper",
-        "init_from=x",
-    ],
-)
-def test_a_resumed_run_refuses_to_become_another_experiment(launch: Launch, override: str):
-    run = launch()
-    with pytest.raises(UsageError, match="a resumed run keeps its own") as caught:
-        resumed_config(run, [f"resume={run}", override])
-    assert override in str(caught.value)
-    assert "trainer, logger, callbacks" in str(caught.value)
-
-
-def test_interpolations_of_a_resumed_run_still_resolve(launch: Launch):
-    config = resumed_config(launch("model.latent_dim=5"), [])
-    assert config.model.hidden == 5
-    assert OmegaConf.to_container(config)["model"]["hidden"] == "${model.latent_dim}"
+    assert f"cannot write the run directory {argument.partition('=')[2]}" in refused(argument)
 
 
 def test_what_is_no_run_is_not_resumed(refused: Callable[..., str], workplace: Path):
@@ -299,22 +256,11 @@ def test_load_config_is_typed_and_says_what_is_wrong(launch: Launch, workplace: 
 
 def test_the_same_experiment_has_the_same_hash(launch: Launch):
     first = config_hash(load_config(launch()))
-    same = [
-        "seed=9",
-        "name=x",
-        "trainer.max_epochs=50",
-        "trainer.max_time='00:01:00:00'",
-        "data.root=/elsewhere",
-    ]
+    same = ["seed=9", "name=x", "trainer.max_epochs=50", "trainer.max_time='00:01:00:00'", "data.root=/elsewhere"]
     assert config_hash(load_config(launch(*same))) == first
     others = [launch("model.latent_dim=3"), launch("trainer.precision=32-true"), launch("experiment=paper")]
     assert len({first, *(config_hash(load_config(run)) for run in others)}) == 4
     assert len(first) == 64
-
-
-def test_a_resumed_run_has_the_hash_it_had(launch: Launch):
-    run = launch("experiment=paper")
-    assert config_hash(resumed_config(run, ["trainer.max_epochs=90"])) == config_hash(load_config(run))
 
 
 def git(folder: Path, *command: str) -> str:
@@ -341,10 +287,3 @@ def test_git_state_is_the_commit_and_whether_the_code_was_changed(workplace: Pat
     assert git_state() == {"commit": git(checkout, "rev-parse", "HEAD"), "dirty": True}
     monkeypatch.setenv("PATH", "")
     assert git_state() is None
-
-
-def test_versions_are_those_installed():
-    found = versions()
-    assert list(found) == ["python", "torch", "lightning", "vae_lab"]
-    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert all(found.values())

@@ -6,7 +6,7 @@ from lightning.pytorch import Trainer
 
 from vae_lab.callbacks.checkpoint import BestCheckpoint
 from vae_lab.callbacks.metrics_csv import MetricsCSV
-from vae_lab.config.validation import nearest_name
+from vae_lab.config.validation import names_to_choose
 from vae_lab.data.datamodule import ImageDataModule, has_validation
 from vae_lab.models.base import Model, parts_without_density
 from vae_lab.utils.errors import UsageError
@@ -57,9 +57,7 @@ def _require_known(metric: str, where: str, known: list[str], model: Model) -> N
     _require_mass_function(metric, where, model)
     if metric in known or (metric.startswith("kl/dim_") and "kl/dim_" in known):
         return
-    near = nearest_name(metric, known)
-    hint = f"\ndid you mean {near}?" if near else ""
-    raise UsageError(f"{where}={metric}: no such metric{hint}\nexpected one of: {', '.join(known)}")
+    raise UsageError(f"{where}={metric}: no such metric{names_to_choose(metric, known)}")
 
 
 def _require_mass_function(metric: str, where: str, model: Model) -> None:

@@ -30,15 +30,13 @@ def check_targets(config: DictConfig) -> None:
     A missing argument is an error unless the node is `_partial_`. Types follow the annotations; an integer counts as a
     float and a list as any sequence. Imports every target.
     """
-    for where, node in (("", config), ("trainer.", config.get("trainer"))):  # `+key=` adds keys even to typed nodes
+    for prefix, node in (("", config), ("trainer.", config.get("trainer"))):  # `+key=` adds keys even to typed nodes
         schema = OmegaConf.get_type(node)
-        if not dataclasses.is_dataclass(schema):
-            continue
-        fields = [field.name for field in dataclasses.fields(schema)]
-        for name in map(str, node):
-            if name not in fields:
-                hint = did_you_mean(name, fields, where)
-                raise UsageError(f"{where}{name}: there is no such key{hint}\nexpected one of: {', '.join(fields)}")
+        if dataclasses.is_dataclass(schema):
+            fields = [field.name for field in dataclasses.fields(schema)]
+            for name in map(str, node):
+                if name not in fields:
+                    raise UsageError(f"{prefix}{name}: there is no such key{names_to_choose(name, fields, prefix)}")
     for where, node in tree(OmegaConf.to_container(config, resolve=True, throw_on_missing=True)):
         if isinstance(node, dict) and "_target_" in node:
             _check_node(node, where)
@@ -46,16 +44,17 @@ def check_targets(config: DictConfig) -> None:
             raise UsageError(f"{where}: options of a part that this config does not have\nremove them: ~{where}")
 
 
-def nearest_name(word: str, names: Iterable[str]) -> str | None:
-    """The name most similar to a misspelt word, or None if none is similar."""
-    by_lower = {name.lower(): name for name in names}
-    return next((by_lower[near] for near in difflib.get_close_matches(word.lower(), by_lower, n=1)), None)
-
-
 def did_you_mean(word: str, names: Iterable[str], prefix: str = "") -> str:
-    """A second line of an error message, with the nearest name; empty if there is none."""
-    near = nearest_name(word, names)
-    return f"\ndid you mean {prefix}{near}?" if near else ""
+    """A line of an error message with the name most similar to a misspelt word; empty if none is similar."""
+    by_lower = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(word.lower(), by_lower, n=1)
+    return f"\ndid you mean {prefix}{by_lower[near[0]]}?" if near else ""
+
+
+def names_to_choose(word: str, names: Iterable[str], prefix: str = "") -> str:
+    """Lines of an error message with the name most similar to a misspelt word, and all names."""
+    expected = ", ".join(names)
+    return did_you_mean(word, names, prefix) + (f"\nexpected one of: {expected}" if expected else "")
 
 
 def tree(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
@@ -69,17 +68,33 @@ def tree(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
             yield from tree(child, f"{where}[{index}]")
 
 
+def import_target(path: str, key: str) -> Any:
+    """Import the object at a dotted path. UsageError: it cannot be imported or is not callable."""
+    try:
+        found = pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        module, _, name = path.rpartition(".")
+        reason, hint = str(error), ""
+        try:
+            hint = did_you_mean(name, dir(import_module(module)), f"{module}.")
+        except (ImportError, ValueError, TypeError) as unimportable:  # says more than the missing attribute
+            reason = str(unimportable)
+        raise UsageError(f"{key}: '{path}' does not exist, {reason}{hint}") from error
+    if not callable(found):
+        raise UsageError(f"{key}: '{path}' is a {type(found).__name__}, expected a class or a function")
+    return found
+
+
 def _check_node(node: dict[str, Any], where: str) -> None:
     path = str(node["_target_"])
-    target = import_target(path, f"{where}._target_")
-    hints, required, accepts_any = _arguments(target)
+    hints, required, accepts_any = _arguments(import_target(path, f"{where}._target_"))
     given = {name: value for name, value in node.items() if name not in HYDRA_KEYS}
     for name, value in given.items():
         if name in hints:
             _check_type(value, hints[name], f"{where}.{name}")
         elif not accepts_any:
-            takes = f"{did_you_mean(name, hints, f'{where}.')}\nit takes: {', '.join(hints) or 'nothing'}"
-            raise UsageError(f"{where}.{name}: {path} has no argument '{name}'{takes}")
+            names = names_to_choose(name, hints, f"{where}.")
+            raise UsageError(f"{where}.{name}: {path} has no argument '{name}'{names}")
     positional = list(hints)[: len(node.get("_args_") or ())]
     missing = [name for name in required if name not in (*given, *positional)]
     if missing and not node.get("_partial_"):
@@ -112,17 +127,27 @@ def _arguments(target: Any) -> tuple[dict[str, Any], list[str], bool]:
 def _check_type(value: Any, hint: Any, key: str) -> None:
     if any(isinstance(part, dict) and "_target_" in part for _, part in tree(value)):
         return  # built by its own target
-    if _fits(value, hint) or _fits(_as_tuple(value), hint):
+    members = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if isinstance(value, bool) and {int, float} & set(members):  # a bool is an int in Python, but no latent_dim
+        fits = bool in members
+    else:
+        fits = _fits(value, hint) or _fits(_as_tuple(value), hint)
+    if fits:
         return
-    choices = [str(choice) for member in _members(hint) for choice in _choices(member)]
-    near = did_you_mean(value, choices, f"{key}=") if isinstance(value, str) else ""
-    raise UsageError(f"{key}: found {value!r} ({type(value).__name__}), expected {_expected(hint)}{near}")
+    expected: list[str] = []
+    choices: list[str] = []
+    for member in members:
+        if typing.get_origin(member) is Literal:
+            choices += map(str, typing.get_args(member))
+            expected.append(f"one of {', '.join(map(repr, typing.get_args(member)))}")
+        else:
+            plain = re.sub(r"\b[A-Za-z_]\w*\.", "", inspect.formatannotation(member))
+            expected.append(WORDS.get(member, plain))
+    near = did_you_mean(str(value), choices, f"{key}=")
+    raise UsageError(f"{key}: found {value!r} ({type(value).__name__}), expected {', or '.join(expected)}{near}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    # A bool is an int in Python, but not a valid value of `latent_dim: int`.
-    if isinstance(value, bool) and {int, float} & set(_members(hint)):
-        return bool in _members(hint)
     try:
         typeguard.check_type(
             value,
@@ -137,56 +162,3 @@ def _fits(value: Any, hint: Any) -> bool:
 
 def _as_tuple(value: Any) -> Any:
     return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value
-
-
-def _members(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
-def _choices(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
-
-
-def _expected(hint: Any) -> str:
-    """The values that a hint allows, in words."""
-    words = []
-    for member in _members(hint):
-        choices = ", ".join(map(repr, _choices(member)))
-        plain = re.sub(r"\b[A-Za-z_]\w*\.", "", inspect.formatannotation(member))
-        words.append(f"one of {choices}" if choices else WORDS.get(member, plain))
-    return ", or ".join(words)
-
-
-def import_target(path: str, key: str) -> Any:
-    """Import the object at a dotted path. UsageError: it does not exist or is not callable."""
-    found, reached = None, ""
-    for part in path.split("."):
-        here = f"{reached}.{part}" if reached else part
-        inner = getattr(found, part, None)
-        if inner is None and (found is None or inspect.ismodule(found)):
-            inner = _import(here)
-        if inner is None and found is None:
-            raise UsageError(f"{key}: no module named '{part}', in '{path}'")
-        if inner is None:
-            hint = did_you_mean(part, _names_in(found), f"{reached}.")
-            raise UsageError(f"{key}: '{path}' does not exist, no '{part}' in {reached}{hint}")
-        found, reached = inner, here
-    if not callable(found):
-        raise UsageError(f"{key}: '{path}' is a {type(found).__name__}, expected a class or a function")
-    return found
-
-
-def _import(path: str) -> Any:
-    """The module, or None if there is none; an import error inside the module is raised."""
-    try:
-        return import_module(path)
-    except (ModuleNotFoundError, ValueError) as error:  # ValueError: an empty name
-        name = getattr(error, "name", None) or path
-        if not f"{path}.".startswith(f"{name}."):
-            raise
-        return None
-
-
-def _names_in(found: Any) -> list[str]:
-    modules = [module.name for module in pkgutil.iter_modules(getattr(found, "__path__", []))]
-    return [name for name in {*dir(found), *modules} if not name.startswith("_")]

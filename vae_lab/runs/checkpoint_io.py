@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import struct
@@ -9,16 +10,15 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from vae_lab.utils.errors import UsageError, find_cause
-from vae_lab.utils.files import fsync, fsync_folder
-from vae_lab.utils.signals import defer_sigint
+from vae_lab.utils.errors import UsageError
+from vae_lab.utils.files import write_atomically
 
 LAST = "last.ckpt"  # the state that a run resumes from
 BEST = "best.ckpt"
@@ -26,7 +26,7 @@ DAMAGE_ERRORS = (zipfile.BadZipFile, EOFError, zlib.error, struct.error, ValueEr
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write a temporary file, flush it to the disk, then rename it over the old one.
+    """Replace a checkpoint only by a complete one that is on the disk.
 
     hold_best: keep best.ckpt in memory until last.ckpt is saved, and write both together: if epochs take milliseconds,
     the best weights change faster than a disk can follow.
@@ -42,7 +42,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> None:
         """Save `checkpoint` as `path`; after a crash the previous file is intact."""
         if self.hold_best and Path(path).name == BEST:
-            self._held = Path(path), apply_to_collection(checkpoint, Tensor, copy_to_cpu)
+            copy = apply_to_collection(checkpoint, Tensor, lambda tensor: tensor.detach().to("cpu", copy=True))
+            self._held = Path(path), copy
             return
         self.flush()
         write_checkpoint(checkpoint, Path(path))
@@ -72,73 +73,45 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return load_checkpoint(path)
 
 
-def write_checkpoint(checkpoint: dict[str, Any], target: Path) -> None:
-    """Save as `target`, or raise OSError (no space, no permission) and keep the previous file."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    with defer_sigint():
-        try:
-            with partial.open("wb") as file:
-                _save(checkpoint, file)
-                fsync(file)
-            partial.replace(target)
-        except OSError as error:
-            error.filename = error.filename or str(target)  # a failed write does not name its file
-            raise
-        finally:
-            partial.unlink(missing_ok=True)
-    fsync_folder(target.parent)
+def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """Save as `path`, or raise OSError (no space, no permission) and keep the previous file."""
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    write_atomically(path, buffer.getbuffer())
 
 
-def _save(checkpoint: dict[str, Any], file: IO[bytes]) -> None:
-    try:
-        torch.save(checkpoint, file)
-    except RuntimeError as error:  # on a full disk torch reports only file positions
-        raise find_cause(error, OSError) or error from error
-
-
-def copy_to_cpu(tensor: Tensor) -> Tensor:
-    """A detached copy, even of a tensor that is on the CPU already."""
-    return tensor.detach().to("cpu", copy=True)
-
-
-def find_damage(path: str | os.PathLike[str]) -> str | None:
-    """The damage of a checkpoint file, None if intact; the checksums of the archive find what torch.load misses."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            part = archive.testzip()
-    except DAMAGE_ERRORS as error:
-        return str(error) or type(error).__name__
-    return part and f"in {part}"
-
-
-def _damaged(path: str | os.PathLike[str], found: str) -> UsageError:
-    remedy = "resume from another checkpoint of the run: resume=RUN/checkpoints/best.ckpt"
-    if Path(path).name == BEST:
-        remedy = "remove it: resume=RUN uses last.ckpt without it, as does vae_lab.load(RUN, 'last')"
-    return UsageError(f"{path}: the checkpoint is damaged or incomplete ({found}); {remedy}")
-
-
-def load_checkpoint(path: str | os.PathLike[str], needed: Iterable[str] = ()) -> dict[str, Any]:
+def load_checkpoint(
+    path: str | os.PathLike[str], needed: Iterable[str] = (), remedy: str | None = None
+) -> dict[str, Any]:
     """Load a checkpoint to the CPU.
 
-    UsageError: missing, damaged, with objects other than tensors and primitive values, or without a key of `needed`.
+    remedy: advice if it is damaged; default: that for a run's. UsageError: missing, damaged, with objects other than
+    tensors and primitive values, or without a key of `needed`.
     """
     try:
-        found = find_damage(path)
-    except FileNotFoundError as error:
-        raise UsageError(f"{path}: no such checkpoint; expected a run directory written by vae_lab.train") from error
-    if found is not None:
-        raise _damaged(path, found)
-    try:
+        _require_checksums(path)
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        expected = remedy or "expected a run directory written by vae_lab.train"
+        raise UsageError(f"{path}: no such checkpoint; {expected}") from error
     except pickle.UnpicklingError as error:
         raise UsageError(
             f"{path}: refused, because loading it would run code from the file; "
             "a checkpoint of vae_lab holds only tensors and primitive values"
         ) from error
     except DAMAGE_ERRORS as error:
-        raise _damaged(path, str(error)) from error
+        advice = "resume from another checkpoint of the run: resume=RUN/checkpoints/best.ckpt"
+        if Path(path).name == BEST:
+            advice = "remove it: resume=RUN uses last.ckpt without it, as does vae_lab.load(RUN, 'last')"
+        found = str(error) or type(error).__name__
+        raise UsageError(f"{path}: the checkpoint is damaged or incomplete ({found}); {remedy or advice}") from error
     if missing := [name for name in needed if not isinstance(checkpoint, dict) or name not in checkpoint]:
         raise UsageError(f"{path}: holds no {missing[0]}, which this version of vae_lab expects")
     return checkpoint
+
+
+def _require_checksums(path: str | os.PathLike[str]) -> None:
+    """Raise BadZipFile at a part whose checksum is wrong, which torch.load does not see."""
+    with zipfile.ZipFile(path) as archive:
+        if (part := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(f"in {part}")

@@ -8,8 +8,7 @@ import functools
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import hydra
@@ -54,62 +53,62 @@ def _without_option(word: str, directory: str) -> str:
 
 
 class _Command:
-    """One command: its task, and the failures of its jobs."""
+    """One command: its task, and the exit codes of its failures."""
 
     def __init__(self, task: TaskFunction, directory: str) -> None:
         self.task, self.directory = task, directory
-        self.users_choice = os.environ.get(FULL_ERROR)
-        self.failures: list[Exception] = []
-        self.codes: list[int] = []
+        self.full_error = os.environ.get(FULL_ERROR, "0")
+        self.failures: dict[Exception, int] = {}  # of jobs, with their exit codes
 
     def run(self, main: Callable[[], object]) -> int:
         """Run Hydra's main and return the exit code."""
+        os.environ[FULL_ERROR] = "1"  # so that Hydra raises errors instead of printing them
         try:
-            with _environment(FULL_ERROR, "1"):  # so that Hydra does not handle exceptions
-                main()
+            main()
         except (KeyboardInterrupt, ForcedInterrupt) as stop:
             interrupted = find_cause(stop, ForcedInterrupt) or find_cause(stop, Interrupted)
             sys.stderr.write(f"{interrupted or 'interrupted'}\n")
             return interrupted.exit_code if interrupted else 130
         except (Exception, Refusal) as error:
-            if not any(error is failure for failure in self.failures):
-                self._report(error, in_job=False)
-        return max(self.codes, default=0)
+            if error not in self.failures:
+                return self._report(error, in_job=False)
+        finally:
+            os.environ[FULL_ERROR] = self.full_error
+        return max(self.failures.values(), default=0)
 
     def job(self) -> TaskFunction:
         """The task as Hydra calls it: a failure is reported at once, and the other jobs of a sweep continue."""
 
         @functools.wraps(self.task)
         def job(config: DictConfig) -> object:
+            os.environ[FULL_ERROR] = self.full_error  # for the child processes of the job
             try:
-                with _environment(FULL_ERROR, self.users_choice):  # child processes of a job inherit the user's value
-                    return self.task(config)
+                return self.task(config)
             except Exception as error:
                 if find_cause(error, Interrupted) or find_cause(error, ForcedInterrupt):
                     raise KeyboardInterrupt from error  # an Exception would only end this job of a sweep
-                self._report(error, in_job=True)
-                self.failures.append(error)
+                self.failures[error] = self._report(error, in_job=True)
                 if HydraConfig.get().mode is RunMode.MULTIRUN:
                     raise  # the sweeper records the failure
                 return None  # if raised, Hydra would add its own output
+            finally:
+                os.environ[FULL_ERROR] = "1"
 
         return job
 
-    def _report(self, error: BaseException, in_job: bool) -> None:
+    def _report(self, error: BaseException, in_job: bool) -> int:
+        """Print a message, or the traceback of a bug; returns the exit code."""
         from vae_lab.config.messages import usage_message
 
         wrong_request = usage_message(error, self.directory, in_job)
         failed_run = find_cause(error, RunFailed)
         message = wrong_request or (str(failed_run) if failed_run else None)
-        if message is None or self.users_choice == "1":
+        if message is None or self.full_error == "1":
             traceback.print_exception(error)
         else:
-            sys.stderr.write(_layout(message, _job_name() if in_job else ""))
-        self.codes.append(2 if wrong_request else 1)
-
-
-def _layout(message: str, job: str) -> str:
-    return "\n  ".join(f"error: {job}{message}".splitlines()) + "\n"
+            lines = f"error: {_job_name() if in_job else ''}{message}".splitlines()
+            sys.stderr.write("\n  ".join(lines) + "\n")
+        return 2 if wrong_request else 1
 
 
 def _job_name() -> str:
@@ -118,19 +117,3 @@ def _job_name() -> str:
     if config.mode is not RunMode.MULTIRUN:
         return ""
     return f"job {config.job.num} ({' '.join(config.overrides.task)}): "
-
-
-@contextmanager
-def _environment(name: str, value: str | None) -> Iterator[None]:
-    before = os.environ.get(name)
-    _set_environment(name, value)
-    try:
-        yield
-    finally:
-        _set_environment(name, before)
-
-
-def _set_environment(name: str, value: str | None) -> None:
-    os.environ.pop(name, None)
-    if value is not None:
-        os.environ[name] = value

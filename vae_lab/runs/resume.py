@@ -1,22 +1,29 @@
-"""The run that `resume` names: a run directory, a checkpoint in it, or auto, the newest unfinished run of a config."""
+"""The run that `resume` names: a run directory, a checkpoint in it, or auto, the newest unfinished run of a config.
+
+A lock on the run directory lets one process at a time train a run.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig, OmegaConf
 
-from vae_lab.runs.lock import is_locked
 from vae_lab.utils.errors import UsageError
 
 AUTO = "auto"
 CONFIG_FILE = Path(".hydra", "config.yaml")
 LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
-KEYS_NOT_COMPARED = ("resume", "trusted", "name")  # by resume=auto
+LOCK_SECONDS = 3.0  # for the child processes of a killed process to exit
+KEYS_NOT_COMPARED = {"resume", "trusted", "name", "hydra"}  # by resume=auto
 
 
 def run_dir_of(resume: str | Path) -> Path:
@@ -44,22 +51,30 @@ def require_resumable(resume: str | Path) -> Path:
 
 
 def newest_unfinished(parent: Path, config: DictConfig) -> Path | None:
-    """The most recently started run in `parent` that is unfinished, has this config and is not locked."""
-    runs = sorted(parent.iterdir(), key=_start_time, reverse=True) if parent.is_dir() else []
+    """The most recently started run in `parent` that is unfinished, has this config and is not locked.
+
+    Their names are <date>_<time>, with a number at the end if several started in the same second.
+    """
+    runs = sorted(parent.glob("*"), key=lambda run: [int(n) for n in re.findall(r"\d+", run.name)], reverse=True)
     return next((run for run in runs if is_unfinished(run, config) and not is_locked(run)), None)
 
 
 def is_unfinished(run: Path, config: DictConfig) -> bool:
     """Whether a directory holds an unfinished run of this config, with a checkpoint."""
-    if not ((run / CONFIG_FILE).is_file() and (run / LAST_CHECKPOINT).is_file()):
+    if not (run / LAST_CHECKPOINT).is_file() or read_summary(run).get("status") == "completed":
         return False
-    return read_summary(run).get("status") != "completed" and _stored_config(run) == _comparable(config)
+    try:
+        return bool(_comparable(OmegaConf.load(run / CONFIG_FILE)) == _comparable(config))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
 
 
-def _start_time(run: Path) -> tuple[str, int]:
-    """The sort key of a name <date>_<time>, with a number if several runs started in the same second."""
-    number = re.fullmatch(r"(.{19})_(\d+)", run.name)
-    return (number[1], int(number[2])) if number else (run.name, 1)
+def _comparable(config: Any) -> Any:
+    """The config as stored: interpolations are not resolved, because resolvers may have side effects."""
+    content = OmegaConf.to_container(config, resolve=False)
+    if not isinstance(content, dict):
+        return None
+    return {key: value for key, value in content.items() if key not in KEYS_NOT_COMPARED}
 
 
 def read_summary(run: Path) -> dict[str, Any]:
@@ -71,16 +86,35 @@ def read_summary(run: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _stored_config(run: Path) -> Any:
+@contextmanager
+def exclusive_lock(run: Path, seconds: float = LOCK_SECONDS) -> Iterator[None]:
+    """Lock a run directory. UsageError: another process still holds the lock after `seconds`."""
+    if os.name != "posix" or "LOCAL_RANK" in os.environ:  # a child of the process that holds it
+        yield
+        return
+    import fcntl
+
+    folder, end = os.open(run, os.O_RDONLY), time.monotonic() + seconds
     try:
-        return _comparable(OmegaConf.load(run / CONFIG_FILE))
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
+        while True:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= end:
+                    found = "another process is training this run"
+                    raise UsageError(f"{run}: {found}\nwait until it ends, or stop it, then resume the run") from error
+                time.sleep(0.05)
+            except OSError:  # a file system without locks
+                break
+        yield
+    finally:
+        os.close(folder)
 
 
-def _comparable(config: Any) -> Any:
-    """The config as stored: interpolations are not resolved, because resolvers may have side effects."""
-    content = OmegaConf.to_container(config, resolve=False)
-    if not isinstance(content, dict):
-        return None
-    return {key: value for key, value in content.items() if key not in (*KEYS_NOT_COMPARED, "hydra")}
+def is_locked(run: Path) -> bool:
+    try:
+        with exclusive_lock(run, seconds=0.0):
+            return False
+    except UsageError:
+        return True

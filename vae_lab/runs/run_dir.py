@@ -1,15 +1,14 @@
 """The run directory: a new one for each run, which a resumed run keeps.
 
-A primary config names it in `hydra.run.dir` and `hydra.sweep.dir`, and `RunDirectory` in `hydra.callbacks`.
+conf/hydra/default.yaml names it in `run.dir` and `sweep.dir`, and `RunDirectory` in `callbacks`.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
@@ -39,41 +38,39 @@ class RunDirectory(Callback):
     """Create the directory of a run or a sweep before Hydra writes to it; refuse one that cannot be used."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if "LOCAL_RANK" in os.environ:  # a child process of Lightning uses the directory of its parent
-            return
-        folder, is_override = _configured_folder(config, "hydra.run.dir")
-        try:
-            resumed = _resumed_run(config, folder, is_override)
-            config.hydra.run.dir = str(resumed or _create(folder, is_override))
-        except UsageError as error:
-            raise Refusal from error
-        if resumed:
-            config.hydra.output_subdir = None  # it keeps its stored config
+        if "LOCAL_RANK" not in os.environ:  # a child process of Lightning uses the directory of its parent
+            _set_directory(config, "run")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        folder, is_override = _configured_folder(config, "hydra.sweep.dir")
-        resume = OmegaConf.select(config, "resume")
-        try:
-            if resume is not None:
-                raise UsageError(f"resume={resume}: a sweep cannot be resumed, only a single run\nremove --multirun")
-            config.hydra.sweep.dir = str(_create(folder, is_override))
-        except UsageError as error:
-            raise Refusal from error
-        if not is_override:  # the config of each job is composed anew, from the overrides
-            config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{config.hydra.sweep.dir}'")
+        _set_directory(config, "sweep")
 
 
-def _configured_folder(config: DictConfig, key: str) -> tuple[Path, bool]:
-    """The directory that a key names, and whether the command line has set it."""
+def _set_directory(config: DictConfig, kind: Literal["run", "sweep"]) -> None:
     HydraConfig.instance().set_config(config)  # for ${hydra:...} in the path
     OmegaConf.set_readonly(config.hydra, False)
+    key = f"hydra.{kind}.dir"
+    folder = Path(OmegaConf.select(config, key))
     is_override = any(override.startswith(f"{key}=") for override in config.hydra.overrides.hydra)
-    return Path(OmegaConf.select(config, key)), is_override
-
-
-def _resumed_run(config: DictConfig, folder: Path, is_override: bool) -> Path | None:
-    """The directory of the run that `resume` names, if any."""
     resume = OmegaConf.select(config, "resume")
+    try:
+        if resume is not None and kind == "sweep":
+            raise UsageError(f"resume={resume}: a sweep cannot be resumed, only a single run\nremove --multirun")
+        resumed = _resumed_run(config, resume, folder, is_override)
+        chosen = resumed or (claim(folder) if is_override else create(folder))
+    except OSError as error:
+        found = f"cannot write the run directory {folder}: {error.strerror}"
+        raise Refusal from UsageError(f"{found}\nset another: hydra.run.dir=DIRECTORY")
+    except UsageError as error:
+        raise Refusal from error
+    OmegaConf.update(config, key, str(chosen))
+    if resumed:
+        config.hydra.output_subdir = None  # it keeps its stored config
+    elif kind == "sweep" and not is_override:  # the config of each job is composed anew, from the overrides
+        config.hydra.overrides.hydra.append(f"{key}='{chosen}'")
+
+
+def _resumed_run(config: DictConfig, resume: str | None, folder: Path, is_override: bool) -> Path | None:
+    """The directory of the run that `resume` names, if any."""
     if resume is None:
         return None
     if resume == AUTO and is_override:
@@ -83,42 +80,28 @@ def _resumed_run(config: DictConfig, folder: Path, is_override: bool) -> Path | 
     if run and is_override and run.resolve() != folder.resolve():
         raise UsageError(f"hydra.run.dir={folder}: a resumed run keeps its own directory\nremove hydra.run.dir")
     if run and not os.access(run, os.W_OK | os.X_OK):
-        raise _not_writable(run, "permission denied, or a read-only file system")
+        raise UsageError(f"cannot write the run directory {run}: permission denied, or a read-only file system")
     return run
 
 
-def _create(folder: Path, is_override: bool) -> Path:
-    """Create the directory, or <folder>_2, <folder>_3 ... if it exists; one that the user named may exist already.
-
-    mkdir is atomic: of several runs started at once, one creates the directory (or .hydra in it), the others do not.
-    """
-    try:
-        if is_override:
-            folder.mkdir(parents=True, exist_ok=True)
-            _require_no_run(folder)
-            (folder / ".hydra").mkdir()
-            return folder
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        numbered = (folder.with_name(f"{folder.name}_{number}") for number in count(2))
-        return next(candidate for candidate in chain([folder], numbered) if _is_new(candidate))
-    except OSError as error:
-        raise _not_writable(folder, str(error.strerror)) from error
+def create(folder: Path) -> Path:
+    """Create the directory, or <folder>_2, <folder>_3 ... if it exists; mkdir is atomic, so runs never share one."""
+    candidate, number = folder, 1
+    while True:
+        try:
+            candidate.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+            candidate = folder.with_name(f"{folder.name}_{number}")
+        else:
+            return candidate
 
 
-def _is_new(folder: Path) -> bool:
-    """Create a directory, unless it exists."""
-    try:
-        folder.mkdir()
-    except FileExistsError:
-        return False
-    return True
-
-
-def _require_no_run(folder: Path) -> None:
-    held = next((name for name in (".hydra", "summary.json", "multirun.yaml") if (folder / name).exists()), None)
-    if held is not None:
-        raise UsageError(f"{folder}: already holds a run ({held})\nchoose another directory, or resume={folder}")
-
-
-def _not_writable(folder: Path, reason: str) -> UsageError:
-    return UsageError(f"cannot write the run directory {folder}: {reason}\nset another: hydra.run.dir=DIRECTORY")
+def claim(folder: Path) -> Path:
+    """Use a directory that the user named, which may exist already. UsageError: it holds a run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (".hydra", "summary.json", "multirun.yaml"):
+        if (folder / name).exists():
+            raise UsageError(f"{folder}: already holds a run ({name})\nchoose another directory, or resume={folder}")
+    (folder / ".hydra").mkdir()  # of several runs started at once, one succeeds
+    return folder

@@ -92,7 +92,7 @@ class StandardizedPrior(Prior):
 
 
 class FittingTask(NamedTuple):
-    """A prior to fit. It is called with the codes, but without labels or images."""
+    """A prior to fit, which is given the codes, but neither labels nor images."""
 
     prior: Prior
     latents: LatentSamples

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from vae_lab.core import Prior
 from vae_lab.data.batches import Batch
@@ -73,6 +73,7 @@ class PriorFit:
         if not self.data.size("train"):
             raise UsageError("data: no training images found; a prior is fitted to their latents")
         self.sizes = split_sizes(run_config, self.data, saved["global_step"])
+        self.num_scored = min(self.stage.num_images or self.sizes["test"], self.sizes["test"])
         options = run_config.objective
         objective = Objective(elbo, Constant(), num_samples=options.num_samples, kl=options.kl)
         # The processes that trained beside this one have ended, so no sums are synchronised.
@@ -86,7 +87,11 @@ class PriorFit:
         log_pz: mean log p(z) in nats of the latents that the prior is `fitted` to, and of `held_out` ones.
         """
         start = time.perf_counter()
-        latents, held_out = self._latents()
+        latents = self._sample_posteriors("train", 0)
+        if self.sizes["val"]:
+            held_out = self._sample_posteriors("val", 1)
+        else:
+            latents, held_out = latents.split_held_out(self.stage.samples_per_image)
         task = FittingTask(self.prior, latents, held_out, self.seed, self.report_progress)
         self.stage.fitting(task)
         log_pz = {"fitted": task.mean_log_prob(latents), "held_out": task.mean_log_prob(held_out)}
@@ -97,13 +102,6 @@ class PriorFit:
         seconds = {"fit": fitted_at - start, "comparison": time.perf_counter() - fitted_at}
         return {"metrics": metrics, "log_pz": log_pz, "protocol": self._protocol(), "seconds": seconds}
 
-    def _latents(self) -> tuple[LatentSamples, LatentSamples]:
-        """Latents to fit to and held-out ones: of validation images or, without them, of some training images."""
-        latents = self._sample_posteriors("train", 0)
-        if self.sizes["val"]:
-            return latents, self._sample_posteriors("val", 1)
-        return latents.split_held_out(self.stage.samples_per_image)
-
     def _sample_posteriors(self, split: Split, number: int) -> LatentSamples:
         images = self._counted("latents", self.images(split, self.sizes[split]), self.sizes[split])
         return sample_posteriors(self.model, images, self.stage.samples_per_image, self.seed, FIT, LATENTS, number)
@@ -112,29 +110,25 @@ class PriorFit:
         """ELBO, log_px and KL of the validation and test images, and the importance bound of the first test images."""
         found: Metrics = {}
         for split in [split for split in EVALUATED if self.sizes[split]]:
-            batches = self._counted("ELBO", self._batches(split), self.sizes[split])
-            found |= elbo_terms(self.evaluator, self.model, split, batches)
-        if count := self._num_scored:
-            parts = self._counted("importance bound", importance_parts(self.images("test", count)), count)
-            bound = mean_importance_bound(self.model, parts, self.stage.num_samples, self.seed)
-            found[f"test/iw_elbo_{self.stage.num_samples}"] = bound
+            loader = self.data.val_dataloader() if split == "val" else self.data.test_dataloader()
+            batches = islice(loader, math.ceil(self.sizes[split] / self.data.eval_batch_size))
+            on_device = (Batch(x.to(self.device), None if y is None else y.to(self.device)) for x, y in batches)
+            counted = self._counted("ELBO", on_device, self.sizes[split])
+            found |= elbo_terms(self.evaluator, self.model, split, counted)
+        if count := self.num_scored:
+            found[f"test/iw_elbo_{self.stage.num_samples}"] = mean_importance_bound(
+                self.model,
+                self.images("test", count),
+                self.stage.num_samples,
+                self.seed,
+                lambda done: self.report_progress("importance bound", done, count),
+            )
         return found
-
-    @property
-    def _num_scored(self) -> int:
-        """Test images whose importance-weighted bound is estimated."""
-        return min(self.stage.num_images or self.sizes["test"], self.sizes["test"])
 
     def images(self, split: Split, count: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """The first `count` images of a split, preprocessed as for evaluation; labels for a conditional model only."""
         for x, y in self.data.first_images(split, count):
             yield x.to(self.device), y.to(self.device) if y is not None and self.model.conditional else None
-
-    def _batches(self, split: Split) -> Iterator[Batch]:
-        """The validation or test batches that the run evaluated."""
-        loader = self.data.val_dataloader() if split == "val" else self.data.test_dataloader()
-        for x, y in islice(loader, math.ceil(self.sizes[split] / self.data.eval_batch_size)):
-            yield Batch(x.to(self.device), None if y is None else y.to(self.device))
 
     def _counted(self, what: str, batches: Iterator[B], total: int) -> Iterator[B]:
         """The batches; reports the images done after each."""
@@ -145,34 +139,26 @@ class PriorFit:
             self.report_progress(what, done, total)
 
     @torch.no_grad()
-    def samples(self, num_latents: int, num_classes: int | None = None) -> Tensor:
-        """Decoded means of samples of the fitted prior, (num_latents, C, H, W) on the CPU.
+    def samples(self, prior: Prior, num_latents: int, num_classes: int | None = None) -> Tensor:
+        """Decoded means of samples of a prior, (num_latents, C, H, W) on the CPU.
 
         num_classes: decode the same latents with each of the first labels, (num_classes, num_latents, C, H, W).
+        NotImplementedError: a prior without samples.
         """
         seed_noise(self.device, self.seed, FIT, SAMPLES)
-        with with_prior(self.model, self.prior):
+        with with_prior(self.model, prior):
             z, y = self.model.sample_latents(num_latents), None
         if num_classes is not None:
             z = z.expand(num_classes, *z.shape)
             y = torch.arange(num_classes, device=self.device).unsqueeze(1).expand(num_classes, num_latents)
         return self.model.decode(z, y).mean.float().cpu()
 
-    @torch.no_grad()
-    def trained_samples(self, num_latents: int) -> Tensor | None:
-        """The same of the prior that the model was trained with; None if it has no samples."""
-        seed_noise(self.device, self.seed, FIT, SAMPLES)
-        try:
-            return self.model.sample(num_latents).mean.float().cpu()
-        except NotImplementedError:
-            return None
-
     def _protocol(self) -> dict[str, Any]:
         return {
             "binarize": self.data.preprocess.binarize,
             "images": dict(self.sizes),
             "elbo": {"samples_per_image": self.evaluator.objective.num_samples, "kl": self.evaluator.objective.kl},
-            f"test/iw_elbo_{self.stage.num_samples}": {"images": self._num_scored},
+            f"test/iw_elbo_{self.stage.num_samples}": {"images": self.num_scored},
             "latents": {"samples_per_image": self.stage.samples_per_image},
             "held_out": "val" if self.sizes["val"] else "every twentieth training image, not fitted to",
             "seed": self.seed,
@@ -192,13 +178,10 @@ def split_sizes(run_config: DictConfig, data: ImageDataModule, steps: int) -> di
     return sizes
 
 
-# --- the comparison of priors: the same images and the same noise ------------------------------------------
-
-
 @contextmanager
-def with_prior(model: VAE, prior: nn.Module) -> Iterator[None]:
+def with_prior(model: VAE, prior: Prior) -> Iterator[None]:
     """Replace the model's prior within the context."""
-    before = model.replace_prior(cast("Prior", prior))
+    before = model.replace_prior(prior)
     try:
         yield
     finally:
@@ -216,22 +199,16 @@ def elbo_terms(evaluator: SplitEvaluator, model: VAE, split: Split, batches: Ite
     return {name: means[name] if bounded or name.endswith("log_px") else None for name in names}
 
 
-def importance_parts(images: LabelledBatches) -> Iterator[tuple[Tensor, Tensor | None, int, int]]:
-    """Parts of batches of images and labels, each with the number of its batch and its first row there."""
-    for number, (x, y) in enumerate(images):
-        for start in range(0, len(x), IMPORTANCE_BATCH):
-            rows = slice(start, start + IMPORTANCE_BATCH)
-            yield x[rows], None if y is None else y[rows], number, start
-
-
 def mean_importance_bound(
-    model: VAE, parts: Iterable[tuple[Tensor, Tensor | None, int, int]], num_samples: int, seed: int
+    model: VAE, images: LabelledBatches, num_samples: int, seed: int, report: Callable[[int], None]
 ) -> float | None:
-    """Importance-weighted bound in nats, mean over images; None without a bound."""
+    """Importance-weighted bound in nats, mean over images; None without a bound. report: called with images done."""
     if parts_without_density(model):
         return None
-    bounds = []
-    for x, y, number, start in parts:
-        seed_noise(x.device, seed, FIT, IMPORTANCE, number, start)
-        bounds.append(importance_bound(model, x, num_samples, y=y))
+    bounds: list[Tensor] = []
+    for number, (x, y) in enumerate(images):
+        for rows in torch.arange(len(x), device=x.device).split(IMPORTANCE_BATCH):
+            seed_noise(x.device, seed, FIT, IMPORTANCE, number, int(rows[0]))
+            bounds.append(importance_bound(model, x[rows], num_samples, y=None if y is None else y[rows]))
+            report(sum(map(len, bounds)))
     return float(torch.cat(bounds).double().mean())

@@ -9,21 +9,26 @@ from pathlib import Path
 from typing import IO, Any
 
 
-def write_atomically(path: Path, data: bytes, flush: bool = True) -> None:
-    """Write a temporary file beside `path`, then rename it to `path`.
+def write_atomically(path: Path, data: bytes | memoryview, flush: bool = True) -> None:
+    """Write a temporary file beside `path`, then rename it to `path`. An OSError names `path`.
 
-    flush: fsync before the rename; without it a power cut may leave an empty file.
+    flush: wait for the disk; without it a power cut may leave an empty file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with temporary.open("wb") as file:
             file.write(data)
             if flush:
                 fsync(file)
         temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a failed write does not name its file
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+    if flush:
+        fsync_folder(path.parent)
 
 
 def fsync(file: IO[Any]) -> None:
@@ -45,13 +50,13 @@ def fsync_folder(folder: Path) -> None:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file atomically; non-finite numbers become null, which every parser accepts."""
-    write_atomically(path, (json.dumps(replace_nonfinite(content), indent=2, allow_nan=False) + "\n").encode())
+    write_atomically(path, (json.dumps(_finite(content), indent=2, allow_nan=False) + "\n").encode())
 
 
-def replace_nonfinite(value: Any) -> Any:
+def _finite(value: Any) -> Any:
     """The value with None for non-finite numbers, which JSON cannot represent."""
     if isinstance(value, dict):
-        return {key: replace_nonfinite(item) for key, item in value.items()}
+        return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [replace_nonfinite(item) for item in value]
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
