@@ -272,4 +272,4 @@ def test_hyperparameters_are_the_choices_and_the_usual_keys():
 
 
 def test_nothing_half_written_is_left(finished):
-    assert not list(finished.run.rglob("*.tmp"))
+    assert not list(finished.run.rglob("*.partial"))
