@@ -8,7 +8,7 @@ from torch.distributions import Distribution
 
 from vae_lab.core import RegularizerInputs, TrainingSpec
 from vae_lab.distributions.codes import QuantizedDelta
-from vae_lab.distributions.unflatten import UnflattenedBatch
+from vae_lab.distributions.reshaped import UnflattenedBatch
 from vae_lab.objectives.regularizers.base import Regularizer
 
 REMEDY = "choose model/posterior=nearest_code, or remove commitment from objective/regularizers"
@@ -41,7 +41,7 @@ class Commitment(Regularizer):
 def commitment_distance(posterior: Distribution) -> Tensor | None:
     """|inputs - codes|^2, (B,), with a gradient for the inputs; None for a posterior that does not quantise."""
     if isinstance(posterior, UnflattenedBatch):
-        flat = commitment_distance(posterior.flat)
+        flat = commitment_distance(posterior.base_dist)
         return None if flat is None else flat.unflatten(0, posterior.batch_shape).mean(0)
     if isinstance(posterior, QuantizedDelta):
         return (posterior.inputs - posterior.mode.detach()).square().flatten(1).sum(1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from vae_lab.core import RegularizerInputs, TrainingSpec
-from vae_lab.networks.made import MaskedLinear
+from vae_lab.networks.autoregressive import MaskedLinear
 from vae_lab.objectives.regularizers.base import Regularizer
 from vae_lab.objectives.regularizers.checks import require_number
 
