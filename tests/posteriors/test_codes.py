@@ -498,7 +498,7 @@ def test_priors_over_codes_refuse_vectors_and_a_call_without_codes(prior):
         (lambda: RelaxedCategorical(2, temperature=0.0), "model.posterior.temperature is above 0"),
         (lambda: codes_and_prior(AutoregressiveCodes, width=6, heads=4), "model.prior.width is a multiple"),
         (lambda: codes_and_prior(AutoregressiveCodes, depth=0), "depth=0"),
-        (lambda: Commitment(TrainingSpec(IMAGE, (), 1), weight=-1.0), "commitment.weight is at least 0"),
+        (lambda: Commitment(TrainingSpec(IMAGE, (), 1), weight=-1.0), "commitment.weight is a number of at least 0"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(make, message):

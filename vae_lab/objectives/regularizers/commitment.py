@@ -22,12 +22,9 @@ class Commitment(Regularizer):
     """
 
     def __init__(self, spec: TrainingSpec, weight: float = 0.25) -> None:
-        super().__init__()
-        if weight < 0:
-            raise ValueError(f"objective.regularizers.commitment.weight is at least 0; found {weight}")
+        super().__init__("commitment", weight)
         if all(latent.kind != "codes" for latent in spec.latents):
             raise ValueError(f"objective.regularizers.commitment: the model has no latents of the kind codes; {REMEDY}")
-        self.weight = weight
 
     def forward(self, inputs: RegularizerInputs) -> Tensor:
         """(B,), averaged over samples where a layer has separate codes for each sample of the layers above."""
