@@ -70,8 +70,9 @@ class ImageDiscriminator(nn.Module):
             channels, sides = wider, [conv_output_side(side, KERNEL, 2, pad) for side in sides]
         self.head = nn.Sequential(nn.Flatten(), nn.Linear(channels * math.prod(sides), num_logits))
         if spectral_norm:  # of each weight, estimated by power iteration in training
-            for layer in [each for each in self.modules() if isinstance(each, nn.Linear | nn.Conv2d)]:
-                parametrizations.spectral_norm(layer)
+            for part in list(self.modules()):
+                if isinstance(part, nn.Linear | nn.Conv2d):
+                    parametrizations.spectral_norm(part)
 
     def forward(self, images: Tensor) -> DiscriminatorOutput:
         """images: (N, C, H, W)."""
