@@ -13,18 +13,18 @@ from torch.func import jacrev
 from torch.testing import assert_close
 
 from vae_lab.core import ImageSpec, Latent, LatentSpec
+from vae_lab.distributions.base import rsample_and_log_prob
 from vae_lab.distributions.flows import (
     AffineCoupling,
     Householder,
     InverseAutoregressive,
     Planar,
-    rsample_and_log_prob,
 )
-from vae_lab.distributions.unflatten import UnflattenedBatch
+from vae_lab.distributions.reshaped import UnflattenedBatch
 from vae_lab.likelihoods import Bernoulli
 from vae_lab.models.base import point_estimate
 from vae_lab.models.vae import VAE
-from vae_lab.networks.made import MADE
+from vae_lab.networks.autoregressive import MADE
 from vae_lab.networks.mlp import MLPDecoder, MLPEncoder
 from vae_lab.objectives.bounds import bound_terms, closed_form_kl, elbo
 from vae_lab.posteriors.flow import HouseholderFlow, InverseAutoregressiveFlow, PlanarFlow

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 import vae_lab
 from vae_lab.core import ImageSpec
-from vae_lab.distributions.unflatten import UnflattenedBatch, unflatten_batch
+from vae_lab.distributions.reshaped import UnflattenedBatch, unflatten_batch
 from vae_lab.likelihoods import Bernoulli, LogisticMixture256
 from vae_lab.metrics.importance import importance_bound
 from vae_lab.models.ladder import LadderVAE
@@ -24,12 +24,10 @@ from vae_lab.objectives.bounds import bound_terms, elbo, importance_weighted_bou
 from vae_lab.objectives.objective import apply_free_bits
 from vae_lab.posteriors.codes import NearestCode, RelaxedCategorical
 from vae_lab.posteriors.flow import InverseAutoregressiveFlow
-from vae_lab.posteriors.gaussian import DiagonalGaussian, FullCovarianceGaussian
-from vae_lab.posteriors.residual import ResidualGaussian
+from vae_lab.posteriors.gaussian import DiagonalGaussian, FullCovarianceGaussian, ResidualGaussian
 from vae_lab.priors.codes import UniformCodes
-from vae_lab.priors.conditional import ConditionalGaussian
 from vae_lab.priors.fixed import Flat, StandardNormal
-from vae_lab.priors.gaussian import ClassGaussian, GaussianMixture
+from vae_lab.priors.gaussian import ClassGaussian, ConditionalGaussian, GaussianMixture
 from vae_lab.priors.vamp import VampPrior
 
 BINARY = ImageSpec(1, 8, 8, levels=2, num_classes=3)

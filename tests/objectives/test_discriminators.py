@@ -22,9 +22,10 @@ from vae_lab.objectives.objective import Objective
 from vae_lab.objectives.regularizers.adversarial import (
     AdversarialImages,
     AdversarialPosterior,
+    DensityRatio,
+    permute_dimensions,
     straight_through_bernoulli,
 )
-from vae_lab.objectives.regularizers.density_ratio import DensityRatio, permute_dimensions
 from vae_lab.objectives.regularizers.discriminators import (
     ImageDiscriminator,
     apply_frozen,

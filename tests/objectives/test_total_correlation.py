@@ -215,7 +215,6 @@ def test_minimised_it_makes_the_dimensions_independent():
         ([LatentSpec("codes", (3,), IMAGE)], {}, "found the kind codes.\nChoose another model/posterior"),
         ([], {"weight": -1.0}, "total_correlation.weight is a number of at least 0; found -1"),
         ([], {"weight": math.nan}, "total_correlation.weight"),
-        ([], {"estimate": "minibatch"}, "minibatch_stratified or minibatch_weighted; found minibatch"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(latents, options, message):

@@ -14,13 +14,12 @@ from torch.distributions import OneHotCategorical
 from torch.testing import assert_close
 
 from vae_lab.core import ImageSpec, Latent, LatentSpec, PriorInputs, RegularizerInputs, Trace, TrainingSpec
-from vae_lab.distributions.unflatten import unflatten_batch
+from vae_lab.distributions.reshaped import unflatten_batch
 from vae_lab.metrics.diagnostics import CodeUsage
 from vae_lab.models.base import latent_spec, point_estimate
 from vae_lab.objectives.bounds import closed_form_kl, monte_carlo_kl
 from vae_lab.objectives.regularizers.commitment import Commitment
-from vae_lab.posteriors.codebook import Codebook
-from vae_lab.posteriors.codes import NearestCode, RelaxedCategorical
+from vae_lab.posteriors.codes import Codebook, NearestCode, RelaxedCategorical
 from vae_lab.posteriors.gaussian import DiagonalGaussian
 from vae_lab.priors.codes import AutoregressiveCodes, UniformCodes
 from vae_lab.priors.temperature import with_temperature
@@ -499,7 +498,7 @@ def test_priors_over_codes_refuse_vectors_and_a_call_without_codes(prior):
         (lambda: RelaxedCategorical(2, temperature=0.0), "model.posterior.temperature is above 0"),
         (lambda: codes_and_prior(AutoregressiveCodes, width=6, heads=4), "model.prior.width is a multiple"),
         (lambda: codes_and_prior(AutoregressiveCodes, depth=0), "depth=0"),
-        (lambda: Commitment(TrainingSpec(IMAGE, (), 1), weight=-1.0), "commitment.weight is at least 0"),
+        (lambda: Commitment(TrainingSpec(IMAGE, (), 1), weight=-1.0), "commitment.weight is a number of at least 0"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(make, message):

@@ -12,8 +12,7 @@ from vae_lab.core import ImageSpec, Latent, LatentSpec, Trace
 from vae_lab.distributions.gaussians import FullNormal, bounded_scale, logvar_for_scale
 from vae_lab.models.base import point_estimate
 from vae_lab.objectives.bounds import bound_terms, closed_form_kl
-from vae_lab.posteriors.deterministic import Deterministic
-from vae_lab.posteriors.gaussian import DiagonalGaussian, FullCovarianceGaussian
+from vae_lab.posteriors.gaussian import Deterministic, DiagonalGaussian, FullCovarianceGaussian
 from vae_lab.posteriors.sphere import VonMisesFisher
 from vae_lab.priors.fixed import Flat, StandardNormal, UniformSphere
 
@@ -180,7 +179,7 @@ def test_a_point_mass_is_its_parameters():
     assert torch.equal(q.stddev, torch.zeros(5, 3))
     z.sum().backward()
     assert torch.equal(params.grad, torch.full((5, 3), 4.0))
-    assert not q.is_density and not Deterministic.is_density
+    assert not Deterministic.is_density
 
 
 def test_the_rate_of_a_point_mass_is_nothing_under_flat_and_minus_log_p_under_a_density():

@@ -17,6 +17,8 @@ from torch.distributions.kl import register_kl
 from torch.nn.functional import gumbel_softmax, one_hot
 
 from vae_lab.core import Codes
+from vae_lab.distributions.base import UnvalidatedDistribution
+from vae_lab.distributions.degenerate import Delta
 
 
 @dataclass(frozen=True)
@@ -34,44 +36,29 @@ class OneHotCodes:
         return merge_code_features(one_hot(indices, self.num_codes).float())
 
 
-class QuantizedDelta(Distribution):
+class QuantizedDelta(Delta):
     """A point mass at the codes nearest to an encoder's output; batch (B,), event (F, *map).
 
     The gradient of samples goes to the output unchanged (straight-through: van den Oord et al. 2017, arXiv:1711.00937,
-    section 3.2).
+    section 3.2). A probability mass function.
     """
-
-    arg_constraints = {}  # noqa: RUF012
-    has_rsample = True
 
     def __init__(self, inputs: Tensor, codes: Tensor, embedded: Tensor) -> None:
         """inputs: encoder output, (B, F, *map); codes: code indices, (B, G, *map); embedded: their latents."""
         self.inputs, self.codes = inputs, codes
         # The added term is exactly 0: values equal the codes' latents bit for bit.
-        self._z = embedded + (inputs - inputs.detach())
-        super().__init__(inputs.shape[:1], inputs.shape[1:], validate_args=False)
-
-    @property
-    def mode(self) -> Tensor:
-        return self._z
-
-    @property
-    def mean(self) -> Tensor:
-        return self._z
-
-    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        return self._z.expand(*sample_shape, *self._z.shape)
+        super().__init__(embedded + (inputs - inputs.detach()))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """0 at the point mass, minus infinity elsewhere; the batch shape. No gradient."""
-        there = (value == self._z).flatten(-len(self.event_shape)).all(-1)
+        """0 at the point mass, minus infinity elsewhere; no gradient."""
+        there = (value == self.value).flatten(-len(self.event_shape)).all(-1)
         return torch.zeros_like(there, dtype=torch.float32).masked_fill(~there, -math.inf)
 
     def entropy(self) -> Tensor:
-        return self._z.new_zeros(self.batch_shape)
+        return self.value.new_zeros(self.batch_shape)
 
 
-class OneHotCategoricals(Distribution):
+class OneHotCategoricals(UnvalidatedDistribution):
     """Independent categorical variables, each a one-hot group of features; batch (B,), event (G K, *map).
 
     temperature: of relaxed samples, which have a gradient (Jang et al. 2017, arXiv:1611.01144; Maddison et al. 2017,
@@ -79,7 +66,6 @@ class OneHotCategoricals(Distribution):
     `log_prob` is that of the categorical variables in both cases.
     """
 
-    arg_constraints = {}  # noqa: RUF012
     has_rsample = True
 
     def __init__(self, logits: Tensor, temperature: float | None = None) -> None:
@@ -88,14 +74,12 @@ class OneHotCategoricals(Distribution):
         self._log_probs = logits.log_softmax(2).flatten(1, 2)
         self._logits = logits.movedim(2, -1)
         self._codes = OneHotCodes(logits.shape[2])
-        super().__init__(self._log_probs.shape[:1], self._log_probs.shape[1:], validate_args=False)
+        super().__init__(self._log_probs.shape[:1], self._log_probs.shape[1:])
 
     @property
     def index_distribution(self) -> Distribution:
         """Distribution of the code indices: batch (B,), event (G, *map)."""
-        return Independent(
-            Categorical(logits=self._logits, validate_args=False), self._logits.dim() - 2, validate_args=False
-        )
+        return independent_categoricals(self._logits, self._logits.dim() - 2)
 
     @property
     def mode(self) -> Tensor:
@@ -108,7 +92,7 @@ class OneHotCategoricals(Distribution):
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         shape = torch.Size(sample_shape)
         if self.temperature is None:
-            indices = Categorical(logits=self._logits, validate_args=False).sample(shape)
+            indices = self.index_distribution.sample(shape)
             samples = one_hot(indices, self._logits.shape[-1]).float()
         else:  # torch's RelaxedOneHotCategorical validates its parts, whatever it is told: a read from the device
             samples = gumbel_softmax(self._logits.expand(*shape, *self._logits.shape), self.temperature)
@@ -123,34 +107,34 @@ class OneHotCategoricals(Distribution):
         return (value * self._log_probs).flatten(-len(self.event_shape)).sum(-1)
 
     def entropy(self) -> Tensor:
-        """In nats, (B,)."""
         entropy: Tensor = self.index_distribution.entropy()
         return entropy
 
 
-class CodeDistribution(Distribution):
+class CodeDistribution(UnvalidatedDistribution):
     """Latents whose code indices follow `index_distribution`; batch (), event (F, *map).
 
     index_distribution: event (G, *map). A probability mass function: `log_prob` is that of the codes nearest to the
     latent, which gets no gradient.
     """
 
-    arg_constraints = {}  # noqa: RUF012
-
     def __init__(self, index_distribution: Distribution, codes: Codes, shape: tuple[int, ...]) -> None:
         self.index_distribution, self.codes = index_distribution, codes
-        super().__init__(torch.Size(), torch.Size(shape), validate_args=False)
+        super().__init__((), shape)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         indices = self.index_distribution.sample(torch.Size((math.prod(sample_shape),)))
         return self.codes.embed(indices).reshape(*sample_shape, *self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log probability mass, in nats, (*batch). value: (*batch, F, *map)."""
         indices = self.codes.indices(value.reshape(-1, *self.event_shape))
-        batch = value.shape[: value.dim() - len(self.event_shape)]
         log_mass: Tensor = self.index_distribution.log_prob(indices)
-        return log_mass.reshape(batch)
+        return log_mass.reshape(self.batch_of(value))
+
+
+def independent_categoricals(logits: Tensor, event_dims: int) -> Distribution:
+    """Independent categorical variables, (*batch, *event) for logits (*batch, *event, K)."""
+    return Independent(Categorical(logits=logits, validate_args=False), event_dims, validate_args=False)
 
 
 def merge_code_features(values: Tensor) -> Tensor:

@@ -16,25 +16,9 @@ from torch.distributions import Distribution
 from torch.nn.functional import logsigmoid, normalize, softplus
 
 from vae_lab.core import EMPTY_SHAPE, SampleShape
-from vae_lab.networks.made import MADE
-
-
-class SampledWithDensity(Distribution):
-    """A distribution that may know the density of a sample while it draws it, more cheaply than by `log_prob`."""
-
-    def rsample_and_log_prob(self, sample_shape: SampleShape = EMPTY_SHAPE) -> tuple[Tensor, Tensor | None]:
-        """A sample and its log density in nats; None where only `log_prob` knows that."""
-        raise NotImplementedError
-
-
-def rsample_and_log_prob(q: Distribution, sample_shape: SampleShape) -> tuple[Tensor, Tensor | None]:
-    """A sample of q and its log density, which is None where it is not known from sampling: ask q.log_prob if needed.
-
-    So a flow is not inverted for its own samples, and an ELBO with a closed-form KL computes no density of a Gaussian.
-    """
-    if isinstance(q, SampledWithDensity):
-        return q.rsample_and_log_prob(sample_shape)
-    return q.rsample(torch.Size(sample_shape)), None
+from vae_lab.distributions.base import SampledWithDensity
+from vae_lab.distributions.gaussians import soft_clamp
+from vae_lab.networks.autoregressive import MADE
 
 
 class Flow:
@@ -56,14 +40,11 @@ class FlowDistribution(SampledWithDensity):
     differently.
     """
 
-    arg_constraints = {}  # noqa: RUF012
-
     def __init__(self, base: Distribution, flows: Sequence[Flow]) -> None:
         self.base, self.flows, self.has_rsample = base, flows, base.has_rsample
-        super().__init__(base.batch_shape, base.event_shape, validate_args=False)
+        super().__init__(base.batch_shape, base.event_shape)
 
     def rsample_and_log_prob(self, sample_shape: SampleShape = EMPTY_SHAPE) -> tuple[Tensor, Tensor]:
-        """A sample, (*sample_shape, *batch, D), and its log density in nats; no flow is inverted."""
         x = self.base.rsample(torch.Size(sample_shape))
         y, log_det = self._push(x)
         return y, self.base.log_prob(x) - log_det
@@ -76,7 +57,6 @@ class FlowDistribution(SampledWithDensity):
         return self._push(self.base.sample(torch.Size(sample_shape)))[0]
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """In nats, (*batch) for value (*batch, D)."""
         log_dets = []
         with without_autocast(value):
             for flow in reversed(self.flows):
@@ -128,7 +108,7 @@ class InverseAutoregressive(Flow):
 
     def _step(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean, logit = self.network(x, self.context)
-        return mean, self.GATE_LIMIT * torch.tanh(logit / self.GATE_LIMIT)
+        return mean, soft_clamp(logit, self.GATE_LIMIT)
 
 
 class Planar(Flow):
@@ -231,4 +211,4 @@ class AffineCoupling(Flow):
 
     def _step(self, fixed: Tensor) -> tuple[Tensor, Tensor]:
         log_scale, shift = self.network(fixed).chunk(2, -1)
-        return self.LOG_SCALE_LIMIT * torch.tanh(log_scale / self.LOG_SCALE_LIMIT), shift
+        return soft_clamp(log_scale, self.LOG_SCALE_LIMIT), shift

@@ -24,26 +24,22 @@ def logvar_for_scale(scale: Tensor) -> Tensor:
     return LOGVAR_LIMIT * torch.atanh((2 * scale.log() / LOGVAR_LIMIT).clamp(-0.999, 0.999))
 
 
-def num_below_diagonal(size: int) -> int:
-    """Number of entries below the diagonal of a square matrix."""
-    return size * (size - 1) // 2
-
-
-def below_diagonal_indices(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the entries below the diagonal, row by row."""
-    rows, columns = torch.tril_indices(size, size, -1, device=device)
-    return rows, columns
-
-
 def scale_tril(logvar: Tensor, below: Tensor) -> Tensor:
     """Cholesky factor, (*batch, D, D): bounded scales on its diagonal, `below` under it.
 
     logvar: (*batch, D). below: (*batch, D (D - 1) / 2), row by row.
     """
     factor = torch.diag_embed(bounded_scale(logvar))
-    rows, columns = below_diagonal_indices(logvar.shape[-1], logvar.device)
+    size = logvar.shape[-1]
+    rows, columns = torch.tril_indices(size, size, -1, device=logvar.device)
     factor[..., rows, columns] = below
     return factor
+
+
+def diagonal_normal(mean: Tensor, scale: Tensor, event_dims: int | None = None) -> Independent[Distribution]:
+    """Diagonal Gaussian of mean and scale, any shape; all dimensions but the first are the event, or the last few."""
+    normal = Normal(mean, scale, validate_args=False)
+    return Independent(normal, mean.dim() - 1 if event_dims is None else event_dims, validate_args=False)
 
 
 def as_diagonal_normal(distribution: Distribution) -> Normal | None:
@@ -63,8 +59,7 @@ class FullNormal(MultivariateNormal):
 
 @register_kl(MultivariateNormal, Independent)  # type: ignore[untyped-decorator]
 def _full_to_diagonal(q: MultivariateNormal, p: Independent[Distribution]) -> Tensor:
-    """KL(q || p), the batch shape. NotImplementedError: p is not a diagonal Gaussian."""
-    mean, scale = _diagonal(p)
+    mean, scale = _mean_and_scale(p)
     factor = q._unbroadcasted_scale_tril
     variances = (factor.square().sum(-1) + (q.loc - mean).square()) / scale.square()
     log_ratios = scale.log() - factor.diagonal(dim1=-2, dim2=-1).log()
@@ -73,13 +68,12 @@ def _full_to_diagonal(q: MultivariateNormal, p: Independent[Distribution]) -> Te
 
 @register_kl(Independent, MultivariateNormal)  # type: ignore[untyped-decorator]
 def _diagonal_to_full(q: Independent[Distribution], p: MultivariateNormal) -> Tensor:
-    """KL(q || p), the batch shape. NotImplementedError: q is not a diagonal Gaussian."""
-    mean, scale = _diagonal(q)
+    mean, scale = _mean_and_scale(q)
     return kl_divergence(MultivariateNormal(mean, scale_tril=torch.diag_embed(scale), validate_args=False), p)
 
 
-def _diagonal(distribution: Independent[Distribution]) -> tuple[Tensor, Tensor]:
-    """Mean and scale of a diagonal Gaussian over vectors."""
+def _mean_and_scale(distribution: Independent[Distribution]) -> tuple[Tensor, Tensor]:
+    """NotImplementedError: not a diagonal Gaussian over vectors."""
     base = as_diagonal_normal(distribution)
     if base is None or len(distribution.event_shape) != 1:
         raise NotImplementedError
@@ -94,8 +88,3 @@ def soft_clamp(values: Tensor, limit: float) -> Tensor:
 def inverse_soft_clamp(value: float, limit: float) -> float:
     """Inverse of `soft_clamp`."""
     return limit * math.atanh(value / limit)
-
-
-def diagonal_normal(mean: Tensor, scale: Tensor) -> Distribution:
-    """Diagonal Gaussian of mean and scale, (N, D, *map) each: batch (N,)."""
-    return Independent(Normal(mean, scale, validate_args=False), mean.dim() - 1, validate_args=False)

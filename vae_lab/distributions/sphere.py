@@ -6,11 +6,11 @@ import math
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 from torch.distributions.kl import register_kl
 from torch.nn.functional import normalize
 
 from vae_lab.core import EMPTY_SHAPE, SampleShape
+from vae_lab.distributions.base import UnvalidatedDistribution
 from vae_lab.distributions.bessel import log_bessel_and_ratio
 
 NUM_PROPOSALS = 24  # each is accepted with probability 0.65 or more: all are rejected once in 10^11 samples
@@ -22,22 +22,18 @@ def log_area(dim: int) -> float:
     return math.log(2) + dim / 2 * math.log(math.pi) - math.lgamma(dim / 2)
 
 
-class SphericalUniform(Distribution):
+class SphericalUniform(UnvalidatedDistribution):
     """Uniform density on S^{D-1}. dim: D. like: a tensor of the dtype and device to use."""
-
-    arg_constraints = {}  # noqa: RUF012
 
     def __init__(self, dim: int, batch_shape: SampleShape, like: Tensor) -> None:
         self._like = like
-        super().__init__(torch.Size(batch_shape), torch.Size((dim,)), validate_args=False)
+        super().__init__(batch_shape, (dim,))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """In nats, (*batch) for value (*batch, D)."""
         shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
         return value.new_full(shape, -log_area(value.shape[-1]))
 
     def sample(self, sample_shape: SampleShape = EMPTY_SHAPE) -> Tensor:
-        """Normalised Gaussian samples, (*sample_shape, *batch, D)."""
         shape = self._extended_shape(torch.Size(sample_shape))
         return normalize(torch.randn(shape, dtype=self._like.dtype, device=self._like.device), dim=-1)
 
@@ -50,11 +46,10 @@ class SphericalUniform(Distribution):
         return self._like.new_full(self._extended_shape(), 1 / self.event_shape[0])
 
     def entropy(self) -> Tensor:
-        """In nats, the batch shape."""
         return self._like.new_full(self.batch_shape, log_area(self.event_shape[0]))
 
 
-class VonMisesFisher(Distribution):
+class VonMisesFisher(UnvalidatedDistribution):
     """Density proportional to exp(concentration direction.z) on S^{D-1}. Davidson et al. 2018, arXiv:1804.00891.
 
     direction: (*batch, D) of length 1, D >= 2. concentration: (*batch), above 0.
@@ -64,12 +59,11 @@ class VonMisesFisher(Distribution):
     of the accepted proposal, which lacks a correction term; see `rsample`. They have no second derivative.
     """
 
-    arg_constraints = {}  # noqa: RUF012
     has_rsample = True
 
     def __init__(self, direction: Tensor, concentration: Tensor) -> None:
         self.direction, self.concentration = direction, concentration
-        super().__init__(concentration.shape, direction.shape[-1:], validate_args=False)
+        super().__init__(concentration.shape, direction.shape[-1:])
         # log(e^-k I_{D/2-1}(k)), and the length of the mean.
         self._log_bessel, self._mean_length = log_bessel_and_ratio(direction.shape[-1] / 2 - 1, concentration)
 
@@ -80,10 +74,7 @@ class VonMisesFisher(Distribution):
         return (dim / 2 - 1) * k.log() - dim / 2 * math.log(2 * math.pi) - self._log_bessel
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """In nats, (*batch) for value (*batch, D) of length 1.
-
-        For unit vectors, direction.value - 1 is minus half the squared distance, which does not cancel.
-        """
+        """For unit vectors, direction.value - 1 is minus half the squared distance, which does not cancel."""
         distance = (value - self.direction).square().sum(-1)
         return self._log_peak.to(value.dtype) - 0.5 * self.concentration * distance
 
@@ -107,7 +98,6 @@ class VonMisesFisher(Distribution):
         return (1 - length.square() - (self.event_shape[0] - 1) * across).clamp(min=0), across
 
     def entropy(self) -> Tensor:
-        """In nats, the batch shape."""
         k = self.concentration.double()
         return (k * (1 - self._mean_length) - self._log_peak).to(self.concentration.dtype)
 

@@ -10,7 +10,7 @@ from torchmetrics import Metric
 
 from vae_lab.core import Latent, Trace
 from vae_lab.distributions.codes import OneHotCodes, QuantizedDelta
-from vae_lab.distributions.unflatten import UnflattenedBatch
+from vae_lab.distributions.reshaped import UnflattenedBatch
 from vae_lab.models.base import Model
 
 
@@ -56,7 +56,7 @@ class Diagnostics(nn.Module):
 
 def code_indices(latent: Latent, num_codes: int) -> Tensor:
     """Code indices of a latent's samples, int64."""
-    posterior = latent.posterior.flat if isinstance(latent.posterior, UnflattenedBatch) else latent.posterior
+    posterior = latent.posterior.base_dist if isinstance(latent.posterior, UnflattenedBatch) else latent.posterior
     if isinstance(posterior, QuantizedDelta):
         return posterior.codes
     return OneHotCodes(num_codes).indices(latent.z.flatten(0, 1))

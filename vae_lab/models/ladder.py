@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vae_lab.core import ImageSpec, Latent, LatentSpec, Posterior, Prior, Trace
-from vae_lab.distributions.flows import rsample_and_log_prob
-from vae_lab.distributions.unflatten import unflatten_batch
+from vae_lab.distributions.base import rsample_and_log_prob
+from vae_lab.distributions.reshaped import unflatten_batch
 from vae_lab.likelihoods import Likelihood
 from vae_lab.models.base import Model, latent_spec, point_estimate, require_same_latent_kind
 from vae_lab.models.stochastic_layer import StochasticLayer

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from vae_lab.core import ImageSpec, Latent, LatentSpec, Posterior, Prior, PriorInputs, Trace
-from vae_lab.distributions.flows import rsample_and_log_prob
+from vae_lab.distributions.base import rsample_and_log_prob
 from vae_lab.likelihoods import Likelihood
 from vae_lab.models.base import (
     DecoderFactory,

@@ -6,10 +6,8 @@ Densities are computed in float32 whatever the network's precision.
 """
 
 from vae_lab.posteriors.codes import NearestCode, RelaxedCategorical
-from vae_lab.posteriors.deterministic import Deterministic
 from vae_lab.posteriors.flow import HouseholderFlow, InverseAutoregressiveFlow, PlanarFlow
-from vae_lab.posteriors.gaussian import DiagonalGaussian, FullCovarianceGaussian
-from vae_lab.posteriors.residual import ResidualGaussian
+from vae_lab.posteriors.gaussian import Deterministic, DiagonalGaussian, FullCovarianceGaussian, ResidualGaussian
 from vae_lab.posteriors.sphere import VonMisesFisher
 
 __all__ = [

@@ -10,7 +10,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import Distribution, Independent
 from torch.distributions.kl import register_kl
 
 from vae_lab.core import Posterior
@@ -21,9 +21,9 @@ from vae_lab.distributions.flows import (
     Planar,
     without_autocast,
 )
-from vae_lab.distributions.gaussians import bounded_scale
-from vae_lab.distributions.spatial import to_spatial
-from vae_lab.networks.made import MADE
+from vae_lab.distributions.gaussians import as_diagonal_normal, bounded_scale, diagonal_normal
+from vae_lab.distributions.reshaped import to_spatial
+from vae_lab.networks.autoregressive import MADE
 
 
 class InverseAutoregressiveFlow(Posterior):
@@ -130,8 +130,7 @@ class ReflectedGaussian(FlowDistribution):
 
 @register_kl(ReflectedGaussian, Independent)  # type: ignore[untyped-decorator]
 def _kl_to_diagonal(q: ReflectedGaussian, p: Independent[Distribution]) -> Tensor:
-    """KL(q || p), of the batch shape. NotImplementedError: p is not a diagonal Gaussian."""
-    if not isinstance(p.base_dist, Normal):
+    if as_diagonal_normal(p) is None:
         raise NotImplementedError
     squares = (q.variance + (q.mean - p.mean).square()) / p.variance
     # Reflections preserve the determinant of a covariance.
@@ -151,5 +150,4 @@ def require_flows(num_flows: int) -> None:
 def split_base(params: Tensor, dims: int) -> tuple[Distribution, Tensor]:
     """Split (B, 2 D + R, *map) into a Gaussian, batch (B, *map) and event (D,), and the rest, (B, *map, R)."""
     mean, logvar, rest = params.float().movedim(1, -1).tensor_split((dims, 2 * dims), -1)
-    normal = Normal(mean, bounded_scale(logvar), validate_args=False)
-    return Independent(normal, 1, validate_args=False), rest
+    return diagonal_normal(mean, bounded_scale(logvar), 1), rest

@@ -1,13 +1,24 @@
-"""Gaussian posteriors: diagonal and full covariance."""
+"""Gaussian posteriors: diagonal, full covariance, relative to a prior, and the limit of no variance, a point mass."""
 
 from __future__ import annotations
 
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import Distribution
 
-from vae_lab.core import Posterior
-from vae_lab.distributions.gaussians import FullNormal, bounded_scale, num_below_diagonal, scale_tril
-from vae_lab.distributions.spatial import to_spatial
+from vae_lab.core import Posterior, RelativePosterior
+from vae_lab.distributions.degenerate import Delta
+from vae_lab.distributions.gaussians import (
+    FullNormal,
+    as_diagonal_normal,
+    bounded_scale,
+    diagonal_normal,
+    scale_tril,
+    soft_clamp,
+)
+from vae_lab.distributions.reshaped import to_spatial
+
+MEAN_LIMIT = 10.0  # bound on the difference between the means of a residual posterior and its prior
+LOG_SCALE_LIMIT = 5.0  # bound on the log ratio of their scales
 
 
 class DiagonalGaussian(Posterior):
@@ -19,13 +30,8 @@ class DiagonalGaussian(Posterior):
 
     def forward(self, params: Tensor) -> Distribution:
         """params: (B, 2 D, *map), means then log variances."""
-        return diagonal_gaussian(*params.float().chunk(2, 1))
-
-
-def diagonal_gaussian(mean: Tensor, logvar: Tensor) -> Distribution:
-    """N(mean, diag exp(logvar)) with bounded log variance; arguments (B, D, *map), event (D, *map)."""
-    normal = Normal(mean, bounded_scale(logvar), validate_args=False)
-    return Independent(normal, mean.dim() - 1, validate_args=False)
+        mean, logvar = params.float().chunk(2, 1)
+        return diagonal_normal(mean, bounded_scale(logvar))
 
 
 class FullCovarianceGaussian(Posterior):
@@ -37,10 +43,62 @@ class FullCovarianceGaussian(Posterior):
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
-        self.num_params, self.num_features = 2 * latent_dim + num_below_diagonal(latent_dim), latent_dim
-        self._parts = (latent_dim, latent_dim, num_below_diagonal(latent_dim))
+        self._parts = (latent_dim, latent_dim, latent_dim * (latent_dim - 1) // 2)
+        self.num_params, self.num_features = sum(self._parts), latent_dim
 
     def forward(self, params: Tensor) -> Distribution:
         """params: (B, 2 D + D (D - 1) / 2, *map): means, log variances (L's diagonal), L below it row by row."""
         mean, logvar, below = params.float().movedim(1, -1).split(self._parts, -1)
         return to_spatial(FullNormal(mean, scale_tril=scale_tril(logvar, below), validate_args=False))
+
+
+class ResidualGaussian(RelativePosterior):
+    """N(prior mean + difference, diag (prior scale * ratio)^2), both bounded so that the KL cannot overflow.
+
+    Vahdat & Kautz 2020, arXiv:2007.03898, eq. 3. In a plain VAE: a diagonal Gaussian, relative to N(0, I).
+    """
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.num_params, self.num_features = 2 * latent_dim, latent_dim
+
+    def forward(self, params: Tensor) -> Distribution:
+        """params: (B, 2 D, *map), means then log scales. Batch (B,)."""
+        difference, log_ratio = self._bounded(params)
+        return diagonal_normal(difference, log_ratio.exp())
+
+    def relative_to(self, prior: Distribution, params: Tensor) -> Distribution:
+        """params: (N, 2 D, *map), mean differences then log scale ratios. ValueError: a prior that is not Gaussian."""
+        base = as_diagonal_normal(prior)
+        if base is None:
+            raise ValueError(
+                f"model/posterior=residual_gaussian needs a diagonal Gaussian prior; found "
+                f"{type(prior).__name__}.\nChoose model/prior=conditional_gaussian or standard_normal, or "
+                "model/posterior=diagonal_gaussian"
+            )
+        difference, log_ratio = self._bounded(params)
+        return diagonal_normal(base.loc + difference, base.scale * log_ratio.exp())
+
+    @staticmethod
+    def _bounded(params: Tensor) -> tuple[Tensor, Tensor]:
+        difference, log_ratio = params.float().chunk(2, 1)
+        return soft_clamp(difference, MEAN_LIMIT), soft_clamp(log_ratio, LOG_SCALE_LIMIT)
+
+
+class Deterministic(Posterior):
+    """z = f(x), as in an autoencoder: q(z|x) is a point mass.
+
+    `is_density` is False: log q(z|x) does not exist and is 0 by convention. With model/prior=flat the rate is then 0
+    and the "elbo" is minus the distortion; with a prior that has a density (Wasserstein autoencoders, Tolstikhin et al.
+    2018, arXiv:1711.01558) the rate is -log p(z). Neither is a bound on log p(x).
+    """
+
+    is_density = False
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.num_params, self.num_features = latent_dim, latent_dim
+
+    def forward(self, params: Tensor) -> Distribution:
+        """params: (B, D, *map), the latents."""
+        return Delta(params.float())

@@ -9,7 +9,7 @@ from torch.nn.functional import normalize, softplus
 
 from vae_lab.core import LatentKind, Posterior
 from vae_lab.distributions import sphere
-from vae_lab.distributions.spatial import to_spatial
+from vae_lab.distributions.reshaped import to_spatial
 
 MIN_CONCENTRATION, MAX_CONCENTRATION = 1e-3, 1e5  # nearly uniform; standard deviations of 0.003
 
@@ -36,11 +36,8 @@ class VonMisesFisher(Posterior):
     def forward(self, params: Tensor) -> Distribution:
         """params: (B, D + 1, *map), unnormalised directions, then the concentration before softplus."""
         direction, raw = params.float().movedim(1, -1).split((self.num_features, 1), -1)
-        direction = direction + 1e-3 * _first_axis(direction)  # a zero vector needs a direction and a gradient
+        first_axis = torch.arange(self.num_features, device=direction.device) == 0
+        direction = direction + 1e-3 * first_axis.to(direction.dtype)  # a zero vector needs a direction and a gradient
         grown = self.num_features * softplus(raw.squeeze(-1)) / MAX_CONCENTRATION
         concentration = MIN_CONCENTRATION + MAX_CONCENTRATION * torch.tanh(grown)
         return to_spatial(sphere.VonMisesFisher(normalize(direction, dim=-1), concentration))
-
-
-def _first_axis(like: Tensor) -> Tensor:
-    return (torch.arange(like.shape[-1], device=like.device) == 0).to(like.dtype)

@@ -10,108 +10,95 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, Distribution, Independent
+from torch.distributions import Categorical, Distribution
 
-from vae_lab.core import NO_INPUTS, Codes, LatentKind, LatentSpec, Prior, PriorInputs
-from vae_lab.distributions.codes import CodeDistribution
-from vae_lab.networks.transformer import CausalTransformer
+from vae_lab.core import NO_INPUTS, LatentKind, LatentSpec, Prior, PriorInputs
+from vae_lab.distributions.base import UnvalidatedDistribution
+from vae_lab.distributions.codes import CodeDistribution, independent_categoricals
+from vae_lab.networks.autoregressive import CausalTransformer
 from vae_lab.priors.temperature import scale_prior
 
 MIN_TEMPERATURE = 1e-6  # a temperature low enough for sampling to be an argmax
 
 
-def require_num_codes(latent: LatentSpec, prior: str) -> int:
-    """The number of codes K. ValueError: the latents are not codes."""
-    if latent.num_codes is None:
-        raise ValueError(
-            f"model.prior: {prior} is a distribution over codes, but these latents are of kind '{latent.kind}'.\n"
-            "Choose model/posterior=nearest_code or relaxed_categorical, or model/prior=standard_normal"
-        )
-    return latent.num_codes
-
-
-def require_codes(inputs: PriorInputs) -> Codes:
-    """The codes that a prior's indices refer to. ValueError: the prior was called without."""
-    if inputs.codes is None:
-        raise ValueError("a prior over codes needs the posterior's codes: prior(PriorInputs(codes=posterior.codes))")
-    return inputs.codes
-
-
-class UniformCodes(Prior):
-    """Every code has probability 1 / K, independently at each position. ValueError: the latents are not codes."""
+class CodePrior(Prior):
+    """A distribution over the code indices of a latent. ValueError: the latents are not codes; a call without codes."""
 
     kinds: tuple[LatentKind, ...] = ("codes",)
-    logits: Tensor
 
     def __init__(self, latent: LatentSpec) -> None:
         super().__init__()
-        self.shape = latent.shape
-        logits = torch.zeros(*latent.code_shape, require_num_codes(latent, "uniform_codes"))
-        self.register_buffer("logits", logits, persistent=False)  # a constant; a buffer moves with the model
+        if latent.num_codes is None:
+            raise ValueError(
+                f"model.prior: {type(self).__name__} is a distribution over codes, but these latents are of kind "
+                f"'{latent.kind}'.\n"
+                "Choose model/posterior=nearest_code or relaxed_categorical, or model/prior=standard_normal"
+            )
+        self.shape, self.code_shape, self.num_codes = latent.shape, latent.code_shape, latent.num_codes
 
     def forward(self, inputs: PriorInputs = NO_INPUTS) -> Distribution:
-        """p(z), batch ()."""
-        each = Categorical(logits=self.logits, validate_args=False)
-        index_distribution = Independent(each, self.logits.dim() - 1, validate_args=False)
-        return UniformCodeDistribution(index_distribution, require_codes(inputs), self.shape)
+        if inputs.codes is None:
+            raise ValueError(
+                "a prior over codes needs the posterior's codes: prior(PriorInputs(codes=posterior.codes))"
+            )
+        return CodeDistribution(self.index_distribution(), inputs.codes, self.shape)
+
+    def index_distribution(self) -> Distribution:
+        """Batch (), event code_shape."""
+        raise NotImplementedError
 
 
-class UniformCodeDistribution(CodeDistribution):
-    """Equal mass everywhere, so log_prob needs no code indices."""
+class UniformCodes(CodePrior):
+    """Every code has probability 1 / K, independently at each position."""
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """-T ln K for T positions, (*batch)."""
-        any_indices = torch.zeros(self.index_distribution.event_shape, dtype=torch.int64, device=value.device)
-        return self.index_distribution.log_prob(any_indices).expand(value.shape[: value.dim() - len(self.event_shape)])
+    logits: Tensor
+
+    def __init__(self, latent: LatentSpec) -> None:
+        super().__init__(latent)
+        logits = torch.zeros(*self.code_shape, self.num_codes)
+        self.register_buffer("logits", logits, persistent=False)  # a constant; a buffer moves with the model
+
+    def index_distribution(self) -> Distribution:
+        return independent_categoricals(self.logits, len(self.code_shape))
 
 
-class AutoregressiveCodes(Prior):
+class AutoregressiveCodes(CodePrior):
     """A causal transformer over codes in row-major order: each code given the previous ones.
 
     As in the second stage of VQ-VAE (arXiv:1711.00937, section 3.3), which uses a PixelCNN; the pre-norm transformer is
     that of GPT-2 (Radford et al. 2019). It handles maps and vectors, and is meant to be fitted to the codes of a
     trained model. Trained jointly with the model it learns the same, but passes no gradient to the encoder.
-    width: features of each position. depth: layers. heads: attention heads of each layer.
-
-    ValueError: the latents are not codes, or `heads` does not divide width.
+    width: features of each position. depth: layers. heads: attention heads of each layer; a divisor of width.
     """
 
-    kinds: tuple[LatentKind, ...] = ("codes",)
-
     def __init__(self, latent: LatentSpec, width: int = 64, depth: int = 2, heads: int = 4) -> None:
-        super().__init__()
-        num_codes = require_num_codes(latent, "autoregressive_codes")
+        super().__init__(latent)
         if min(width, depth, heads) < 1 or width % heads:
             raise ValueError(
                 "model.prior.width is a multiple of model.prior.heads, and width, heads and depth are at least 1; "
                 f"found width={width}, heads={heads}, depth={depth}"
             )
-        self.shape, self.code_shape = latent.shape, latent.code_shape
-        self.network = CausalTransformer(math.prod(self.code_shape), num_codes, width, depth, heads)
+        self.network = CausalTransformer(math.prod(self.code_shape), self.num_codes, width, depth, heads)
 
-    def forward(self, inputs: PriorInputs = NO_INPUTS) -> Distribution:
-        """p(z), batch ()."""
-        index_distribution = AutoregressiveIndices(self.network, self.code_shape)
-        return CodeDistribution(index_distribution, require_codes(inputs), self.shape)
+    def index_distribution(self) -> Distribution:
+        return AutoregressiveIndices(self.network, self.code_shape)
 
 
-class AutoregressiveIndices(Distribution):
+class AutoregressiveIndices(UnvalidatedDistribution):
     """Autoregressive distribution over code indices in row-major order; batch (), event `shape` of T positions.
 
     network: indices (N, t), t <= T, to the logits of each of them and of the next, (N, min(t + 1, T), K).
     """
 
-    arg_constraints = {}  # noqa: RUF012
-
     def __init__(self, network: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
         self.network = network
-        super().__init__(torch.Size(), torch.Size(shape), validate_args=False)
+        super().__init__((), shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log probability mass in nats, (*batch), in one pass of the network. value: int64 (*batch, *shape)."""
+        """In one pass of the network. value: int64 (*batch, *shape)."""
         indices = value.reshape(-1, self.event_shape.numel())
         log_mass: Tensor = _each(self.network(indices)).log_prob(indices).sum(-1)
-        return log_mass.reshape(value.shape[: value.dim() - len(self.event_shape)])
+        return log_mass.reshape(self.batch_of(value))
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -129,7 +116,7 @@ def _each(logits: Tensor) -> Categorical:
 
 @scale_prior.register
 def _(prior: CodeDistribution, temperature: float) -> Distribution:
-    return type(prior)(scale_prior(prior.index_distribution, temperature), prior.codes, prior.event_shape)
+    return CodeDistribution(scale_prior(prior.index_distribution, temperature), prior.codes, prior.event_shape)
 
 
 @scale_prior.register

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import Distribution
 
 from vae_lab.core import NO_INPUTS, LatentKind, LatentSpec, Prior, PriorInputs
 from vae_lab.distributions.degenerate import Improper
-from vae_lab.distributions.spatial import SpatialDistribution
+from vae_lab.distributions.gaussians import diagonal_normal
+from vae_lab.distributions.reshaped import SpatialDistribution
 from vae_lab.distributions.sphere import SphericalUniform
 
 
@@ -25,8 +26,7 @@ class StandardNormal(Prior):
         self.register_buffer("scale", torch.ones(latent.shape), persistent=False)
 
     def forward(self, inputs: PriorInputs = NO_INPUTS) -> Distribution:
-        """p(z), batch ()."""
-        return Independent(Normal(self.mean, self.scale, validate_args=False), self.mean.dim(), validate_args=False)
+        return diagonal_normal(self.mean, self.scale, self.mean.dim())
 
 
 class UniformSphere(Prior):
@@ -41,9 +41,8 @@ class UniformSphere(Prior):
         self.register_buffer("like", torch.zeros(()), persistent=False)  # carries the model's device and dtype
 
     def forward(self, inputs: PriorInputs = NO_INPUTS) -> Distribution:
-        """p(z), batch ()."""
         dim, *spatial_shape = self.shape
-        vectors = SphericalUniform(dim, tuple(spatial_shape), self.like)
+        vectors = SphericalUniform(dim, spatial_shape, self.like)
         return SpatialDistribution(vectors) if spatial_shape else vectors
 
 
@@ -58,5 +57,4 @@ class Flat(Prior):
         self.shape = latent.shape
 
     def forward(self, inputs: PriorInputs = NO_INPUTS) -> Distribution:
-        """p(z), batch ()."""
-        return Improper(self.shape)
+        return Improper((), self.shape)

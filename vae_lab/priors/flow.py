@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal, TransformedDistribution
-from torch.distributions.transforms import ReshapeTransform
+from torch import nn
+from torch.distributions import Distribution
 
 from vae_lab.core import NO_INPUTS, LatentSpec, Prior, PriorInputs
 from vae_lab.distributions.flows import AffineCoupling, FlowDistribution
+from vae_lab.distributions.reshaped import to_shape
 from vae_lab.networks.mlp import dense
+from vae_lab.priors.fixed import StandardNormal
 
 
 class FlowPrior(Prior):
@@ -23,9 +23,6 @@ class FlowPrior(Prior):
 
     ValueError: a latent of one dimension, num_flows < 2, no hidden layer.
     """
-
-    mean: Tensor
-    scale: Tensor
 
     def __init__(self, latent: LatentSpec, num_flows: int = 6, hidden: Sequence[int] = (128, 128)) -> None:
         super().__init__()
@@ -44,19 +41,11 @@ class FlowPrior(Prior):
         first, second = dims - dims // 2, dims // 2
         ways = [(first, second), (second, first)]
         self.networks = nn.ModuleList(coupling_network(*ways[i % 2], hidden) for i in range(num_flows))
-        # Constants, so not in the checkpoint; buffers because they move with the model to its device.
-        self.register_buffer("mean", torch.zeros(dims), persistent=False)
-        self.register_buffer("scale", torch.ones(dims), persistent=False)
+        self.base = StandardNormal(latent._replace(shape=(dims,)))
 
     def forward(self, inputs: PriorInputs = NO_INPUTS) -> Distribution:
-        """p(z), batch ()."""
-        base = Independent(Normal(self.mean, self.scale, validate_args=False), 1, validate_args=False)
         flows = [AffineCoupling(network, swapped=i % 2 == 1) for i, network in enumerate(self.networks)]
-        vectors = FlowDistribution(base, flows)
-        if len(self.shape) == 1:
-            return vectors
-        to_map = ReshapeTransform(self.mean.shape, torch.Size(self.shape))
-        return TransformedDistribution(vectors, to_map, validate_args=False)
+        return to_shape(FlowDistribution(self.base(), flows), self.shape)
 
 
 def coupling_network(kept: int, changed: int, hidden: Sequence[int]) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Learned Gaussian priors: a mixture, one per class, one with full covariance.
+"""Learned Gaussian priors: a mixture, one per class, one with full covariance, one given the layers above.
 
 Those with a `fit` can also be fitted to the latents of a trained model, by expectation maximisation or in closed form.
 """
@@ -9,20 +9,22 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal, TransformedDistribution
-from torch.distributions.transforms import ReshapeTransform
+from torch.distributions import Distribution
 
-from vae_lab.core import NO_INPUTS, LatentSpec, Prior, PriorInputs
+from vae_lab.core import NO_INPUTS, ConditionalPrior, LatentSpec, Prior, PriorInputs
 from vae_lab.distributions.gaussians import (
     FullNormal,
-    below_diagonal_indices,
     bounded_scale,
+    diagonal_normal,
     logvar_for_scale,
-    num_below_diagonal,
     scale_tril,
+    soft_clamp,
 )
 from vae_lab.distributions.mixtures import mixture
+from vae_lab.distributions.reshaped import to_shape
+from vae_lab.priors.fixed import StandardNormal
 
+LOG_SCALE_LIMIT = 5.0  # bound on the log scale of a conditional prior
 MIN_VARIANCE = 1e-6  # added to fitted variances; scikit-learn's default
 
 
@@ -46,8 +48,7 @@ class GaussianMixture(Prior):
         self.logits = nn.Parameter(torch.zeros(num_components))
 
     def forward(self, inputs: PriorInputs = NO_INPUTS) -> Distribution:
-        """p(z), batch ()."""
-        return mixture(self.logits, _diagonal(self.means, self.logvars))
+        return mixture(self.logits, diagonal_normal(self.means, bounded_scale(self.logvars)))
 
     @torch.no_grad()
     def fit(self, z: Tensor) -> None:
@@ -66,11 +67,6 @@ class GaussianMixture(Prior):
         self.logits.copy_(weights.log())
         self.means.copy_(means.view_as(self.means))
         self.logvars.copy_(logvar_for_scale(variances.sqrt()).view_as(self.logvars))
-
-
-def _diagonal(means: Tensor, logvars: Tensor) -> Distribution:
-    """Diagonal Gaussians; the first dimension is the batch."""
-    return Independent(Normal(means, bounded_scale(logvars), validate_args=False), means.dim() - 1, validate_args=False)
 
 
 class ClassGaussian(Prior):
@@ -96,7 +92,7 @@ class ClassGaussian(Prior):
         """p(z|y), batch (B,), for labels y (B,)."""
         if inputs.y is None:
             raise ValueError("model/prior=class_gaussian depends on the labels: give it the labels y, int64 (B,)")
-        return _diagonal(self.means[inputs.y], self.logvars[inputs.y])
+        return diagonal_normal(self.means[inputs.y], bounded_scale(self.logvars[inputs.y]))
 
 
 class FullGaussian(Prior):
@@ -109,15 +105,11 @@ class FullGaussian(Prior):
         self.shape, size = latent.shape, math.prod(latent.shape)
         self.mean = nn.Parameter(torch.zeros(size))
         self.logvar = nn.Parameter(torch.zeros(size))
-        self.below = nn.Parameter(torch.zeros(num_below_diagonal(size)))
+        self.below = nn.Parameter(torch.zeros(size * (size - 1) // 2))
 
     def forward(self, inputs: PriorInputs = NO_INPUTS) -> Distribution:
-        """p(z), batch ()."""
         normal = FullNormal(self.mean, scale_tril=scale_tril(self.logvar, self.below), validate_args=False)
-        if len(self.shape) == 1:
-            return normal
-        to_map = ReshapeTransform(self.mean.shape, torch.Size(self.shape))
-        return TransformedDistribution(normal, to_map, validate_args=False)
+        return to_shape(normal, self.shape)
 
     @torch.no_grad()
     def fit(self, z: Tensor) -> None:
@@ -127,7 +119,24 @@ class FullGaussian(Prior):
         z = z.flatten(1).double()
         floor = MIN_VARIANCE * torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
         factor = torch.linalg.cholesky(torch.cov(z.mT).reshape(floor.shape) + floor)
-        rows, columns = below_diagonal_indices(len(factor), z.device)
+        rows, columns = torch.tril_indices(len(factor), len(factor), -1, device=z.device)
         self.mean.copy_(z.mean(0))
         self.logvar.copy_(logvar_for_scale(factor.diagonal()))
         self.below.copy_(factor[rows, columns])
+
+
+class ConditionalGaussian(ConditionalPrior):
+    """A diagonal Gaussian with means and bounded log scales from the layers above; N(0, I) at the top."""
+
+    def __init__(self, latent: LatentSpec) -> None:
+        super().__init__()
+        self.num_params = 2 * latent.shape[0]
+        self.top_prior = StandardNormal(latent)
+
+    def forward(self, inputs: PriorInputs = NO_INPUTS) -> Distribution:
+        return self.top_prior(inputs)
+
+    def conditioned_on(self, params: Tensor) -> Distribution:
+        """params: (N, 2 D, *map), means then log scales. Batch (N,)."""
+        mean, log_scale = params.float().chunk(2, 1)
+        return diagonal_normal(mean, soft_clamp(log_scale, LOG_SCALE_LIMIT).exp())

@@ -16,7 +16,7 @@ from torch.distributions import (
 from vae_lab.distributions.flows import FlowDistribution
 from vae_lab.distributions.gaussians import FullNormal
 from vae_lab.distributions.mixtures import mixture
-from vae_lab.distributions.spatial import SpatialDistribution
+from vae_lab.distributions.reshaped import SpatialDistribution
 
 
 def with_temperature(prior: Distribution, temperature: float) -> Distribution:

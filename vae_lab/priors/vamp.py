@@ -8,7 +8,7 @@ from torch.distributions import Distribution, Independent, MultivariateNormal
 
 from vae_lab.core import NO_INPUTS, LatentKind, LatentSpec, Prior, PriorInputs
 from vae_lab.distributions.mixtures import mixture
-from vae_lab.distributions.spatial import SpatialDistribution
+from vae_lab.distributions.reshaped import SpatialDistribution
 from vae_lab.distributions.sphere import VonMisesFisher
 
 GAIN = 10.0  # logits per weight; without it, black to white takes ten times as many optimiser steps
@@ -37,7 +37,6 @@ class VampPrior(Prior):
         return torch.sigmoid(GAIN * self.weights)
 
     def forward(self, inputs: PriorInputs = NO_INPUTS) -> Distribution:
-        """p(z), batch ()."""
         if inputs.encode is None:
             raise ValueError("model/prior=vamp mixes posteriors, so it needs an encoder: `PriorInputs(encode=...)`")
         components = inputs.encode(self.pseudo_inputs)

@@ -1,8 +1,7 @@
 """Regularizers: penalties added to the bound, and discriminators trained alongside the model."""
 
-from vae_lab.objectives.regularizers.adversarial import AdversarialImages, AdversarialPosterior
+from vae_lab.objectives.regularizers.adversarial import AdversarialImages, AdversarialPosterior, DensityRatio
 from vae_lab.objectives.regularizers.commitment import Commitment
-from vae_lab.objectives.regularizers.density_ratio import DensityRatio
 from vae_lab.objectives.regularizers.dip import DisentangledInferredPrior
 from vae_lab.objectives.regularizers.mmd import MaximumMeanDiscrepancy
 from vae_lab.objectives.regularizers.perceptual import Perceptual

@@ -1,15 +1,20 @@
-"""Adversarial regularizers: match latents to prior samples (AAE), or decoded images to real ones (VAE-GAN)."""
+"""Adversarial regularizers of latents (AAE against prior samples, FactorVAE against permuted ones) and images (GAN)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from vae_lab.core import RegularizerInputs, TrainingSpec
-from vae_lab.objectives.regularizers.base import AdversarialRegularizer
-from vae_lab.objectives.regularizers.checks import require_number, require_single_latent, sample_prior
+from vae_lab.core import LatentKind, RegularizerInputs, TrainingSpec
+from vae_lab.objectives.regularizers.base import (
+    AdversarialRegularizer,
+    require_number,
+    require_single_latent,
+    sample_prior,
+)
 from vae_lab.objectives.regularizers.discriminators import (
     DiscriminatorOutput,
     ImageDiscriminator,
@@ -17,11 +22,32 @@ from vae_lab.objectives.regularizers.discriminators import (
     apply_frozen,
     non_saturating_loss,
     real_fake_cross_entropy,
-    require_discriminator,
 )
 
 
-class AdversarialPosterior(AdversarialRegularizer):
+class LatentAdversary(AdversarialRegularizer):
+    """A discriminator of the latents. ValueError: several layers of them, or a kind that is not in `kinds`."""
+
+    kinds: tuple[LatentKind, ...] = ("vector",)
+
+    def __init__(
+        self, name: str, spec: TrainingSpec, weight: float, discriminator_lr: float, hidden: Sequence[int]
+    ) -> None:
+        latent = require_single_latent(spec, name, self.kinds)
+        super().__init__(name, weight, discriminator_lr, hidden)
+        self.discriminator = LatentDiscriminator(latent.shape, hidden)
+
+    def logits(self, inputs: RegularizerInputs) -> Tensor:
+        """Of the posterior samples, (S, B), with constant parameters of the discriminator."""
+        logits: Tensor = apply_frozen(self.discriminator, inputs.trace.latents[0].z)
+        return logits
+
+    def cross_entropy(self, real: Tensor, fake: Tensor) -> Tensor:
+        """Of detached latents (S, B, *event), in nats, ()."""
+        return real_fake_cross_entropy(*self.discriminator(torch.cat((real, fake))).chunk(2))
+
+
+class AdversarialPosterior(LatentAdversary):
     """Adversarial loss of posterior samples against prior samples, in nats: the adversarial autoencoder.
 
     Makhzani et al. 2016, arXiv:1511.05644; with `objective.beta=0` it replaces the KL, as there and in WAE-GAN
@@ -33,6 +59,8 @@ class AdversarialPosterior(AdversarialRegularizer):
     ValueError: several layers of latents, latents that are codes; at the first step, a prior that has no samples.
     """
 
+    kinds = ("vector", "sphere")
+
     def __init__(
         self,
         spec: TrainingSpec,
@@ -40,23 +68,62 @@ class AdversarialPosterior(AdversarialRegularizer):
         discriminator_lr: float = 2e-4,
         hidden: Sequence[int] = (256, 256),
     ) -> None:
-        super().__init__()
-        latent = require_single_latent(spec, "adversarial_posterior", ("vector", "sphere"))
-        require_discriminator("adversarial_posterior", weight, discriminator_lr, hidden)
-        self.weight, self.discriminator_lr = weight, discriminator_lr
-        self.discriminator = LatentDiscriminator(latent.shape, hidden)
+        super().__init__("adversarial_posterior", spec, weight, discriminator_lr, hidden)
 
     def forward(self, inputs: RegularizerInputs) -> Tensor:
         """-log D(z), (B,), averaged over samples, D the probability of a prior sample; ln 2 where q(z) matches p(z)."""
-        logits: Tensor = apply_frozen(self.discriminator, inputs.trace.latents[0].z)
-        return non_saturating_loss(logits).mean(0)
+        return non_saturating_loss(self.logits(inputs)).mean(0)
 
     def discriminator_loss(self, inputs: RegularizerInputs) -> Tensor:
-        """Cross-entropy of prior samples against posterior samples, in nats, ()."""
+        """Cross-entropy of prior samples against posterior samples."""
         latent = inputs.trace.latents[0]
-        prior = sample_prior(latent, latent.z.shape[:2])
-        prior_logits, posterior_logits = self.discriminator(torch.cat((prior, latent.z.detach()))).chunk(2)
-        return real_fake_cross_entropy(prior_logits, posterior_logits)
+        return self.cross_entropy(sample_prior(latent, latent.z.shape[:2]), latent.z.detach())
+
+
+class DensityRatio(LatentAdversary):
+    """KL(q(z) || prod_d q(z_d)) in nats, by a discriminator's log-odds of latents against permuted ones.
+
+    Kim & Mnih 2018, arXiv:1802.05983, algorithm 2; `weight` is their gamma. The discriminator separates latents from
+    permuted ones, whose dimensions come from different images; its logit estimates log q(z) / prod_d q(z_d).
+
+    Unlike the paper: the permuted latents are those of the same batch (the paper encodes a second one for them; the
+    discriminator's loss has a separate term for each kind, so its expectation is the same); one logit instead of the
+    difference of two; and `hidden` defaults to a discriminator of a thirtieth the size of the paper's [1000, 1000,
+    1000, 1000, 1000, 1000]. Adam's betas are those of the model's optimiser (0.5 and 0.9 for the paper's
+    discriminator).
+
+    ValueError: several layers of latents, latents that are not vectors, fewer than two dimensions.
+    """
+
+    def __init__(
+        self,
+        spec: TrainingSpec,
+        weight: float,
+        discriminator_lr: float = 1e-4,
+        hidden: Sequence[int] = (256, 256, 256),
+    ) -> None:
+        super().__init__("density_ratio", spec, weight, discriminator_lr, hidden)
+        if math.prod(spec.latents[0].shape) < 2:
+            raise ValueError("model.latent_dim=1: total correlation needs at least 2 dimensions; remove density_ratio")
+
+    def forward(self, inputs: RegularizerInputs) -> Tensor:
+        """Estimate of log q(z) / prod_d q(z_d), (B,), mean over samples; its mean estimates the total correlation."""
+        return self.logits(inputs).mean(0)
+
+    def discriminator_loss(self, inputs: RegularizerInputs) -> Tensor:
+        """Cross-entropy of latents against permuted ones."""
+        z = inputs.trace.latents[0].z.detach()
+        return self.cross_entropy(z, permute_dimensions(z))
+
+
+def permute_dimensions(z: Tensor) -> Tensor:
+    """Latents (S, B, *event) with each dimension permuted separately over samples and images. Algorithm 1.
+
+    Marginals are preserved; two dimensions come from the same image with probability 1 / B.
+    """
+    dimensions = z.flatten(0, 1).flatten(1)  # (S B, D)
+    orders = torch.rand(dimensions.shape, device=z.device).argsort(0)
+    return dimensions.gather(0, orders).view(z.shape)
 
 
 class AdversarialImages(AdversarialRegularizer):
@@ -87,10 +154,9 @@ class AdversarialImages(AdversarialRegularizer):
         max_width: int = 256,
         spectral_norm: bool = True,
     ) -> None:
-        super().__init__()
-        require_discriminator("adversarial_images", weight, discriminator_lr, (width, max_width))
+        super().__init__("adversarial_images", weight, discriminator_lr, (width, max_width))
         require_number("adversarial_images", "feature_weight", feature_weight)
-        self.weight, self.discriminator_lr, self.feature_weight = weight, discriminator_lr, feature_weight
+        self.feature_weight = feature_weight
         self.prior_samples = prior_samples and len(spec.latents) == 1
         self.binary = spec.image.levels == 2
         self.discriminator = ImageDiscriminator(spec.image.shape, 1, width, max_width, spectral_norm)

@@ -8,7 +8,7 @@ from torch.distributions import Distribution
 
 from vae_lab.core import RegularizerInputs, TrainingSpec
 from vae_lab.distributions.codes import QuantizedDelta
-from vae_lab.distributions.unflatten import UnflattenedBatch
+from vae_lab.distributions.reshaped import UnflattenedBatch
 from vae_lab.objectives.regularizers.base import Regularizer
 
 REMEDY = "choose model/posterior=nearest_code, or remove commitment from objective/regularizers"
@@ -22,12 +22,9 @@ class Commitment(Regularizer):
     """
 
     def __init__(self, spec: TrainingSpec, weight: float = 0.25) -> None:
-        super().__init__()
-        if weight < 0:
-            raise ValueError(f"objective.regularizers.commitment.weight is at least 0; found {weight}")
+        super().__init__("commitment", weight)
         if all(latent.kind != "codes" for latent in spec.latents):
             raise ValueError(f"objective.regularizers.commitment: the model has no latents of the kind codes; {REMEDY}")
-        self.weight = weight
 
     def forward(self, inputs: RegularizerInputs) -> Tensor:
         """(B,), averaged over samples where a layer has separate codes for each sample of the layers above."""
@@ -41,7 +38,7 @@ class Commitment(Regularizer):
 def commitment_distance(posterior: Distribution) -> Tensor | None:
     """|inputs - codes|^2, (B,), with a gradient for the inputs; None for a posterior that does not quantise."""
     if isinstance(posterior, UnflattenedBatch):
-        flat = commitment_distance(posterior.flat)
+        flat = commitment_distance(posterior.base_dist)
         return None if flat is None else flat.unflatten(0, posterior.batch_shape).mean(0)
     if isinstance(posterior, QuantizedDelta):
         return (posterior.inputs - posterior.mode.detach()).square().flatten(1).sum(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,10 +10,7 @@ from torch.distributions import Distribution, MultivariateNormal
 
 from vae_lab.core import RegularizerInputs, TrainingSpec
 from vae_lab.distributions.gaussians import as_diagonal_normal
-from vae_lab.objectives.regularizers.base import Regularizer
-from vae_lab.objectives.regularizers.checks import require_number, require_single_latent
-
-CovarianceOf = Literal["means", "latents"]
+from vae_lab.objectives.regularizers.base import Regularizer, require_number, require_single_latent
 
 
 class DisentangledInferredPrior(Regularizer):
@@ -27,17 +24,14 @@ class DisentangledInferredPrior(Regularizer):
     Gaussian.
     """
 
-    def __init__(self, spec: TrainingSpec, weight: float, diagonal: float, covariance: CovarianceOf) -> None:
-        super().__init__()
+    def __init__(
+        self, spec: TrainingSpec, weight: float, diagonal: float, covariance: Literal["means", "latents"]
+    ) -> None:
         name = "dip_vae_ii" if covariance == "latents" else "dip_vae_i"
-        if covariance not in get_args(CovarianceOf):
-            raise ValueError(
-                f"objective.regularizers.{name}.covariance is {' or '.join(get_args(CovarianceOf))}; found {covariance}"
-            )
+        super().__init__(name, weight)
         require_single_latent(spec, name)
-        require_number(name, "weight", weight)
         require_number(name, "diagonal", diagonal)
-        self.weight, self.diagonal, self.covariance = weight, diagonal, covariance
+        self.diagonal, self.covariance = diagonal, covariance
 
     def forward(self, inputs: RegularizerInputs) -> Tensor:
         """The penalty of the batch, (); 0 for a single image, which has no covariance."""

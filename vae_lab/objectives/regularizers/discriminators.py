@@ -20,7 +20,6 @@ from torch.nn.utils import parametrizations
 from vae_lab.core import ImageShape
 from vae_lab.networks.conv import conv_output_side, same_padding
 from vae_lab.networks.mlp import dense
-from vae_lab.objectives.regularizers.checks import require_number
 
 KERNEL = 4  # kernel size of the convolutions of stride 2
 
@@ -55,7 +54,7 @@ class ImageDiscriminator(nn.Module):
     """Convolutions of stride 2, and K = num_logits logits of the last feature map.
 
     The map is halved, rounding down, while its shorter side is at least 4, so any image of at least 2x2 is accepted.
-    Channels: `width`, doubled at each convolution up to max_width.
+    Channels: `width`, doubled at each convolution up to max_width. spectral_norm: see arXiv:1802.05957.
     """
 
     def __init__(
@@ -70,8 +69,10 @@ class ImageDiscriminator(nn.Module):
             self.stages.append(nn.Sequential(layer, leaky_relu()))
             channels, sides = wider, [conv_output_side(side, KERNEL, 2, pad) for side in sides]
         self.head = nn.Sequential(nn.Flatten(), nn.Linear(channels * math.prod(sides), num_logits))
-        if spectral_norm:
-            apply_spectral_norm(self)
+        if spectral_norm:  # of each weight, estimated by power iteration in training
+            for part in list(self.modules()):
+                if isinstance(part, nn.Linear | nn.Conv2d):
+                    parametrizations.spectral_norm(part)
 
     def forward(self, images: Tensor) -> DiscriminatorOutput:
         """images: (N, C, H, W)."""
@@ -79,13 +80,6 @@ class ImageDiscriminator(nn.Module):
         for stage in self.stages:
             maps.append(stage(maps[-1]))
         return DiscriminatorOutput(self.head(maps[-1]).float(), tuple(maps[1:]))
-
-
-def apply_spectral_norm(network: nn.Module) -> None:
-    """Divide every weight by its largest singular value, estimated by power iteration in training. arXiv:1802.05957."""
-    for layer in list(network.modules()):
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            parametrizations.spectral_norm(layer)
 
 
 def apply_frozen(discriminator: nn.Module, inputs: Tensor) -> Any:
@@ -96,28 +90,11 @@ def apply_frozen(discriminator: nn.Module, inputs: Tensor) -> Any:
 
 
 def non_saturating_loss(logits: Tensor) -> Tensor:
-    """-log of the discriminator's probability of `real`, in nats, for logits of any shape; ln 2 at a logit of 0.
-
-    As a penalty on fake inputs, the non-saturating loss of Goodfellow et al. 2014, arXiv:1406.2661, section 3.
-    """
+    """-log of the discriminator's probability of `real`, in nats, any shape. Goodfellow et al. 2014, section 3."""
     return softplus(-logits)
 
 
 def real_fake_cross_entropy(true: Tensor, *false: Tensor) -> Tensor:
-    """Cross-entropy of real against fake inputs given their logits, equally likely, in nats, (); ln 2 at chance level.
-
-    Several groups of fake inputs have equal weight.
-    """
+    """Cross-entropy of real against fake inputs given their logits, in nats, (); groups of fakes have equal weight."""
     fake_loss = torch.stack([non_saturating_loss(-logits).mean() for logits in false]).mean()
     return (non_saturating_loss(true).mean() + fake_loss) / 2
-
-
-def require_discriminator(name: str, weight: float, discriminator_lr: float, widths: Sequence[int]) -> None:
-    """Raise ValueError unless the options shared by all discriminators are valid. widths: of the layers."""
-    require_number(name, "weight", weight)
-    require_number(name, "discriminator_lr", discriminator_lr, above=True)
-    if not widths or min(widths) < 1:
-        raise ValueError(
-            f"objective.regularizers.{name}: a discriminator needs at least one hidden layer, each at least 1 wide; "
-            f"found {list(widths)}"
-        )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from vae_lab.core import RegularizerInputs, TrainingSpec
-from vae_lab.objectives.regularizers.base import Regularizer
-from vae_lab.objectives.regularizers.checks import require_number, require_single_latent, sample_prior
+from vae_lab.objectives.regularizers.base import Regularizer, require_single_latent, sample_prior
 
 Kernel = Literal["rbf", "imq"]
 # The scales of the inverse multiquadratic kernel are those of WAE's published code.
@@ -40,16 +39,13 @@ class MaximumMeanDiscrepancy(Regularizer):
         scales: Sequence[float] | None = None,
         unbiased: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__("mmd", weight)
         latent = require_single_latent(spec, "mmd", ("vector", "sphere"))
-        require_number("mmd", "weight", weight)
-        if kernel not in get_args(Kernel):
-            raise ValueError(f"objective.regularizers.mmd.kernel is {' or '.join(get_args(Kernel))}; found {kernel}")
         scales = SCALES[kernel] if scales is None else tuple(scales)
         if not scales or min(scales) <= 0:
             raise ValueError(f"objective.regularizers.mmd.scales are numbers above 0, at least one; found {scales}")
         unit = 2.0 * (math.prod(latent.shape) if latent.kind == "vector" else 1)
-        self.weight, self.kernel, self.unbiased = weight, kernel, unbiased
+        self.kernel, self.unbiased = kernel, unbiased
         self.widths = tuple(scale * unit for scale in scales)
 
     def forward(self, inputs: RegularizerInputs) -> Tensor:

@@ -8,12 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from vae_lab.core import RegularizerInputs, TrainingSpec
 from vae_lab.objectives.regularizers.base import AdversarialRegularizer
-from vae_lab.objectives.regularizers.discriminators import (
-    DiscriminatorOutput,
-    ImageDiscriminator,
-    apply_frozen,
-    require_discriminator,
-)
+from vae_lab.objectives.regularizers.discriminators import DiscriminatorOutput, ImageDiscriminator, apply_frozen
 
 NUM_FLIPS = 4  # orientations of an image: original, flipped left to right, upside down, both (a half turn)
 TINY = 1e-8  # added to squared norms: a finite gradient at zero features
@@ -39,9 +34,7 @@ class Perceptual(AdversarialRegularizer):
         width: int = 32,
         max_width: int = 256,
     ) -> None:
-        super().__init__()
-        require_discriminator("perceptual", weight, discriminator_lr, (width, max_width))
-        self.weight, self.discriminator_lr = weight, discriminator_lr
+        super().__init__("perceptual", weight, discriminator_lr, (width, max_width))
         self.discriminator = ImageDiscriminator(spec.image.shape, NUM_FLIPS, width, max_width)
 
     def forward(self, inputs: RegularizerInputs) -> Tensor:

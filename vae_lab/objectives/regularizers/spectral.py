@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from vae_lab.core import RegularizerInputs, TrainingSpec
-from vae_lab.networks.made import MaskedLinear
+from vae_lab.networks.autoregressive import MaskedLinear
 from vae_lab.objectives.regularizers.base import Regularizer
-from vae_lab.objectives.regularizers.checks import require_number
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -32,11 +31,10 @@ class Spectral(Regularizer):
     """
 
     def __init__(self, spec: TrainingSpec, weight: float, squarings: int = 8) -> None:
-        super().__init__()
-        require_number("spectral", "weight", weight)
+        super().__init__("spectral", weight)
         if squarings < 1:
             raise ValueError(f"objective.regularizers.spectral.squarings is at least 1; found {squarings}")
-        self.weight, self.squarings = weight, squarings
+        self.squarings = squarings
 
     def forward(self, inputs: RegularizerInputs) -> Tensor:
         """The sum over the model's layers, (); 0 without any."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor
 from torch.distributions import Distribution
 
 from vae_lab.core import RegularizerInputs, TrainingSpec
 from vae_lab.distributions.gaussians import as_diagonal_normal
-from vae_lab.objectives.regularizers.base import Regularizer
-from vae_lab.objectives.regularizers.checks import require_number, require_single_latent
+from vae_lab.objectives.regularizers.base import Regularizer, require_single_latent
 
 Estimator = Literal["minibatch_stratified", "minibatch_weighted"]
 
@@ -27,15 +26,9 @@ class TotalCorrelation(Regularizer):
     """
 
     def __init__(self, spec: TrainingSpec, weight: float, estimate: Estimator = "minibatch_stratified") -> None:
-        super().__init__()
+        super().__init__("total_correlation", weight)
         require_single_latent(spec, "total_correlation")
-        require_number("total_correlation", "weight", weight)
-        if estimate not in get_args(Estimator):
-            raise ValueError(
-                f"objective.regularizers.total_correlation.estimate is {' or '.join(get_args(Estimator))}; "
-                f"found {estimate}"
-            )
-        self.weight, self.num_images, self.estimate = weight, spec.num_images, estimate
+        self.num_images, self.estimate = spec.num_images, estimate
 
     def forward(self, inputs: RegularizerInputs) -> Tensor:
         """Estimate of log q(z) / prod_d q(z_d), (B,), averaged over samples; its mean estimates the KL."""

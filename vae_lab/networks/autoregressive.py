@@ -1,4 +1,4 @@
-"""MADE: an autoregressive network of masked layers. Germain et al. 2015, arXiv:1502.03509."""
+"""Autoregressive networks: MADE over the features of a vector, and a causal transformer over code indices."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ class MaskedLinear(nn.Linear):
 class MADE(nn.Module):
     """Two outputs for each of D features, which depend on the features before it and on a context of C features.
 
+    Germain et al. 2015, arXiv:1502.03509.
     Each unit has a degree: hidden units depend on inputs of at most their own degree, outputs on those of a lower one.
     hidden: widths of the layers, at least D for every degree to occur. backwards: order from the last feature to the
     first. shift: added to the initial bias of the second output.
@@ -71,3 +72,32 @@ class MADE(nn.Module):
             features = elu(layer(features))
         one, other = self.head(features).chunk(2, -1)
         return one, other
+
+
+class CausalTransformer(nn.Module):
+    """Logits of each of T code indices below K given those before it, with learned position embeddings."""
+
+    def __init__(self, length: int, num_codes: int, width: int, depth: int, heads: int) -> None:
+        super().__init__()
+        self.num_codes, self.length = num_codes, length
+        self.embedding = nn.Embedding(num_codes + 1, width)  # the last is the start token
+        self.positions = nn.Parameter(torch.empty(length, width))
+        # Not nn.TransformerEncoder, which copies one layer: all would have the same initial weights.
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+            for _ in range(depth)
+        )
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, num_codes)
+        for weight in (self.embedding.weight, self.positions, self.head.weight):
+            nn.init.normal_(weight, std=0.02)  # initial probabilities are nearly uniform
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """indices (N, t) to logits (N, min(t + 1, T), K); the T-th index has no successor and is ignored."""
+        given = indices[:, : self.length - 1].to(self.positions.device)
+        start = given.new_full((len(given), 1), self.num_codes)
+        features = self.embedding(torch.cat((start, given), 1)) + self.positions[: given.shape[1] + 1]
+        mask = nn.Transformer.generate_square_subsequent_mask(features.shape[1], features.device)
+        for layer in self.layers:
+            features = layer(features, mask, is_causal=True)
+        logits: Tensor = self.head(self.norm(features))
+        return logits
