@@ -55,11 +55,11 @@ def remove_empty_run_dir(folder: Path) -> None:
 def _train(config: DictConfig, folder: Path, stop_signals: StopSignals) -> float | None:
     silence_libraries()
     from vae_lab.callbacks.monitors import require_known_monitors
-    from vae_lab.callbacks.resume import load_resumed, prepare_resume
     from vae_lab.callbacks.run_summary import RunSummary
     from vae_lab.config.validation import check_targets
     from vae_lab.fit_prior import fit_to_run
     from vae_lab.training.build import build, initialize_from
+    from vae_lab.training.resume import load_resumed, prepare_resume
 
     check_targets(config)
     data, module = build(config, lambda: stop_signals.requested is not None)
@@ -71,7 +71,7 @@ def _train(config: DictConfig, folder: Path, stop_signals: StopSignals) -> float
     # An experiment file may set an option of second_stage while the command line sets second_stage=null.
     chosen = config.second_stage is not None and "_target_" in config.second_stage
     fits_prior = chosen and not config.trainer.fast_dev_run  # which saves no weights
-    extra_warnings = collect_warnings(trainer, data, module)
+    caveats = collect_warnings(config, trainer, data, module)
     if fits_prior:
         try:
             require_second_stage(config, trainer, module)
@@ -79,14 +79,14 @@ def _train(config: DictConfig, folder: Path, stop_signals: StopSignals) -> float
             if config.second_stage.get("required", True):
                 raise
             fits_prior = False
-            extra_warnings.append(f"no second stage: {str(error).splitlines()[0]}")
+            caveats.append(f"no second stage: {str(error).splitlines()[0]}")
+    module.caveats["request"] = caveats
     stop_signals.defer_to_safe_points()
     stop_signals.raise_if_requested()
     if checkpoint is not None:
         changed = any(map(is_run_override, HydraConfig.get().overrides.task))
         prepare_resume(config.resume, checkpoint, folder, trainer, data, changed)
-    with RunSummary(folder, config, trainer, module) as summary:
-        summary.extra_warnings += extra_warnings
+    with RunSummary(folder, config, trainer, module):
         trainer.fit(module, data, ckpt_path=None if config.resume is None else str(resume_checkpoint(config.resume)))
         stop_signals.raise_if_requested()
         test(trainer, module, data)
@@ -113,12 +113,15 @@ def assemble_trainer(
         if node is not None:
             purge = {"purge_step": resumed_step + 1} if "purge_step" in node and resumed_step is not None else {}
             loggers.append(build_node(node, save_dir=str(folder), **purge))
-    throughput = callbacks.Throughput()
-    progress = callbacks.Progress(throughput, enabled=config.trainer.enable_progress_bar is not False)
-    every = [throughput, callbacks.MetricsCSV(), progress, *chosen.values(), callbacks.StopOnSignal(stop_signals)]
-    hold_best = any(isinstance(callback, callbacks.LastCheckpoint) for callback in every)
+    progress = callbacks.Progress(enabled=config.trainer.enable_progress_bar is not False)
+    last = next((it for it in chosen.values() if isinstance(it, callbacks.LastCheckpoint)), None)
+    every = [callbacks.Throughput(), callbacks.MetricsCSV(), progress, *chosen.values()]
     trainer: Trainer = build_node(
-        config.trainer, default_root_dir=str(folder), callbacks=every, logger=loggers, hold_best=hold_best
+        config.trainer,
+        default_root_dir=str(folder),
+        callbacks=[*every, callbacks.StopOnSignal(stop_signals, last)],
+        logger=loggers,
+        hold_best=last is not None,
     )
     return trainer
 
@@ -154,10 +157,10 @@ def optimized_value(config: DictConfig, module: VAEModule, data: ImageDataModule
     return module.metrics.get(name)
 
 
-def collect_warnings(trainer: Trainer, data: ImageDataModule, module: VAEModule) -> list[str]:
-    """Warnings for the run summary. UsageError: the likelihood does not fit the images."""
+def collect_warnings(config: DictConfig, trainer: Trainer, data: ImageDataModule, module: VAEModule) -> list[str]:
+    """Warnings about the results of this request. UsageError: the likelihood does not fit the images."""
     from vae_lab.callbacks import LastCheckpoint
-    from vae_lab.training.preflight import check_model
+    from vae_lab.training.preflight import check_model, coverage_warnings
 
     found = []
     images = data.images
@@ -165,9 +168,7 @@ def collect_warnings(trainer: Trainer, data: ImageDataModule, module: VAEModule)
         found.append(f"{len(images.skipped)} pictures could not be read and were skipped: {', '.join(images.skipped)}")
     if not any(isinstance(callback, LastCheckpoint) for callback in trainer.checkpoint_callbacks):
         found.append("no checkpoint is saved that a run could resume from (callbacks.last is missing)")
-    if not data.size("val"):
-        found.append("no validation images: the last weights are used as the best")
-    return found + check_model(module.model, module.objective, data)
+    return [*found, *coverage_warnings(trainer, data, config), *check_model(module.model, module.objective, data)]
 
 
 def silence_libraries() -> None:

@@ -100,8 +100,14 @@ def test_config_and_hyperparameters_are_there(finished):
     metadata = finished.events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     assert b"model.latent_dim" in metadata
     experiment = finished.events.SummaryMetadata("_hparams_/experiment").plugin_data.content
-    assert b"val/elbo" in experiment and b"test/elbo" in experiment
+    assert all(name in experiment for name in (b"val/elbo", b"test/elbo", b"best/val/elbo"))
     assert finished.events.Scalars("test/elbo")[-1].value == -4.0
+    assert finished.events.Scalars("best/val/elbo")[-1].value == -3.0
+
+
+def test_the_splits_of_a_term_share_a_chart(finished):
+    layout = finished.events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    assert all(tag in layout for tag in (b"train/elbo", b"val/elbo", b"test/elbo"))
 
 
 def test_pictures_take_time_and_leave_the_model_in_training_mode(finished):
@@ -223,13 +229,13 @@ def test_no_more_than_256_images_are_decoded_at_once(tmp_path):
 
 def test_an_interruption_is_noticed_between_pictures(tmp_path):
     images, calls = ImageLogger(**SMALL), iter([False] * 3)
-    train(tmp_path, images, epochs=1, stop_requested=lambda: next(calls, True))
+    experiment = train(tmp_path, images, epochs=1, stop_requested=lambda: next(calls, True))
     assert [name for name in names(tmp_path) if "=" not in name] == [
         "interpolations.png",
         "reconstructions.png",
         "samples.gif",
     ]
-    (warning,) = images.warnings
+    (warning,) = experiment.caveats["pictures"]
     assert warning.startswith("pictures were skipped: ") and "latent_scatter, aggregate_posterior" in warning
 
 
@@ -245,11 +251,6 @@ def test_an_interruption_is_noticed_between_pictures(tmp_path):
 def test_a_wrong_option_is_refused_at_once(options, message):
     with pytest.raises(ValueError, match=message):
         ImageLogger(**options)
-
-
-def test_hyperparameters_without_a_test_are_written_after_the_fit(tmp_path):
-    train(tmp_path, TensorBoardSummary(after_test=False), epochs=1)
-    assert b"val/elbo" in events(tmp_path).SummaryMetadata("_hparams_/experiment").plugin_data.content
 
 
 def test_hyperparameters_are_the_choices_and_the_usual_keys():

@@ -50,7 +50,7 @@ class Experiment(lightning.LightningModule):
             "model": {"latent_dim": model.latent_shape[0], "act": None, "sizes": [4, 4]},
         }
         self.noise = []
-        self.metrics = {}
+        self.metrics, self.best_metrics, self.caveats = {}, {}, {}
         self.stopwatch = Stopwatch()
         self.stop_requested = lambda: False
 
@@ -62,7 +62,7 @@ class Experiment(lightning.LightningModule):
 
     def validation_step(self, batch, index):
         self.log("val/elbo", torch.tensor(-3.0))
-        self.metrics["val/elbo"] = -3.0
+        self.metrics["val/elbo"] = self.best_metrics["val/elbo"] = -3.0
 
     def test_step(self, batch, index):
         self.log("test/elbo", torch.tensor(-4.0))

@@ -343,7 +343,7 @@ LABELLED = LatentSpec("vector", (2,), ImageSpec(1, 2, 2, num_classes=3))
     ("prior", "model", "words"),
     [
         (FullGaussian, CODES, r"(?s)FullGaussian .* vectors.* NearestCode are codes.*=autoregressive_codes"),
-        (AutoregressiveCodes, ON_THE_PLANE, r"second_stage\.prior: autoregressive_codes is a distribution over codes"),
+        (AutoregressiveCodes, ON_THE_PLANE, r"second_stage\.prior: AutoregressiveCodes is a distribution over codes"),
         (GaussianMixture, ON_A_SPHERE, r"(?s)vectors.* are points on a sphere\.\nNo second stage is available"),
         (partial(StandardizedPrior, prior=FlowPrior), ON_A_LINE, r"^second_stage\.prior: .* 2 dimensions; found 1"),
         (lambda _: ClassGaussian(LABELLED), ON_THE_PLANE, r"(?s)ClassGaussian .* labels.*gaussian, mixture or flow"),

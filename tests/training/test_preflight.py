@@ -11,13 +11,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch.distributions import Beta, Independent
 
-from vae_lab.callbacks.run_summary import RunSummary
 from vae_lab.core import TrainingSpec
 from vae_lab.data.datamodule import ImageDataModule
 from vae_lab.data.images import DecodedImages
 from vae_lab.likelihoods import Bernoulli
 from vae_lab.training.build import build_model, build_node
-from vae_lab.training.preflight import check_model
+from vae_lab.training.preflight import check_model, coverage_warnings
 from vae_lab.utils.errors import UsageError
 
 
@@ -140,15 +139,13 @@ def test_masks_of_zero_and_one_are_noticed(command, tmp_path):
 
 
 @pytest.mark.parametrize(("asked", "got", "said"), [(4, 1, True), (1, 1, False), ("auto", 1, False), (2, 2, False)])
-def test_fewer_devices_than_asked_for_are_said(tmp_path, asked, got, said):
-    data = SimpleNamespace(size=lambda split: 0)
-    trainer = SimpleNamespace(
-        world_size=got, limit_val_batches=1.0, limit_test_batches=1.0, datamodule=data, callbacks=[]
-    )
-    experiment = SimpleNamespace(warnings=[], epoch_end=SimpleNamespace(validated_at=1))
+def test_fewer_devices_than_asked_for_are_said(asked, got, said):
+    data = SimpleNamespace(size=lambda split: 1)
+    trainer = SimpleNamespace(world_size=got, limit_val_batches=1.0, limit_test_batches=1.0)
     config = OmegaConf.create({"trainer": {"devices": asked, "num_nodes": 1}})
-    warnings = RunSummary(tmp_path, config, trainer, experiment).warnings
-    assert warnings == (["ran on 1 devices, fewer than trainer.devices=4"] if said else [])
+    assert coverage_warnings(trainer, data, config) == (
+        ["ran on 1 devices, fewer than trainer.devices=4"] if said else []
+    )
 
 
 CODES = ("model/posterior=nearest_code", "model/prior=uniform_codes")

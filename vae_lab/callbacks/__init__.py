@@ -6,8 +6,7 @@ from vae_lab.callbacks.collapse import CollapseMonitor
 from vae_lab.callbacks.images import ImageLogger
 from vae_lab.callbacks.interrupt import StopOnSignal
 from vae_lab.callbacks.metrics_csv import MetricsCSV
-from vae_lab.callbacks.model_summary import ModelSummaryTable
-from vae_lab.callbacks.progress import Progress
+from vae_lab.callbacks.progress import ModelSummaryTable, Progress
 from vae_lab.callbacks.tensorboard import TensorBoardSummary
 from vae_lab.callbacks.throughput import Throughput
 

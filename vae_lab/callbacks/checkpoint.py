@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +14,7 @@ from vae_lab.callbacks.tensorboard import writers
 from vae_lab.data.datamodule import datamodule_of, final_step, has_validation, is_within_epoch
 from vae_lab.runs.checkpoint_io import BEST, LAST
 from vae_lab.training.nonfinite import NonFiniteLoss
-from vae_lab.utils.stopwatch import Stopwatch
+from vae_lab.utils.files import write_atomically
 
 MIN_RATIO = 20  # of the time between saves to the time of one
 
@@ -37,7 +35,7 @@ class BestCheckpoint(ModelCheckpoint):
     """Keeps the weights with the best `monitor` at a validation; without validation images, the last ones.
 
     save_top_k: number of checkpoints to keep; -1: all; 0: none, and the test uses the last weights. If several are
-    kept, each is `step=<optimiser step>.ckpt`, and best.ckpt is a hard link to (or a copy of) the best.
+    kept, each is `step=<optimiser step>.ckpt`, and best.ckpt is a copy of the best.
     """
 
     def __init__(self, monitor: str = "val/elbo", mode: str = "max", save_top_k: int = 1) -> None:
@@ -53,6 +51,7 @@ class BestCheckpoint(ModelCheckpoint):
             auto_insert_metric_name=False,
             enable_version_counter=False,
         )
+        self._copied: Path | None = None
 
     @property
     def state_key(self) -> str:
@@ -78,22 +77,23 @@ class BestCheckpoint(ModelCheckpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         super().on_train_start(trainer, pl_module)
-        self._link_best(trainer)
+        self._copy_best(trainer)
 
-    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        with _timed(trainer):
-            super()._save_checkpoint(trainer, filepath)
-            self._link_best(trainer)
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        with pl_module.stopwatch.timed("checkpoints"):
+            super().on_validation_end(trainer, pl_module)
+            self._copy_best(trainer)
 
-    @property
-    def _keeps_several(self) -> bool:
-        return self.filename != "best"
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        with pl_module.stopwatch.timed("checkpoints"):
+            super().on_train_epoch_end(trainer, pl_module)
+            self._copy_best(trainer)
 
-    def _link_best(self, trainer: Trainer) -> None:
+    def _copy_best(self, trainer: Trainer) -> None:
         best = Path(self.best_model_path)
-        if not (self._keeps_several and trainer.is_global_zero and self.best_model_path and best.is_file()):
-            return
-        _link_or_copy(best, best.with_name(BEST))
+        if self.filename != "best" and trainer.is_global_zero and best != self._copied and best.is_file():
+            write_atomically(best.with_name(BEST), best.read_bytes())
+            self._copied = best
 
 
 class LastCheckpoint(Checkpoint):
@@ -117,7 +117,7 @@ class LastCheckpoint(Checkpoint):
         if trainer.global_step == self._saved_step:
             return
         start = time.monotonic()
-        with _timed(trainer):
+        with cast(Any, trainer.lightning_module).stopwatch.timed("checkpoints"):
             trainer.save_checkpoint(checkpoint_folder(trainer) / LAST)
             for writer in writers(trainer):
                 writer.flush()
@@ -160,21 +160,6 @@ def can_stop_here(trainer: Trainer) -> bool:
     """Whether training can be saved and stopped after this call: the epoch, and so its validation, is not due yet."""
     ends = trainer.should_stop or trainer.global_step == final_step(trainer, datamodule_of(trainer).steps_per_epoch)
     return is_within_epoch(trainer) and not ends
-
-
-def _timed(trainer: Trainer) -> AbstractContextManager[None]:
-    watch: Stopwatch = cast(Any, trainer.lightning_module).stopwatch
-    return watch.timed("checkpoints")
-
-
-def _link_or_copy(file: Path, name: Path) -> None:
-    partial = name.with_name(f".{name.name}.{os.getpid()}.partial")
-    try:
-        os.link(file, partial)
-    except OSError:
-        shutil.copyfile(file, partial)
-    partial.replace(name)
-    partial.unlink(missing_ok=True)  # renaming onto a hard link of the same file does nothing
 
 
 def _relocated(path: str | None, folder: Path) -> str:

@@ -43,18 +43,20 @@ class CollapseMonitor(Callback):
                 f"found patience={patience}, min_kl={min_kl}, max_gap={max_gap}"
             )
         self.patience, self.min_kl, self.max_gap = patience, min_kl, max_gap
-        self.warnings: list[str] = []  # that hold as of the last validation
+        self._current: list[str] = []  # warnings that hold as of the last validation
         self._counts: dict[str, int] = {}  # consecutive validations at which each rule held
         self._warned: list[str] = []
         self._best = -math.inf  # val/elbo
 
     def state_dict(self) -> dict[str, Any]:
-        lists = {"current": list(self.warnings), "warned": list(self._warned)}
-        return {**lists, "counts": dict(self._counts), "best": self._best}
+        return {"current": self._current, "counts": self._counts, "warned": self._warned, "best": self._best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.warnings, self._counts = list(state_dict["current"]), dict(state_dict["counts"])
+        self._current, self._counts = list(state_dict["current"]), dict(state_dict["counts"])
         self._warned, self._best = list(state_dict["warned"]), state_dict["best"]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        pl_module.caveats["collapse"] = self._current  # of a resumed run
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.sanity_checking:
@@ -62,11 +64,11 @@ class CollapseMonitor(Callback):
         found = self._problems({**pl_module.metrics, **pl_module.epoch_means()})
         self._counts = {rule: self._counts.get(rule, 0) + 1 for rule in found}
         lasting = {rule: warning for rule, warning in found.items() if self._counts[rule] >= self.patience}
-        self.warnings = list(lasting.values())
-        for rule, warning in lasting.items():
-            if rule not in self._warned and trainer.is_global_zero:
-                log.warning("warning: %s", warning)
-        self._warned += [rule for rule in lasting if rule not in self._warned]
+        pl_module.caveats["collapse"] = self._current = list(lasting.values())
+        new = [rule for rule in lasting if rule not in self._warned]
+        self._warned = self._warned + new
+        for rule in new if trainer.is_global_zero else ():
+            log.warning("warning: %s", lasting[rule])
 
     def _problems(self, metrics: dict[str, float]) -> dict[str, str]:
         """The rules that hold, each with its warning and advice."""

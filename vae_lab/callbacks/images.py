@@ -64,7 +64,6 @@ class ImageLogger(Callback):
         self.every_n_steps = _interval("every_n_steps", every_n_steps)
         self.pictures, self._asked_for = _known_pictures(pictures), pictures is not None
         self.animations, self.projector = animations, projector
-        self.warnings: list[str] = []  # names the pictures that were skipped, if any
         self._drawn_at = -1  # step of the last grids
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
@@ -101,7 +100,7 @@ class ImageLogger(Callback):
                 else:
                     draw()
         if skipped:
-            self.warnings = [f"pictures were skipped: {', '.join(skipped)}"]
+            pl_module.caveats["pictures"] = [f"pictures were skipped: {', '.join(skipped)}"]
 
     def _draw_grids(self, trainer: Trainer, pl_module: Any) -> None:
         """Draw the bare grids and the histograms, once a step."""

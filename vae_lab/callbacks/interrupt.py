@@ -16,15 +16,15 @@ GRACE = 2.0  # seconds that a validation may still take after a signal: schedule
 
 
 class StopOnSignal(Checkpoint):
-    """Saves last.ckpt and raises Interrupted once `stop_signals` has received a signal.
+    """Saves last.ckpt with `last` and raises Interrupted once `stop_signals` has received a signal.
 
     A validation is completed first if that takes at most GRACE seconds; if not, last.ckpt stays as it was.
 
     Must be the last callback, so that the others have completed the epoch before it stops the run.
     """
 
-    def __init__(self, stop_signals: StopSignals) -> None:
-        self.stop_signals = stop_signals
+    def __init__(self, stop_signals: StopSignals, last: LastCheckpoint | None) -> None:
+        self.stop_signals, self.last = stop_signals, last
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         """Reinstall our handlers: Lightning's would end the process between an epoch and its checkpoint."""
@@ -49,20 +49,14 @@ class StopOnSignal(Checkpoint):
         if trainer.world_size == 1:
             self.stop_signals.raise_if_requested()
 
-    def _any_requested(self, trainer: Trainer) -> bool:
-        """Whether any process received a signal: all stop together, since a single one would deadlock the others."""
-        if trainer.world_size == 1:
-            return self.stop_signals.requested is not None
-        mine = torch.tensor(self.stop_signals.requested or 0, device=trainer.strategy.root_device)
-        agreed = int(trainer.strategy.reduce(mine, reduce_op="max"))
-        if agreed:  # 0: a signal that arrived meanwhile is handled at the next call
-            self.stop_signals.requested = agreed
-        return bool(agreed)
-
     def _stop(self, trainer: Trainer) -> None:
-        if not self._any_requested(trainer):
-            return
-        for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, LastCheckpoint):
-                callback.save_now(trainer)
-        self.stop_signals.raise_if_requested()
+        """Save and stop, in all processes if any has received a signal: a single one would deadlock the others."""
+        requested = self.stop_signals.requested or 0
+        if trainer.world_size > 1:
+            mine = torch.tensor(requested, device=trainer.strategy.root_device)
+            requested = int(trainer.strategy.reduce(mine, reduce_op="max"))
+        if requested:  # 0: a signal that arrived meanwhile is handled at the next call
+            self.stop_signals.requested = requested
+            if self.last is not None:
+                self.last.save_now(trainer)
+            self.stop_signals.raise_if_requested()

@@ -34,13 +34,12 @@ class MetricsCSV(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Truncate the table to the checkpoint: a killed run may have written more rows, or part of one."""
         path = csv_path(trainer)
-        if not (trainer.is_global_zero and path.exists()):
-            return
-        rows = read_rows(path)[: self._num_rows]
-        if len(rows) < self._num_rows:
-            log.warning("warning: %s has %d rows, the checkpoint expects %d", path, len(rows), self._num_rows)
-        self._num_rows = len(rows)
-        write_rows(path, rows)
+        if trainer.is_global_zero and path.exists():
+            rows = read_rows(path)[: self._num_rows]
+            if len(rows) < self._num_rows:
+                log.warning("warning: %s has %d rows, the checkpoint expects %d", path, len(rows), self._num_rows)
+            self._num_rows = len(rows)
+            write_rows(path, rows)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         if not trainer.sanity_checking:
@@ -51,14 +50,14 @@ class MetricsCSV(Callback):
             self._add_row(trainer, pl_module)
 
     def _add_row(self, trainer: Trainer, pl_module: Any) -> None:
-        if trainer.global_step == self._written_at:
+        step = trainer.global_step
+        if step == self._written_at:
             return
-        metrics = pl_module.record_metrics()
-        self._written_at = trainer.global_step
+        row = {"epoch": step // datamodule_of(trainer).steps_per_epoch, "step": step, **pl_module.record_metrics()}
+        self._written_at = step
         self._num_rows += 1
         if trainer.is_global_zero:
-            epoch = trainer.global_step // datamodule_of(trainer).steps_per_epoch
-            add_row(csv_path(trainer), {"epoch": epoch, "step": trainer.global_step, **metrics})
+            add_row(csv_path(trainer), row)
 
 
 def csv_path(trainer: Trainer) -> Path:
@@ -85,14 +84,13 @@ def write_rows(path: Path, rows: list[MetricsRow]) -> None:
 
 
 def add_row(path: Path, row: MetricsRow) -> None:
-    """Append a row; rewrite the table if the row has a new column."""
-    if not path.exists():
-        write_rows(path, [row])
-        return
-    with path.open(newline="") as file:
-        columns = next(csv.reader(file), [])
+    """Append a row; rewrite the table if it is new or the row has a new column."""
+    columns = []
+    if path.exists():
+        with path.open(newline="") as file:
+            columns = next(csv.reader(file), [])
     if not set(row) <= set(columns):
-        write_rows(path, [*read_rows(path), row])
+        write_rows(path, [*(read_rows(path) if columns else []), row])
         return
     with path.open("a", newline="") as file:
         csv.DictWriter(file, columns, restval="", lineterminator="\n").writerow(row)

@@ -5,27 +5,26 @@ from __future__ import annotations
 from lightning.pytorch import Trainer
 
 from vae_lab.callbacks.checkpoint import BestCheckpoint
-from vae_lab.callbacks.metrics_csv import MetricsCSV
 from vae_lab.config.validation import names_to_choose
 from vae_lab.data.datamodule import ImageDataModule, has_validation
 from vae_lab.models.base import Model, parts_without_density
 from vae_lab.utils.errors import UsageError
 
 TERMS = ("val/elbo", "val/log_px", "val/kl", "val/loss")
-LOWER_IS_BETTER = ("/loss", "/bits_per_dim")  # lower is better
+LOWER_IS_BETTER = ("/loss", "/bits_per_dim")
 
 
 def require_known_monitors(trainer: Trainer, model: Model, data: ImageDataModule, optimized_metric: str) -> None:
     """Raise UsageError if a callback or a sweep monitors a metric that no validation of this run computes.
 
-    Lightning would raise after the first epoch. Without validation, BestCheckpoint and MetricsCSV use the last weights.
+    Lightning would raise after the first epoch. Without validation, BestCheckpoint keeps the last weights.
     """
     known, validated = validation_metrics(model), has_validation(trainer, data)
     if not optimized_metric.startswith("train/"):
         _require_known(optimized_metric.replace("test/", "val/"), "optimized_metric", known, model)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         monitor = getattr(callback, "monitor", None)
-        if monitor is None or (isinstance(callback, BestCheckpoint | MetricsCSV) and not validated):
+        if monitor is None or (isinstance(callback, BestCheckpoint) and not validated):
             continue
         name = type(callback).__name__
         if not validated:
@@ -54,24 +53,20 @@ def validation_metrics(model: Model) -> list[str]:
 
 
 def _require_known(metric: str, where: str, known: list[str], model: Model) -> None:
-    _require_mass_function(metric, where, model)
+    split, _, name = metric.partition("/")
     if metric in known or (metric.startswith("kl/dim_") and "kl/dim_" in known):
         return
+    if name == "bits_per_dim" and not model.is_mass_function:
+        raise UsageError(f"{where}={metric}: bits per dimension need {_missing_mass_function(model, split)}")
     raise UsageError(f"{where}={metric}: no such metric{names_to_choose(metric, known)}")
 
 
-def _require_mass_function(metric: str, where: str, model: Model) -> None:
-    split, _, name = metric.partition("/")
-    if name == "bits_per_dim" and not model.is_mass_function:
-        if points := parts_without_density(model):
-            raise UsageError(
-                f"{where}={metric}: bits per dimension need a bound on log p(x), and {' and '.join(points)} "
-                f"has no density\nuse {split}/log_px"
-            )
-        levels = model.likelihood.levels
-        what = "a density" if levels is None else f"one over {levels} levels, not {model.image.levels}"
-        raise UsageError(
-            f"{where}={metric}: bits per dimension need a probability mass function of the pixels, and "
-            f"{type(model.likelihood).__name__} is {what}\n"
-            f"use model/likelihood=logistic_mixture (or bernoulli for binary pixels), or {split}/elbo"
-        )
+def _missing_mass_function(model: Model, split: str) -> str:
+    if points := parts_without_density(model):
+        return f"a bound on log p(x), and {' and '.join(points)} has no density\nuse {split}/log_px"
+    levels = model.likelihood.levels
+    found = "a density" if levels is None else f"one over {levels} levels, not {model.image.levels}"
+    return (
+        f"a probability mass function of the pixels, and {type(model.likelihood).__name__} is {found}\n"
+        f"use model/likelihood=logistic_mixture (or bernoulli for binary pixels), or {split}/elbo"
+    )

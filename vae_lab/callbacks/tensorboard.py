@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 THUMBNAIL = 32  # pixels a side: the sprite of 2,000 images stays far below its limit of 8,192 pixels a side
-SHOWN_METRICS = ("val/", "test/")
+# The tab CUSTOM SCALARS shows the splits of a term in one chart; SCALARS groups by the part of a tag before the slash.
+TERMS = ("elbo", "log_px", "kl", "loss")
+LAYOUT = {"terms": {term: ["Multiline", [f"{split}/{term}" for split in ("train", "val", "test")]] for term in TERMS}}
 CHOICES = (
     *("data", "model", "model.encoder", "model.decoder", "model.posterior", "model.prior", "model.likelihood"),
     *("objective.bound", "objective.regularizers", "objective.beta_schedule", "optimizer.algorithm", "second_stage"),
@@ -24,20 +27,10 @@ VARIED = (
 )
 
 
-class ConfiguredModule(Protocol):
-    """What TensorBoardSummary needs of the LightningModule."""
-
-    config: dict[str, Any]  # the composed config, resolved
-    metrics: dict[str, float]  # latest value of each
-
-
-def loggers(trainer: Trainer) -> list[TensorBoardLogger]:
-    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-
-
 def writers(trainer: Trainer) -> list[SummaryWriter]:
     """The SummaryWriters of the TensorBoard loggers; empty on ranks other than 0, where Lightning returns dummies."""
-    return [cast(SummaryWriter, logger.experiment) for logger in loggers(trainer)] if trainer.is_global_zero else []
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    return [cast(SummaryWriter, logger.experiment) for logger in loggers] if trainer.is_global_zero else []
 
 
 def add_encoded_image(writer: SummaryWriter, tag: str, data: bytes, size: tuple[int, int], step: int) -> None:
@@ -73,65 +66,40 @@ def add_model_graph(writer: SummaryWriter, module: nn.Module, example: Tensor) -
 
 def hyperparameters(config: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
     """A row of the HPARAMS tab: the classes chosen in the groups, and the keys that experiments vary."""
-    shown: dict[str, bool | int | float | str] = {}
+    tree, shown = OmegaConf.create(dict(config)), dict[str, bool | int | float | str]()
     for name in CHOICES:
-        node = _at(config, name)
-        if isinstance(node, Mapping) and "_target_" in node:
-            shown[name] = str(node["_target_"]).rpartition(".")[2]
-        elif isinstance(node, list) and node:
-            shown[name] = ", ".join(str(each["_target_"]).rpartition(".")[2] for each in node)
-    for name in VARIED:
-        value = _at(config, name)
-        if isinstance(value, bool | int | float | str):
-            shown[name] = value
-    return shown
-
-
-def _at(config: Mapping[str, Any], name: str) -> Any:
-    """The value of a dotted name; None if there is none."""
-    value: Any = config
-    for key in name.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
+        chosen = OmegaConf.select(tree, name)
+        nodes = chosen if OmegaConf.is_list(chosen) else [chosen]
+        classes = [node._target_.rpartition(".")[2] for node in nodes if node is not None and "_target_" in node]
+        if classes:
+            shown[name] = ", ".join(classes)
+    values = {name: OmegaConf.select(tree, name) for name in VARIED}
+    return shown | {name: value for name, value in values.items() if isinstance(value, bool | int | float | str)}
 
 
 class TensorBoardSummary(Callback):
-    """Writes the config as text at the start, and hyperparameters with the final metrics at the end.
+    """Writes the config and the layout of the charts at the start, and HPARAMS after the test.
 
-    HPARAMS are written once, since TensorBoard keeps the first: after the test, or after the fit if
-    `after_test` is False. `write_hparams` may also be called directly.
+    HPARAMS are written once, since TensorBoard keeps the first: the final metrics of validation and test, and as
+    `best/val/elbo` and so on those of the best validation.
     """
 
-    def __init__(self, after_test: bool = True) -> None:
-        self.after_test = after_test
-        self._written = False
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the config to the TEXT tab."""
-        from omegaconf import OmegaConf
-
-        text = OmegaConf.to_yaml(cast(ConfiguredModule, pl_module).config)
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        text = OmegaConf.to_yaml(pl_module.config)
         for writer in writers(trainer):
             writer.add_text("config", f"```yaml\n{text}```", trainer.global_step)
+            writer.add_custom_scalars(LAYOUT)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self.after_test:
-            self.write_hparams(trainer, cast(ConfiguredModule, pl_module))
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.write_hparams(trainer, cast(ConfiguredModule, pl_module))
-
-    def write_hparams(self, trainer: Trainer, pl_module: ConfiguredModule) -> None:
-        """Write the hyperparameters with the metrics of the last validation and the test. Later calls do nothing."""
-        if self._written or not trainer.is_global_zero:
-            return
+    def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         from torch.utils.tensorboard.summary import hparams
 
-        metrics = {name: value for name, value in pl_module.metrics.items() if name.startswith(SHOWN_METRICS)}
-        # Not log_hyperparams of the logger: it would write the metrics' scalars a second time.
-        summaries = hparams(hyperparameters(pl_module.config), metrics)
+        best = {f"best/{name}": value for name, value in pl_module.best_metrics.items() if name.startswith("val/")}
+        final = {name: value for name, value in pl_module.metrics.items() if name.startswith(("val/", "test/"))}
+        # Not add_hparams of the writer: it would write the metrics' scalars a second time, as a run of their own.
+        summaries = hparams(hyperparameters(pl_module.config), best | final)
         for writer in writers(trainer):
+            for name, value in best.items():
+                writer.add_scalar(name, value, trainer.global_step)
             for summary in summaries:
                 writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]
             writer.flush()
-        self._written = True

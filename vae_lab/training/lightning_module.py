@@ -10,8 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from vae_lab.data.batches import Batch
@@ -27,22 +26,14 @@ from vae_lab.objectives.objective import Objective
 from vae_lab.training.ddp import AllReduceStrategy
 from vae_lab.training.nonfinite import NonFinitePolicy, OnNonFinite, require_finite
 from vae_lab.training.optimizer import OptimizerSettings, WeightAverage
+from vae_lab.training.resume import continue_at_step
 from vae_lab.training.step import Execution, TrainingStep, term_names
 from vae_lab.training.step_log import StepLog
 from vae_lab.utils.stopwatch import Stopwatch
 
 log = logging.getLogger("vae_lab")
 NUM_FITTED = 512  # training images that the likelihood is fitted to
-NON_VALIDATION_PREFIXES = (
-    "train/",
-    "test/",
-    "learning_rate",
-    "beta",
-    "capacity",
-    "multiplier",
-    "gradient_norm",
-    "skipped",
-)
+NOT_VALIDATED = ("train/", "test/", "learning_rate", "beta", "capacity", "multiplier", "gradient_norm", "skipped")
 
 
 class VAEModule(LightningModule):
@@ -78,6 +69,7 @@ class VAEModule(LightningModule):
         self.metrics: dict[str, float] = {}  # latest value of each, by name
         self.best_metrics: dict[str, float] = {}  # those of the validation with the best val/elbo
         self.baseline: dict[str, Any] | None = None  # metrics of a linear model, after the test
+        self.caveats: dict[str, list[str]] = {}  # warnings about the results, by the part that recorded them
         self.on_nonfinite = on_nonfinite
         self.nonfinite_policy = NonFinitePolicy(on_nonfinite)
         self.stop_requested = stop_requested
@@ -94,23 +86,16 @@ class VAEModule(LightningModule):
         """KL of each latent dimension at the last validation, (D,)."""
         return self.evaluation.kl_per_dim
 
-    @property
-    def log_every_n_steps(self) -> int:
-        """Optimiser steps between two log entries."""
-        steps: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return steps
-
-    @property
     def warnings(self) -> list[str]:
-        """Warnings about skipped steps and non-finite metrics."""
-        found, skipped = [], self.nonfinite_policy.num_skipped
-        if skipped:
+        """Caveats of the results: those recorded, skipped steps, and non-finite metrics."""
+        found = [warning for recorded in self.caveats.values() for warning in recorded]
+        if skipped := self.nonfinite_policy.num_skipped:
             found.append(f"{skipped} of {self.global_step} steps were skipped: a loss or gradient was not finite")
-        values = {name: self.metrics.get(name, 0.0) for name in ("val/elbo", "test/elbo")}
-        nonfinite = {name: value for name, value in values.items() if not math.isfinite(value)}
+        elbos = {name: self.metrics.get(name, 0.0) for name in ("val/elbo", "test/elbo")}
         return found + [
             f"{name} is {value}: an image without a finite density, or weights that diverged"
-            for name, value in nonfinite.items()
+            for name, value in elbos.items()
+            if not math.isfinite(value)
         ]
 
     # Training
@@ -149,7 +134,7 @@ class VAEModule(LightningModule):
 
     def training_step(self, call: list[Batch], batch_idx: int) -> None:
         """Run the optimiser steps of one call; read back from the device only every `log_every_n_steps`."""
-        first, every = self.global_step, self.log_every_n_steps
+        first, every = self.global_step, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         for step, batch in enumerate(call, first):
             if self.stop_requested() and self.trainer.world_size == 1:  # several processes would have to agree
                 return
@@ -229,7 +214,7 @@ class VAEModule(LightningModule):
 
         Functions of the weights and the step.
         """
-        found = {name: value for name, value in self.metrics.items() if not name.startswith(NON_VALIDATION_PREFIXES)}
+        found = {name: value for name, value in self.metrics.items() if not name.startswith(NOT_VALIDATED)}
         row = {**self.epoch_means(), **self._rates(), **found}
         best, score = self.best_metrics.get("val/elbo"), row.get("val/elbo")
         if best is None or score is None or score > best:
@@ -261,14 +246,10 @@ class VAEModule(LightningModule):
             yield x.to(self.device), y.to(self.device) if y is not None and self.model.conditional else None
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch, batch_idx)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch, batch_idx)
-
-    def _evaluate(self, batch: Batch, batch_idx: int) -> None:
         weights = self.objective.weights_at(max(self.global_step - 1, 0), self._total_steps())  # of the last step
         self.evaluation.add(self.evaluation_model, batch, weights, self.global_rank, batch_idx)
+
+    test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
         if not self.trainer.sanity_checking:
@@ -307,10 +288,7 @@ class VAEModule(LightningModule):
         checkpoint["nonfinite_policy"] = self.nonfinite_policy.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Resume from the step number: Lightning starts the epoch of that step, the data module shortens it.
-
-        For a test only the weights are loaded, and callbacks keep their states.
-        """
+        """Resume from the step number. For a test only the weights are loaded, and callbacks keep their states."""
         if self.trainer.state.fn != "fit":
             checkpoint["callbacks"] = {}
             return
@@ -318,24 +296,4 @@ class VAEModule(LightningModule):
         self.metrics, self.best_metrics = dict(checkpoint["metrics"]), dict(checkpoint["best_metrics"])
         self.step_log.load_state_dict(checkpoint["step_log"])
         self.nonfinite_policy.load_state_dict(checkpoint["nonfinite_policy"])
-        steps = checkpoint["global_step"]
-        fresh = self.trainer.fit_loop.state_dict()
-        checkpoint["loops"]["fit_loop"] = fit_loop_progress(fresh, steps // checkpoint["steps_per_epoch"], steps)
-        drop_absent_callback_states(self.trainer, checkpoint)
-
-
-def drop_absent_callback_states(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Drop the states of callbacks this trainer lacks, and of Timer, since max_time limits one session."""
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    present = {callback.state_key for callback in callbacks if not isinstance(callback, Timer)}
-    checkpoint["callbacks"] = {key: state for key, state in checkpoint["callbacks"].items() if key in present}
-
-
-def fit_loop_progress(fresh: dict[str, Any], epochs: int, steps: int) -> dict[str, Any]:
-    """The state of a fit loop after `epochs` whole epochs and `steps` optimiser steps, none in progress."""
-    for when in ("total", "current"):
-        for event in ("ready", "started", "processed", "completed"):
-            fresh["epoch_progress"][when][event] = epochs
-    for event in ("ready", "completed"):
-        fresh["epoch_loop.manual_optimization.optim_step_progress"]["total"][event] = steps
-    return fresh
+        continue_at_step(self.trainer, checkpoint)

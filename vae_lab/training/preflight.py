@@ -6,10 +6,13 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
+from lightning.pytorch import Trainer
+from omegaconf import DictConfig
 from torch import Tensor
 
 from vae_lab.core import LatentSpec
 from vae_lab.data.datamodule import ImageDataModule
+from vae_lab.data.images import Split
 from vae_lab.likelihoods import ColorGaussian
 from vae_lab.models.base import Model, parts_without_density
 from vae_lab.objectives.objective import IMPORTANCE_WEIGHTED, Objective, Weights
@@ -37,6 +40,21 @@ def check_model(model: Model, objective: Objective, data: ImageDataModule) -> li
         *_likelihood_warnings(model, x),
         *_latent_warnings(model, objective, data.size("train")),
     ]
+
+
+def coverage_warnings(trainer: Trainer, data: ImageDataModule, config: DictConfig) -> list[str]:
+    """Warnings about missing and partial validations and tests, and fewer devices than requested."""
+    found = [] if data.size("val") else ["no validation images: the last weights are used as the best"]
+    limits: dict[Split, int | float | None] = {"val": trainer.limit_val_batches, "test": trainer.limit_test_batches}
+    for split, limit in limits.items():
+        if data.size(split) and limit == 0:
+            found.append(f"trainer.limit_{split}_batches=0: the {split} split was not evaluated")
+        elif data.size(split) and limit not in (None, 1.0):
+            found.append(f"trainer.limit_{split}_batches={limit}: {split} metrics do not cover the whole split")
+    asked = config.trainer.devices
+    if isinstance(asked, int) and trainer.world_size < asked * config.trainer.num_nodes:
+        found.append(f"ran on {trainer.world_size} devices, fewer than trainer.devices={asked}")
+    return found
 
 
 def _require_shared_scale(likelihood: str, objective: Objective, batch_size: int) -> None:

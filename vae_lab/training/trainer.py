@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,17 +50,16 @@ def build_trainer(
     `AtomicCheckpointIO`. The progress bar is a callback of vae_lab.
     UsageError: an unavailable device, or an option incompatible with several steps per call.
     """
-    require_supported(options, steps_per_execution, limit_train_batches)
-    require_compiler(compile)
-    require_threads(num_threads)
-    torch.set_num_threads(num_threads or cpu.num_threads(num_processes(options)))
+    _refuse(_wrong_options(options, steps_per_execution, limit_train_batches, num_threads, compile))
+    devices = options.get("devices", 1)  # on this machine
+    torch.set_num_threads(num_threads or cpu.num_threads(devices if isinstance(devices, int) else 1))
     if matmul_precision is not None:
         torch.set_float32_matmul_precision(matmul_precision)
     trainer = _lightning_trainer(options, default_root_dir, list(callbacks), list(logger), hold_best)
-    require_reduction(trainer)
-    require_graphs(trainer, cuda_graphs)
+    _refuse(_wrong_devices(trainer, cuda_graphs))
     if trainer.strategy.root_device.type == "cpu":
-        cpu.disable_nvml_check()
+        # Lightning looks for GPUs in each step: asking the driver's library takes 0.3 ms, and torch caches no answer.
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
         if keep_freed_memory:
             cpu.keep_freed_memory()
     return trainer
@@ -89,117 +88,75 @@ def _lightning_trainer(
         raise UsageError(f"trainer: {error}") from error
 
 
-def num_processes(options: dict[str, Any]) -> int:
-    """Number of training processes of this run on this machine."""
-    devices = options.get("devices", 1)
-    return devices if isinstance(devices, int) and devices > 0 else 1
+def _refuse(found: Iterable[str]) -> None:
+    """UsageError of the first message, if there is any."""
+    for message in found:
+        raise UsageError(message)
 
 
-def require_supported(options: dict[str, Any], steps: int | str, limit: int | float | None) -> None:
-    """UsageError for options that this hardware or several optimiser steps per call do not allow."""
-    require_accelerator(options.get("accelerator", "auto"))
-    require_precision(options.get("precision", "32-true"))
-    require_steps(steps)
-    require_limit(limit)
-    require_time(options.get("max_time"))
-    interval = options.get("val_check_interval")
-    if interval not in (None, 1.0):
-        raise UsageError(
-            f"trainer.val_check_interval={interval}: a call of the trainer runs several optimiser steps, so batches "
-            "cannot be counted. Use trainer.check_val_every_n_epoch, or a smaller trainer.limit_train_batches"
-        )
-
-
-def require_accelerator(accelerator: str) -> None:
-    """UsageError for a GPU that is unavailable or lacks float64."""
+def _wrong_options(
+    options: dict[str, Any], steps: int | str, limit: int | float | None, threads: int | None, compile: bool | str
+) -> Iterator[str]:
+    """Messages about options that this hardware or several optimiser steps per call do not allow."""
+    accelerator, precision = options.get("accelerator", "auto"), options.get("precision", "32-true")
     if accelerator == "mps":
-        raise UsageError(
-            "trainer.accelerator=mps: sums are kept in float64, which Apple GPUs do not support. Use trainer=cpu"
-        )
+        yield "trainer.accelerator=mps: sums are kept in float64, which Apple GPUs do not support. Use trainer=cpu"
     if accelerator in GPU_NAMES and not torch.cuda.is_available():
-        raise UsageError(
+        yield (
             f"trainer.accelerator={accelerator}: no CUDA device is visible to torch {torch.__version__} here.\n"
             "Use trainer=cpu (or trainer=auto, which uses a GPU if there is one)"
         )
-
-
-def require_precision(precision: str | int) -> None:
-    """UsageError unless weights are float32, with bfloat16 mixed precision at most."""
     if str(precision) not in PRECISIONS:
-        raise UsageError(
+        yield (
             f"trainer.precision={precision}: expected one of {', '.join(PRECISIONS)}. float16 overflows in "
             "log-densities and its loss scaling hides a non-finite loss; images and densities are float32"
         )
-
-
-def require_reduction(trainer: Trainer) -> None:
-    """UsageError for several devices without gradient averaging."""
-    if trainer.world_size > 1 and not isinstance(trainer.strategy, AllReduceStrategy):
-        raise UsageError(
-            f"{trainer.world_size} devices under trainer.strategy={type(trainer.strategy).__name__} would each train "
-            "a separate model. Use trainer=ddp (trainer.strategy=ddp), or trainer.devices=1"
+    if steps != "auto" and not (isinstance(steps, int) and steps >= 1):
+        yield f"trainer.steps_per_execution={steps}: expected an integer of at least 1, or auto"
+    if limit is not None and not (limit >= 1 if isinstance(limit, int) else 0 < limit <= 1):
+        yield f"trainer.limit_train_batches={limit}: expected a number of batches from 1, or a fraction in (0, 1]"
+    time = options.get("max_time")
+    if not (time is None or isinstance(time, Mapping) or re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(time))):
+        yield (
+            f"trainer.max_time={time}: expected days, hours, minutes and seconds as '00:12:00:00' (in quotes), or a "
+            "mapping: {hours: 12}"
         )
+    if (interval := options.get("val_check_interval")) not in (None, 1.0):
+        yield (
+            f"trainer.val_check_interval={interval}: a call of the trainer runs several optimiser steps, so batches "
+            "cannot be counted. Use trainer.check_val_every_n_epoch, or a smaller trainer.limit_train_batches"
+        )
+    if threads is not None and threads < 1:
+        yield (
+            f"trainer.num_threads={threads}: expected an integer of at least 1, or null for the physical cores "
+            f"({cpu.num_threads()} here)"
+        )
+    if compile and not torch.cuda.is_available():
+        yield from _missing_compiler()
 
 
-def require_compiler(compile: bool | str) -> None:
-    """UsageError where torch.compile needs a C++ compiler (no GPU) and finds none."""
-    if not compile or torch.cuda.is_available():
-        return
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        found = shutil.which(get_cpp_compiler())
-    except InvalidCxxCompiler:
-        found = None
-    if found is None:
-        tried = f"{os.environ['CXX']}, from environment variable CXX" if os.environ.get("CXX") else "g++ and clang++"
-        raise UsageError(
+def _missing_compiler() -> Iterator[str]:
+    """A message if torch.compile, which needs a C++ compiler without a GPU, would find none."""
+    named = os.environ.get("CXX")
+    if not any(map(shutil.which, [named] if named else ["g++", "clang++"])):
+        tried = f"{named}, from environment variable CXX" if named else "g++ and clang++"
+        yield (
             f"trainer.compile=true: no C++ compiler found (looked for {tried}).\n"
             "Install one (Debian: apt install g++), or leave trainer.compile=false"
         )
 
 
-def require_threads(threads: int | None) -> None:
-    """UsageError unless None or at least 1."""
-    if threads is not None and threads < 1:
-        raise UsageError(
-            f"trainer.num_threads={threads}: expected an integer of at least 1, or null for the physical cores "
-            f"({cpu.num_threads()} here)"
+def _wrong_devices(trainer: Trainer, cuda_graphs: bool) -> Iterator[str]:
+    """Messages about several devices without gradient averaging, and CUDA graphs on other than one GPU."""
+    count, kind = trainer.world_size, trainer.strategy.root_device.type
+    if count > 1 and not isinstance(trainer.strategy, AllReduceStrategy):
+        yield (
+            f"{count} devices under trainer.strategy={type(trainer.strategy).__name__} would each train a separate "
+            "model. Use trainer=ddp (trainer.strategy=ddp), or trainer.devices=1"
         )
-
-
-def require_graphs(trainer: Trainer, cuda_graphs: bool) -> None:
-    """UsageError for CUDA graphs without a GPU, or with several."""
-    device = trainer.strategy.root_device.type
-    if cuda_graphs and (device != "cuda" or trainer.world_size > 1):
-        found = f"{trainer.world_size} devices" if device == "cuda" else f"the device {device}"
-        raise UsageError(
+    if cuda_graphs and (kind != "cuda" or count > 1):
+        found = f"{count} devices" if kind == "cuda" else f"the device {kind}"
+        yield (
             f"trainer.cuda_graphs=true with {found}: a step can only be recorded on one CUDA device. "
             "Use trainer=gpu, or leave trainer.cuda_graphs=false"
         )
-
-
-def require_time(time: object) -> None:
-    """UsageError unless a duration in one of Lightning's formats."""
-    written = isinstance(time, str) and re.fullmatch(r"\d+:\d\d:\d\d:\d\d", time)
-    if time is not None and not written and not isinstance(time, Mapping):
-        raise UsageError(
-            f"trainer.max_time={time}: expected days, hours, minutes and seconds as '00:12:00:00' (in quotes), or a "
-            "mapping: {hours: 12}"
-        )
-
-
-def require_limit(limit: int | float | None) -> None:
-    """UsageError unless a number of batches or a fraction of them."""
-    count = isinstance(limit, int) and limit >= 1
-    if limit is not None and not count and not (isinstance(limit, float) and 0 < limit <= 1):
-        raise UsageError(
-            f"trainer.limit_train_batches={limit}: expected a number of batches from 1, or a fraction in (0, 1]"
-        )
-
-
-def require_steps(steps: int | str) -> None:
-    """UsageError unless at least 1 or `auto`."""
-    if steps != "auto" and not (isinstance(steps, int) and steps >= 1):
-        raise UsageError(f"trainer.steps_per_execution={steps}: expected an integer of at least 1, or auto")

@@ -1,7 +1,8 @@
-"""Seconds that a run spent beside its training steps, by part."""
+"""Seconds that the parts of a run took, and its images per second."""
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -9,10 +10,12 @@ from contextlib import contextmanager
 
 
 class Stopwatch:
-    """Sums of seconds by name, e.g. of pictures and of checkpoints."""
+    """Sums of seconds by part (training, validation, pictures, ...), and the throughput of training."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.rates: list[float] = []  # images per second of each epoch
+        self.num_images = 0  # trained on
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -22,3 +25,9 @@ class Stopwatch:
             yield
         finally:
             self.seconds[name] += time.perf_counter() - start
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Median over the epochs after the first, which includes start-up costs; the first if it is the only one."""
+        rates = self.rates[1:] or self.rates
+        return statistics.median(rates) if rates else None
