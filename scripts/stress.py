@@ -211,7 +211,7 @@ def interrupted(folder: Path, phase: str, sign: signal.Signals, start: Start = C
     argv, words = PHASES[phase]
     process = start(folder, argv)
     wait_for(lambda: words in process.output())
-    time.sleep(0.3)
+    time.sleep(0.1)
     asked = time.monotonic()
     os.kill(process.pid, sign)
     wrong = wrong_ending(process, process.wait(30), [CODES[sign]])

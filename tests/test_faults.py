@@ -47,8 +47,11 @@ def test_the_comparison_sees_every_difference(whole, command):
     assert stress.differences(whole.run, whole.run) == []
 
 
-@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGUSR1])
-@pytest.mark.parametrize("phase", ["a long call", "validation", "pictures", "the test"])
+@pytest.mark.parametrize(
+    ("phase", "sign"),
+    [("a long call", signal.SIGTERM), ("validation", signal.SIGTERM), ("pictures", signal.SIGUSR1),
+     ("the test", signal.SIGTERM)],
+)  # fmt: skip
 def test_a_scheduler_is_obeyed_wherever_a_run_is(command, phase, sign):
     wrong, seconds = stress.interrupted(command.cwd, phase, sign, start=forked(command))
     assert wrong == [] and seconds < 5
