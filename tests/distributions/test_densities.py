@@ -61,6 +61,20 @@ def test_continuous_bernoulli_samples_have_its_mean(logit):
     assert samples.mean().item() == pytest.approx(density.mean.item(), abs=3e-3)
 
 
+@pytest.mark.parametrize("logit", [-9.9e-3, -1e-3, 0.0, 5e-3, 9.9e-3])
+def test_continuous_bernoulli_samples_near_zero_follow_their_logit(logit):
+    """The same uniform number where the closed form has digits enough, in float64; and the gradient."""
+    logits = torch.full((1000,), logit, dtype=torch.float64, requires_grad=True)
+    torch.manual_seed(0)
+    x = ContinuousBernoulli(logits).rsample()
+    x.sum().backward()
+    torch.manual_seed(0)
+    u = torch.rand(1000, dtype=torch.float64)
+    exact = u if logit == 0 else torch.log1p(u * math.expm1(logit)) / logit
+    assert_close(x.detach(), exact, atol=1e-7, rtol=0)
+    assert_close(logits.grad, u * (1 - u) / 2 + u * (1 - u) * (1 - 2 * u) * logit / 3, atol=1e-7, rtol=0)
+
+
 @pytest.mark.parametrize("logit", [-500.0, -90.0, 0.0, 90.0, 500.0])
 def test_the_continuous_bernoullis_mean_and_samples_stay_finite(logit, monkeypatch):
     logits = torch.tensor([logit], requires_grad=True)
@@ -107,6 +121,32 @@ def test_logistic_mixture_samples_follow_its_mass_function():
     code = drawn @ torch.tensor([16, 4, 1])
     observed = torch.bincount(code, minlength=64) / len(drawn)
     assert_close(observed.double(), expected, atol=6e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("narrowest", "tolerance"), [(-9, 1 / 510), (-4, 1e-4)])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_logistic_mixtures_mean_is_the_sum_of_its_levels_times_their_mass(seed, narrowest, tolerance):
+    """For grey values, near black and white as elsewhere: within half a level if components are narrower than one."""
+    family = mixture(1, 256, seed=seed)
+    family.log_scales, family.means = family.log_scales.clamp(min=narrowest), 1.5 * family.means
+    x = torch.arange(256, dtype=torch.float64) / 255
+    expected = (family.log_prob(x[:, None, None, None]).exp() * x).sum()
+    assert_close(family.mean.squeeze(), expected, atol=tolerance, rtol=0)
+
+
+def test_the_logistic_mixtures_mean_is_that_of_its_samples_in_colour():
+    torch.manual_seed(0)
+    family = mixture(3, 256)
+    family.log_scales = family.log_scales.clamp(max=-3)
+    assert_close(family.sample((50_000,)).mean(0), family.mean, atol=0.01, rtol=0)
+
+
+def test_every_parameter_of_the_logistic_mixture_gets_a_gradient_of_its_mean():
+    family = mixture(3, 256)
+    family.log_scales = family.log_scales.clamp(min=-2)  # a narrow component's mean does not depend on its scale
+    parameters = [p.clone().requires_grad_() for p in vars(family).values() if isinstance(p, torch.Tensor)]
+    DiscretizedLogisticMixture(*parameters).mean.sum().backward()
+    assert len(parameters) == 4 and all(p.grad.isfinite().all() and p.grad.all() for p in parameters)
 
 
 def test_the_logistic_mixture_is_finite_at_the_smallest_scales():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributions import Bernoulli, Distribution, Independent, Normal, constraints
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, softplus
 
 from vae_lab.core import EMPTY_SHAPE, SampleShape
 
@@ -87,7 +88,8 @@ class ContinuousBernoulli(Distribution):
         size = safe.abs()
         # log(u + (1 - u) e^-|l|) / |l| is at most 0: the distance from the favoured end of [0, 1].
         distance = (-torch.log(u + (1 - u) * torch.exp(-size)) / size).clamp(max=1)
-        return torch.where(near, u, torch.where(safe > 0, 1 - distance, distance))
+        series = u + u * (1 - u) * (self.logits / 2 + (1 - 2 * u) * self.logits**2 / 6)
+        return torch.where(near, series, torch.where(safe > 0, 1 - distance, distance))
 
 
 class ChannelNormal(Distribution):
@@ -169,23 +171,24 @@ class DiscretizedLogisticMixture(Distribution):
 
     def _conditional_means(self, x: Tensor) -> Tensor:
         """Mean of each channel given those before it in x, (*batch, M, C, H, W)."""
-        return self._carry_over(self.means, given=x)
+        return self._carry_over(self.means, lambda c, _: x[..., c, :, :])[0]
 
-    def _carry_over(self, values: Tensor, given: Tensor | None = None) -> Tensor:
-        """Add to each channel its coefficients times the channels before it.
+    def _carry_over(self, values: Tensor, outcome: Callable[[int, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Add to each channel its coefficients times the outcomes of the channels before it; both results.
 
-        The channels before it are those of `given`; if None, those of the result, rounded to a level as images are.
+        outcome: of a channel's number and value, what the channels after it depend on.
         """
         channels: list[Tensor] = []
+        outcomes: list[Tensor] = []
         used = 0
         for c in range(values.shape[-3]):
             value = values[..., c, :, :]
-            for previous in range(c):
-                before = channels[previous] if given is None else given[..., previous, :, :]
+            for before in outcomes:
                 value = value + self.coefficients[..., used, :, :] * before
                 used += 1
-            channels.append(self._rounded(value) if given is None else value)
-        return torch.stack(torch.broadcast_tensors(*channels), -3)
+            channels.append(value)
+            outcomes.append(outcome(c, value))
+        return tuple(torch.stack(torch.broadcast_tensors(*each), -3) for each in (channels, outcomes))  # type: ignore[return-value]
 
     def _rounded(self, value: Tensor) -> Tensor:
         steps = (self.levels - 1) / 2
@@ -193,8 +196,18 @@ class DiscretizedLogisticMixture(Distribution):
 
     @property
     def mean(self) -> Tensor:
-        """Mixture of the components' rounded means, (*batch, C, H, W) in [0, 1]: exact for narrow components."""
-        expected = self._carry_over(self.means)
+        """Mean of the mixture, (*batch, C, H, W) in [0, 1], differentiable in every parameter.
+
+        A component's mean is that of a logistic clipped to the range of values, half a level from that of its levels at
+        most, where a channel depends on none before it; else it is that given the mean of the channels before it.
+        """
+        scales = torch.exp(self.log_scales)
+
+        def clipped(c: int, location: Tensor) -> Tensor:
+            scale = scales[..., c, :, :]
+            return scale * (softplus((location + 1) / scale) - softplus((location - 1) / scale)) - 1
+
+        expected = self._carry_over(self.means, clipped)[1]
         mixed = (self.log_weights.exp().unsqueeze(-3) * expected).sum(-4)
         return (mixed + 1) / 2
 
@@ -206,7 +219,7 @@ class DiscretizedLogisticMixture(Distribution):
             chosen = (self.log_weights + gumbel).argmax(-3, keepdim=True)
             u = self._uniform(shape + self.means.shape)
             logistic = torch.exp(self.log_scales) * (torch.log(u) - torch.log1p(-u))
-            values = self._carry_over(self.means + logistic)
+            values = self._carry_over(self.means + logistic, lambda _, value: self._rounded(value))[1]
             index = chosen.unsqueeze(-3).expand(*values.shape[:-4], 1, *values.shape[-3:])
             return (values.gather(-4, index).squeeze(-4) + 1) / 2
 

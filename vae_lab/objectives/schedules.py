@@ -52,7 +52,10 @@ class LinearWarmup:
 
 @dataclass(frozen=True)
 class Cosine:
-    """Linear warm-up, then half a cosine down to `final` at the end. Loshchilov & Hutter 2017, arXiv:1608.03983."""
+    """Linear warm-up, then half a cosine down to `final` at the end. Loshchilov & Hutter 2017, arXiv:1608.03983.
+
+    The end is that of the whole training: resumed for more epochs, the factor jumps up to the longer cosine.
+    """
 
     warmup_steps: int = 0
     final: float = 0.0
@@ -65,7 +68,7 @@ class Cosine:
                 "set trainer.max_epochs or trainer.max_steps"
             )
         if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
+            return (step + 1) / (self.warmup_steps + 1)
         progress = min(1.0, (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps))
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2
 
