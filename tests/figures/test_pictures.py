@@ -12,11 +12,9 @@ from torch.testing import assert_close
 
 from vae_lab import figures
 from vae_lab.core import ImageSpec, Latent, LatentSpec, Posterior, Trace
-from vae_lab.figures.context import FigureContext
-from vae_lab.figures.examples import ExampleImages, evaluation_mode
+from vae_lab.figures.context import ExampleImages, FigureContext, FigureSizes, evaluation_mode
 from vae_lab.figures.pictures import PICTURES, TIMES, network_drawing
 from vae_lab.figures.requirements import REQUIREMENTS, available_pictures, require_available
-from vae_lab.figures.sizes import FigureSizes
 from vae_lab.likelihoods import ContinuousBernoulli
 from vae_lab.models.base import Model
 from vae_lab.models.vae import VAE

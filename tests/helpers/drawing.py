@@ -45,6 +45,7 @@ class Experiment(lightning.LightningModule):
         super().__init__()
         self.model = self.evaluation_model = model
         self.kl_per_dim = None
+        self.preprocess = Preprocess()
         self.config = {
             "seed": 1,
             "model": {"latent_dim": model.latent_shape[0], "act": None, "sizes": [4, 4]},

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vae_lab.data.datamodule import datamodule_of
 from vae_lab.data.images import Split
-from vae_lab.figures.examples import evaluation_mode
+from vae_lab.figures.context import evaluation_mode
 from vae_lab.metrics.baseline import (
     ProbabilisticPCA,
     channel_moments,

@@ -20,11 +20,10 @@ from vae_lab.callbacks.rendering import (
     log_projector,
 )
 from vae_lab.data.datamodule import datamodule_of
-from vae_lab.figures.context import FigureContext
+from vae_lab.figures.context import FigureContext, FigureSizes, SizeOptions
 from vae_lab.figures.grids import GRIDS
 from vae_lab.figures.pictures import PICTURES
 from vae_lab.figures.requirements import available_pictures
-from vae_lab.figures.sizes import FigureSizes, SizeOptions
 
 NUM_EXAMPLES = 256  # images encoded during training: a latent grid estimates the range of its axes from them
 

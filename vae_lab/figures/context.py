@@ -6,22 +6,94 @@ Random numbers are seeded where they are used, so that a picture depends neither
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import cast
+from typing import Literal, TypedDict, cast
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
 from vae_lab.core import Trace
-from vae_lab.figures.examples import ExampleImages, SingleLayerModel, has_single_layer
 from vae_lab.figures.latent_space import CHUNK, LatentSpace
-from vae_lab.figures.sizes import FigureSizes
 from vae_lab.models.base import Model
+from vae_lab.models.vae import VAE
 from vae_lab.objectives.bounds import closed_form_kl
 
 NUM_KL_IMAGES = 64  # images over which the KL of each layer is averaged
+
+
+Interpolation = Literal["spherical", "linear"]
+
+
+class SizeOptions(TypedDict, total=False):
+    """Keyword arguments of `FigureSizes`, named as in the config."""
+
+    num_images: int
+    num_samples: int
+    grid_size: int
+    num_traversed: int
+    num_steps: int
+    num_pairs: int
+    num_scatter: int
+    interpolation: Interpolation
+    seed: int
+
+
+@dataclass(frozen=True)
+class FigureSizes:
+    """Sizes of the pictures. ValueError: an unknown interpolation, or a size below 1."""
+
+    num_images: int = 16  # originals, each with its reconstruction
+    num_samples: int = 64  # from the prior, the same latents every time
+    grid_size: int = 20  # images along each side of the latent grid; fewer where they would exceed 1,400 pixels
+    num_traversed: int = 32  # dimensions traversed, most active first
+    num_steps: int = 11  # images along a traversal or an interpolation
+    num_pairs: int = 8  # interpolations
+    num_scatter: int = 2000  # images in the latent scatter, the aggregate posterior, the code usage and the projector
+    interpolation: Interpolation = "spherical"
+    seed: int = 0  # of the prior samples
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, int) and name != "seed" and value < 1:
+                raise ValueError(f"callbacks.images.{name} is {value}; expected at least 1")
+        if self.interpolation not in ("spherical", "linear"):
+            raise ValueError(f"callbacks.images.interpolation is {self.interpolation!r}; use 'spherical' or 'linear'")
+
+
+@dataclass(frozen=True)
+class ExampleImages:
+    """Example images with labels and class names, where known; may be empty."""
+
+    x: Tensor  # (N, C, H, W) in [0, 1]
+    labels: Tensor | None = None  # int64 (N,)
+    class_names: tuple[str, ...] = ()
+    split: str = "test"
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def class_name(self, label: int) -> str:
+        """Name of the class; its index if the classes have no names."""
+        return self.class_names[label] if label < len(self.class_names) else str(label)
+
+
+@contextmanager
+def evaluation_mode(model: Model, device: torch.device, seed: int) -> Iterator[None]:
+    """Evaluation mode, no gradients, seeded random numbers; modes and random state are restored on exit."""
+    modes = [(module, module.training) for module in model.modules()]
+    devices = [device] if device.type == "cuda" else []
+    try:
+        for module, _ in modes:
+            module.training = False
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 @dataclass(frozen=True)
@@ -62,19 +134,18 @@ class FigureContext:
     @cached_property
     def space(self) -> LatentSpace:
         """Latents of a model with a single layer of them."""
-        model, x = cast(SingleLayerModel, self.model), self.examples.x
+        model, x = cast(VAE, self.model), self.examples.x
         return LatentSpace(model, self.device, x, self.labels(len(x)), self.sizes.seed, self.validation_kl)
 
     @property
     def has_continuous_latents(self) -> bool:
         """Whether the model has a single layer of latents that are not codes."""
-        return has_single_layer(self.model) and self.model.latents[0].kind != "codes"
+        return not self.model.is_hierarchy and self.model.latents[0].kind != "codes"
 
     def reconstructed(self, count: int) -> Distribution:
         """p(x|z) at the centre of q(z|x) for the first images, batch (count,)."""
-        if (
-            self.has_continuous_latents
-        ):  # the same centres as in other pictures: some families estimate them from samples
+        if self.has_continuous_latents:
+            # The same centres as in other pictures: some families estimate them from samples.
             return self.space.likelihood(self.space.latents.centre[:count], self.labels(count))
         return self.restored(self.examples.x[:count])
 

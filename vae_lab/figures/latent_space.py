@@ -18,8 +18,8 @@ from torch.distributions import Distribution
 
 from vae_lab.core import Latent
 from vae_lab.distributions.gaussians import as_diagonal_normal
-from vae_lab.figures.examples import SingleLayerModel
 from vae_lab.models.base import point_estimate
+from vae_lab.models.vae import VAE
 from vae_lab.objectives.bounds import kl_per_dimension
 
 CHUNK = 256  # images encoded or decoded at once: activations of 128x128 maps are large
@@ -46,7 +46,7 @@ class MeanAndScale(NamedTuple):
 class LatentSpace:
     """Latents of a model for images x (N, C, H, W). y: their labels, for a conditional model."""
 
-    model: SingleLayerModel
+    model: VAE
     device: torch.device
     x: Tensor
     y: Tensor | None = None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vae_lab.figures.canvas import BLUE, GREEN, INK, MUTED, ORANGE, add_axes, blank_figure, fit_axes, styled
-from vae_lab.figures.examples import SingleLayerModel
+from vae_lab.models.vae import VAE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +48,7 @@ class ShapeAdapter(nn.Module):
         return nn.functional.pad(flat, (0, missing))[: math.prod(self.shape)].reshape(self.shape)
 
 
-def autoencoder(model: SingleLayerModel, example: Tensor, y: Tensor | None = None) -> tuple[nn.Module, Tensor]:
+def autoencoder(model: VAE, example: Tensor, y: Tensor | None = None) -> tuple[nn.Module, Tensor]:
     """Encoder, z and decoder as one traceable module from tensor to tensor, and its input.
 
     Without the computations of the posterior family; labels are constants. example: (1, C, H, W); y: its label (1,).
@@ -62,7 +62,7 @@ def autoencoder(model: SingleLayerModel, example: Tensor, y: Tensor | None = Non
     return nn.Sequential(OrderedDict(parts)), seen
 
 
-def trace_layers(model: SingleLayerModel, example: Tensor, y: Tensor | None = None) -> list[TracedLayer]:
+def trace_layers(model: VAE, example: Tensor, y: Tensor | None = None) -> list[TracedLayer]:
     """Layers of encoder, z and decoder, in execution order for `example` (1, C, H, W) with label y (1,).
 
     Layers that keep the shape of the previous one (activations, normalisations) are omitted.
@@ -86,9 +86,7 @@ def trace_layers(model: SingleLayerModel, example: Tensor, y: Tensor | None = No
     return layers
 
 
-def reconstruct_with_hooks(
-    model: SingleLayerModel, example: Tensor, y: Tensor | None, hooks: Sequence[RemovableHandle]
-) -> None:
+def reconstruct_with_hooks(model: VAE, example: Tensor, y: Tensor | None, hooks: Sequence[RemovableHandle]) -> None:
     """Reconstruct an image to run the hooks, then remove them."""
     try:
         with torch.no_grad():

@@ -8,8 +8,7 @@ from enum import StrEnum
 
 import torch
 
-from vae_lab.figures.context import FigureContext
-from vae_lab.figures.examples import ExampleImages, has_single_layer
+from vae_lab.figures.context import ExampleImages, FigureContext
 from vae_lab.utils.errors import UsageError
 
 
@@ -51,7 +50,7 @@ REQUIREMENTS: Mapping[str, frozenset[Requirement]] = {
 def satisfied_requirements(context: FigureContext) -> frozenset[Requirement]:
     """Requirements that the model and the images satisfy."""
     model, first, count = context.model, context.model.latents[0], len(context.examples)
-    one_layer, points = has_single_layer(model), context.has_continuous_latents
+    one_layer, points = not model.is_hierarchy, context.has_continuous_latents
     several, vector = len(model.latents) > 1, points and len(first.shape) == 1
     has = {
         Requirement.IMAGE: count >= 1,
