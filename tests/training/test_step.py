@@ -221,7 +221,7 @@ def test_any_seed_seeds_the_noise(seed, step):
     [
         (Constant(), [1.0] * 6),
         (LinearWarmup(4), [0, 0.25, 0.5, 0.75, 1, 1]),
-        (Cosine(2), [0.5, 1, *((1 + math.cos(math.pi * i / 4)) / 2 for i in range(4))]),
+        (Cosine(2), [1 / 3, 2 / 3, *((1 + math.cos(math.pi * i / 4)) / 2 for i in range(4))]),
     ],
 )
 def test_the_learning_rate_follows_its_schedule(schedule, factors):
