@@ -196,3 +196,12 @@ def test_a_class_of_the_user_needs_trust_once_it_is_in_a_run(command):
     assert resumed.code == 0, resumed.stderr
     assert (resumed.summary["status"], resumed.summary["epochs"]) == ("completed", 2)
     assert type(vae_lab.load(done.run, trusted=True).model.encoder).__name__ == "OwnEncoder"
+
+
+@pytest.mark.parametrize(
+    "values", [{"name": "../../x"}, {"version": "/etc"}, {"sub_dir": "~/x"}, {"version": "${name}"}]
+)
+def test_a_logger_writes_only_into_the_run(values):
+    node = {"_target_": "lightning.pytorch.loggers.CSVLogger", "_partial_": True, **values}
+    (key,) = values
+    assert refusal({"name": "a", "logger": {"csv": node}}).startswith(f"logger.csv.{key}: ")

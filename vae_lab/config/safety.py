@@ -23,8 +23,9 @@ PACKAGES = {
     *("vae_lab.networks", "vae_lab.objectives", "vae_lab.objectives.regularizers", "vae_lab.posteriors"),
     *("vae_lab.priors", "vae_lab.second_stage", "vae_lab.training.optimizer", "vae_lab.training.trainer"),
 }
+LOGGERS = {f"lightning.pytorch.loggers.{name}" for name in ("CSVLogger", "TensorBoardLogger")}
 NAMES = {
-    *(f"lightning.pytorch.loggers.{name}" for name in ("CSVLogger", "TensorBoardLogger")),
+    *LOGGERS,
     *(f"lightning.pytorch.callbacks.{name}" for name in ("DeviceStatsMonitor", "EarlyStopping", "LearningRateMonitor")),
     *(f"lightning.pytorch.callbacks.{name}" for name in ("ModelSummary", "Timer")),
 }
@@ -36,7 +37,7 @@ def require_harmless(config: Container, source: Path) -> None:
     """Raise UsageError if building the config of a run directory could run arbitrary code.
 
     That is a `_target_` that is not a public member of an allowed package, or an interpolation other than a reference
-    or a resolver that only reads. All names are checked before anything is imported, because an import runs code.
+    or a resolver that only reads; a logger that could write outside the run directory is refused too. All names are checked before anything is imported, because an import runs code.
     """
     content = OmegaConf.to_container(config)
     for key, value in tree(content):
@@ -50,6 +51,12 @@ def require_harmless(config: Container, source: Path) -> None:
         for key, target in targets:
             if not allows(target, key):
                 raise _refusal(key, f"{source} names {target}, which the config of a run directory may not build")
+    for where, node in tree(content):
+        if isinstance(node, dict) and node.get("_target_") in LOGGERS:
+            # Loggers join their arguments to the run directory, and a path could lead out of it.
+            for key, value in tree({**node, "_target_": ""}, where):
+                if isinstance(value, str) and re.search(r"[/\\:~$]|\.\.", value):
+                    raise _refusal(key, f"{source} lets a logger write outside the run directory: '{value}'")
 
 
 def _require_plain(text: str, value: Any, key: str, source: Path) -> None:
