@@ -37,7 +37,8 @@ def require_harmless(config: Container, source: Path) -> None:
     """Raise UsageError if building the config of a run directory could run arbitrary code.
 
     That is a `_target_` that is not a public member of an allowed package, or an interpolation other than a reference
-    or a resolver that only reads; a logger that could write outside the run directory is refused too. All names are checked before anything is imported, because an import runs code.
+    or a resolver that only reads; a logger that could write outside the run directory is refused too. All names are
+    checked before anything is imported, because an import runs code.
     """
     content = OmegaConf.to_container(config)
     for key, value in tree(content):
