@@ -6,14 +6,16 @@ Random numbers come from torch's default generators, which are seeded at every t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 Binarize = Literal["none", "threshold", "fixed", "dynamic"]
+Corruption = Callable[[Tensor], Tensor]  # clean images, float (B, C, H, W) in [0, 1], to corrupted ones
 
 
 @dataclass(frozen=True)
@@ -122,14 +124,6 @@ def binarize_fixed(images: Tensor, seed: int, chunk: int = 4096) -> Tensor:
         chance = torch.empty(part.shape).uniform_(0, 255, generator=generator)
         binarized[start : start + chunk] = (chance < part) * 255
     return binarized
-
-
-class Corruption(Protocol):
-    """Maps clean images to corrupted ones."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x: float (B, C, H, W) in [0, 1]; same shape and range out."""
-        ...
 
 
 @dataclass(frozen=True)
