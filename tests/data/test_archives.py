@@ -98,10 +98,6 @@ def test_a_damaged_archive_is_refused(tmp_path, picture, kind):
         refused(archive, "cannot be unpacked", tmp_path)
 
 
-def test_a_folder_with_an_archives_name_is_a_folder(tmp_path):
-    assert len(load(write_pictures(tmp_path / "folder.zip"), tmp_path).pixels) == 30
-
-
 @pytest.mark.parametrize(
     ("files", "message"),
     [({"a.txt": 0}, r"no picture in"), ({"a.png": 0, "bad.png": 50}, r"bad\.png cannot be decoded")],

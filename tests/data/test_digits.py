@@ -25,14 +25,11 @@ def test_the_originals_are_those_of_load_digits():
     assert np.array_equal(images.labels.numpy(), reference.target)
 
 
-def test_shapes_types_and_the_whole_scale(images):
+def test_the_margin_is_empty_and_upsampling_keeps_what_distinguishes_the_digits(images):
+    """A nearest-mean classifier on the thresholded pictures is right about 9 times in 10."""
     assert images.pixels.shape == (1797, 1, 28, 28) and images.pixels.dtype == torch.uint8
     assert images.labels.dtype == torch.int64 and images.class_names == tuple("0123456789")
     assert images.pixels.min() == 0 and images.pixels.max() == 255
-
-
-def test_the_margin_is_empty_and_upsampling_keeps_what_distinguishes_the_digits(images):
-    """A nearest-mean classifier on the thresholded pictures is right about 9 times in 10."""
     margin = images.pixels.clone()
     margin[:, :, 2:-2, 2:-2] = 0
     assert margin.max() == 0

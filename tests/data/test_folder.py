@@ -3,7 +3,6 @@
 import os
 import resource
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -50,18 +49,6 @@ def test_the_options_reach_the_pictures(tmp_path):
     assert images.pixels[0, 0].tolist() == [[0] * 4, [40] * 4, [40] * 4, [0] * 4]
 
 
-def test_splits_are_whole_disjoint_and_stay_when_a_picture_is_added(pictures):
-    def named():
-        names, splits = find_pictures(pictures), load(pictures, val_size=0.3, test_size=0.3).splits
-        return {split: {names[i] for i in indices} for split, indices in splits.items()}
-
-    before = named()
-    paint(pictures / "05b.png", 77)
-    after = named()
-    assert sum(map(len, after.values())) == 26 and len(set.union(*after.values())) == 26
-    assert all(before[split] == after[split] - {"05b.png"} and before[split] for split in before)
-
-
 def test_what_counts_as_a_picture(tmp_path):
     for name in ("b.PNG", "a.jpg", "deep/er/c.JpEg", "d.webp", "e.bmp", "f.gif"):
         paint(tmp_path / name, 9)
@@ -102,21 +89,13 @@ def test_a_change_in_the_folder_or_in_the_options_decodes_anew(pictures):
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".json"])
-@pytest.mark.parametrize("content", [None, b"", b"half"])
-def test_an_incomplete_cache_is_made_again(pictures, suffix, content):
+@pytest.mark.parametrize("length", [None, 0, -1])
+def test_an_incomplete_cache_is_made_again(pictures, suffix, length):
     load(pictures)
     (file,) = (pictures.parent / "cache").glob(f"*{suffix}")
-    file.unlink() if content is None else file.write_bytes(content)
+    file.unlink() if length is None else file.write_bytes(file.read_bytes()[:length])
     assert greys(load(pictures)) == list(GREYS)
     assert len(list(file.parent.iterdir())) == 2
-
-
-def test_the_pixels_cut_short_are_made_again(pictures):
-    load(pictures)
-    (file,) = (pictures.parent / "cache").glob("*.npy")
-    os.truncate(file, file.stat().st_size - 1)
-    assert greys(load(pictures)) == list(GREYS)
-    assert np.array_equal(np.load(file)[:, 0, 0, 0], GREYS)
 
 
 def test_a_stopped_decoding_and_a_full_disk_leave_nothing(pictures, monkeypatch):
@@ -169,11 +148,6 @@ def test_nothing_but_bad_pictures_is_an_error_even_with_skip(tmp_path, on_bad_im
     (tmp_path / "p" / "caf\udce9.png").write_text("no picture, and a name that is no UTF-8")
     with pytest.raises(UsageError, match=r"\.png cannot be decoded.*\n1 of 1 pictures cannot be read"):
         load(tmp_path / "p", on_bad_image=on_bad_image, val_size=0, test_size=0)
-
-
-def test_a_picture_above_max_pixels_is_named(pictures):
-    with pytest.raises(UsageError, match=r"00\.png .*6x6 pixels, more than data\.max_pixels=35"):
-        load(pictures, max_pixels=35)
 
 
 def test_a_folder_that_cannot_be_listed_is_named(pictures, monkeypatch):

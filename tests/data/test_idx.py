@@ -3,9 +3,6 @@
 import gzip
 import hashlib
 import struct
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -104,32 +101,14 @@ def test_labels_must_be_as_many_as_images_and_digits(tmp_path, labels, found):
 
 
 @pytest.fixture
-def mirror(tmp_path, monkeypatch):
-    """A local mirror with the checksums of generated files; yields the folder it serves."""
-    served, resources = tmp_path / "mirror", []
-    served.mkdir()
-    for name, content in contents().items():
-        packed = gzip.compress(content, mtime=0)
-        (served / f"{name}.gz").write_bytes(packed)
-        resources.append((f"{name}.gz", hashlib.md5(packed).hexdigest()))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Mirror, directory=str(served)))
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(datasets.MNIST, "resources", resources)
-    monkeypatch.setattr(datasets.MNIST, "mirrors", [NOBODY, f"http://127.0.0.1:{server.server_port}/"])
-    Mirror.asked = []
-    yield served
-    server.shutdown()
-    server.server_close()
-
-
-class Mirror(SimpleHTTPRequestHandler):
-    def do_GET(self):
-        Mirror.asked.append(self.path)
-        super().do_GET()
-
-    def log_message(self, *args):
-        """Nothing on the test's output."""
+def mirror(server, monkeypatch):
+    """A local mirror of generated files with their checksums, the second of two; `files` are what it sends."""
+    server.files = {f"{name}.gz": gzip.compress(content, mtime=0) for name, content in contents().items()}
+    server.answer = lambda name: (200, server.files[name], None)
+    checksums = [(name, hashlib.md5(packed).hexdigest()) for name, packed in server.files.items()]
+    monkeypatch.setattr(datasets.MNIST, "resources", checksums)
+    monkeypatch.setattr(datasets.MNIST, "mirrors", [NOBODY, f"{server.url}/"])
+    return server
 
 
 def files_in(root):
@@ -144,11 +123,11 @@ def test_missing_files_are_downloaded_once_from_the_mirror_that_works_and_others
     assert bytes(images.pixels[:12].flatten()) == contents()[IMAGES][16:] and len(images.pixels) == 16
     assert images.labels[:12].unique().tolist() == [7] and (folder / LABELS).read_bytes() == mine
     load(tmp_path / "data")
-    assert len(Mirror.asked) == 3
+    assert len(mirror.asked) == 3
 
 
 def test_a_download_with_a_wrong_checksum_never_gets_its_name(tmp_path, mirror):
-    (mirror / f"{TEST_LABELS}.gz").write_bytes(b"damaged on the way")
+    mirror.files[f"{TEST_LABELS}.gz"] = b"damaged on the way"
     with pytest.raises(UsageError, match=r"MNIST could not be downloaded: .* has the checksum \w+, expected"):
         load(tmp_path / "data")
     assert files_in(tmp_path / "data") == sorted(f"{name}.gz" for name in FILES[:3])

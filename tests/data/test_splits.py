@@ -58,11 +58,6 @@ def test_the_hash_is_the_same_for_ever():
     assert splits["test"].tolist() == [0, 6, 7, 8, 14, 18]
 
 
-def test_a_name_that_is_no_valid_utf8_has_a_split():
-    splits = split_by_hash(["caf\udce9.png", "a.png"], 0.0, 0.0)
-    assert splits["train"].tolist() == [0, 1] and splits["train"].dtype == torch.int64
-
-
 @pytest.mark.parametrize("wrong", [-0.1, 1, 180, float("nan")])
 @pytest.mark.parametrize("key", ["val_size", "test_size"])
 def test_a_fraction_that_is_none_is_named(key, wrong):

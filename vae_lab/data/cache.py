@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor
 from vae_lab.data.decode import PictureOptions, UnreadableImageError, decode
 from vae_lab.utils.cpu import num_cores
 from vae_lab.utils.errors import UsageError
-from vae_lab.utils.files import fsync, write_atomically
+from vae_lab.utils.files import atomic_file, write_atomically
 
 _FORMAT = 5  # increase it when decoding or the files below change: older caches are then ignored
 _CHUNK = 64  # pictures in memory at once
@@ -64,7 +63,7 @@ def _open(path: Path) -> tuple[Tensor, dict[str, str]]:
 
 
 def _build(path: Path, folder: Path, names: Sequence[str], options: PictureOptions) -> None:
-    """Decode in threads, since Pillow releases the GIL, into a temporary file, and rename it."""
+    """Decode in threads, since Pillow releases the GIL, and write row by row."""
     from rich.console import Console
     from rich.progress import track
 
@@ -77,22 +76,15 @@ def _build(path: Path, folder: Path, names: Sequence[str], options: PictureOptio
             return bytes(math.prod(shape)), str(error)
 
     unreadable = {}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        # Not a memory map for writing: on a full disk it ends the process with a bus error.
-        with temporary.open("wb") as file, ThreadPoolExecutor(num_cores()) as pool:
-            header = {"descr": "|u1", "fortran_order": False, "shape": (len(names), *shape)}
-            np.lib.format.write_array_header_1_0(file, header)
-            chunks = [names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK)]
-            for chunk in track(chunks, "Decoding pictures", console=Console(stderr=True), transient=True):
-                for name, (pixels, problem) in zip(chunk, pool.map(row, chunk), strict=True):
-                    file.write(pixels)
-                    if problem:
-                        unreadable[name] = problem
-            fsync(file)
+    # Not a memory map for writing: on a full disk it ends the process with a bus error.
+    with atomic_file(path) as file, ThreadPoolExecutor(num_cores()) as pool:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (len(names), *shape)}
+        np.lib.format.write_array_header_1_0(file, header)
+        chunks = [names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK)]
+        for chunk in track(chunks, "Decoding pictures", console=Console(stderr=True), transient=True):
+            for name, (pixels, problem) in zip(chunk, pool.map(row, chunk), strict=True):
+                file.write(pixels)
+                if problem:
+                    unreadable[name] = problem
         # ASCII with escapes: file names need not be valid UTF-8.
         write_atomically(path.with_suffix(".json"), json.dumps(unreadable).encode("ascii"))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

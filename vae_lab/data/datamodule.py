@@ -94,17 +94,15 @@ class ImageDataModule(LightningDataModule):
     @property
     def images(self) -> DecodedImages:
         """The images, once loaded."""
-        if self._loaded is None:
-            raise RuntimeError("no images yet: call load() or setup() first")
+        assert self._loaded is not None, "call load() or setup() first"
         return self._loaded
 
     @property
     def image(self) -> ImageSpec:
         """Shape, levels per pixel and number of classes of the images."""
-        images = self.images
-        channels, height, width = images.pixels.shape[1:]
+        channels, height, width = self.images.pixels.shape[1:]
         levels = 256 if self.preprocess.binarize == "none" else 2
-        return ImageSpec(channels, height, width, levels, len(images.class_names))
+        return ImageSpec(channels, height, width, levels, len(self.class_names))
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -180,14 +178,13 @@ class ImageDataModule(LightningDataModule):
         )
 
     def val_dataloader(self) -> EvaluationBatches | list[Any]:
-        """Validation batches in order; an empty list if the split is empty."""
         return self._evaluation("val")
 
     def test_dataloader(self) -> EvaluationBatches | list[Any]:
-        """Test batches in order; an empty list if the split is empty."""
         return self._evaluation("test")
 
     def _evaluation(self, split: Split) -> EvaluationBatches | list[Any]:
+        """Batches of the split in order; an empty list if it is empty."""
         part = self._splits[split]
         return EvaluationBatches(part, self.eval_batch_size, **self._world()) if len(part) else []
 
