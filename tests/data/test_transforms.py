@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from vae_lab.data.datamodule import ImageDataModule
 from vae_lab.data.images import DecodedImages
-from vae_lab.data.transforms import Preprocess, augment, binarize_fixed, random_hue, random_shift, random_zoom
+from vae_lab.data.transforms import Preprocess, binarize_fixed, random_hue, random_shift, random_zoom
 
 BINARIZE = ("none", "threshold", "fixed", "dynamic")
 EVERY_LEVEL = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
@@ -102,7 +102,7 @@ def test_fixed_images_depend_on_the_seed_and_not_on_the_chunks(count, chunk, sid
 def test_a_flip_turns_whole_images_and_about_half_of_them():
     images = noise(1000, channels=3, height=2, width=4)
     torch.manual_seed(0)
-    out = augment(images, flip=True, shift=0)
+    out = Preprocess(flip=True).train(images).mul(255).round()
     turned = (out == images.flip(-1)).flatten(1).all(1)
     kept = (out == images).flatten(1).all(1)
     assert (turned ^ kept).all()

@@ -71,9 +71,10 @@ def fetch_pictures(base_url: str, folder: Path, numbers: Sequence[int]) -> Count
         try:
             outcomes[_fetch_picture(url, path)] += 1
         except (OSError, HTTPException) as error:
-            raise _failed(str(error) or type(error).__name__, url, folder) from error
+            raise download_failed("The pictures", error, f"{url}, to save in {folder}") from error
     if outcomes["not there"] == len(numbers):
-        raise _failed(f"the server has none of the {len(numbers)} (404)", f"{base_url}/{numbers[0]}.png", folder)
+        problem = OSError(f"the server has none of the {len(numbers)} (404)")
+        raise download_failed("The pictures", problem, f"{base_url}/{numbers[0]}.png, to save in {folder}")
     return outcomes
 
 
@@ -89,9 +90,9 @@ def _fetch_picture(url: str, path: Path) -> str:
     return "fetched"
 
 
-def _failed(reason: str, url: str, folder: Path) -> UsageError:
+def download_failed(what: str, error: Exception, looked_for: str) -> UsageError:
     return UsageError(
-        f"The pictures could not be downloaded: {reason}\nLooked for {url}, to save in {folder}\n"
+        f"{what} could not be downloaded: {str(error) or type(error).__name__}\nLooked for {looked_for}\n"
         "Run the same command to resume; to start now, without a download: data=digits"
     )
 

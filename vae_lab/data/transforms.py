@@ -44,7 +44,11 @@ class Preprocess:
 
     def train(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) to float x in [0, 1] or {0, 1}, augmented."""
-        images = augment(images, self.flip, self.shift)
+        if self.flip:
+            flipped = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+            images = torch.where(flipped, images.flip(-1), images)
+        if self.shift:
+            images = random_shift(images, self.shift)
         if self.zoom or self.hue:
             x = random_hue(random_zoom(images.float(), self.zoom), self.hue)
             images = x.round_().clamp_(0, 255).byte()
@@ -63,16 +67,8 @@ class Preprocess:
         return images.float().div_(255)
 
 
-def augment(images: Tensor, flip: bool, shift: int) -> Tensor:
-    """Flip each image with probability 1/2 and shift it by up to `shift` pixels, edges repeated."""
-    if flip:
-        flipped = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
-        images = torch.where(flipped, images.flip(-1), images)
-    return random_shift(images, shift) if shift else images
-
-
 def random_shift(images: Tensor, most: int) -> Tensor:
-    """Shift each image by its own random integers in [-most, most], vertically and horizontally."""
+    """Shift each image by its own random integers in [-most, most], down and right, edges repeated."""
     batch, channels, height, width = images.shape
     moves = torch.randint(-most, most + 1, (2, batch, 1), device=images.device)
     rows = (torch.arange(height, device=images.device) + moves[0]).clamp(0, height - 1)

@@ -95,7 +95,7 @@ def _download(name: str, folder: Path, missing: Sequence[str]) -> None:
     from rich.console import Console
     from rich.progress import track
 
-    from vae_lab.data.download import fetch_file
+    from vae_lab.data.download import download_failed, fetch_file
 
     source = getattr(torchvision.datasets, name)
     checksums = dict(source.resources)  # MD5, by name
@@ -104,8 +104,5 @@ def _download(name: str, folder: Path, missing: Sequence[str]) -> None:
             packed = f"{file}.gz"
             fetch_file([mirror + packed for mirror in source.mirrors], folder / packed, checksums[packed])
     except (OSError, HTTPException) as error:
-        raise UsageError(
-            f"{name} could not be downloaded: {error}\n"
-            f"Looked for {missing[0]} (or .gz) in {folder}, then at {' and '.join(source.mirrors)}\n"
-            "Run the same command to resume; to start now, without a download: data=digits"
-        ) from error
+        looked_for = f"{missing[0]} (or .gz) in {folder}, then at {' and '.join(source.mirrors)}"
+        raise download_failed(name, error, looked_for) from error

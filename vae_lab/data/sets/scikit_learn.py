@@ -15,8 +15,6 @@ from vae_lab.data.images import DecodedImages, split_by_count
 from vae_lab.utils.errors import UsageError
 
 _SIDE = 8
-_MAX_LEVEL = 16  # 17 grey levels, 0..16
-_ORDER_SEED = 0
 
 
 def digits(
@@ -37,7 +35,7 @@ def digits(
         levels, labels = table[:, :-1].reshape(-1, 1, _SIDE, _SIDE), table[:, -1].long()
         # The file is ordered by writer: a fixed shuffle puts all writers in every split. RandomState, because
         # numpy guarantees that its stream never changes.
-        order = torch.from_numpy(np.random.RandomState(_ORDER_SEED).permutation(len(labels)))
+        order = torch.from_numpy(np.random.RandomState(0).permutation(len(labels)))
         rows = split_by_count(len(labels), val_size, test_size)
         splits = {split: order[indices] for split, indices in rows.items()}
         return DecodedImages(_upsample(levels, image_size), splits, labels, tuple("0123456789"))
@@ -47,7 +45,7 @@ def digits(
 
 def _upsample(levels: Tensor, image_size: int) -> Tensor:
     """Levels (N, 1, 8, 8) to uint8 (N, 1, image_size, image_size)."""
-    grey = levels.float() * (255 / _MAX_LEVEL)
+    grey = levels.float() * (255 / 16)  # 17 grey levels, 0..16
     if image_size != _SIDE:
         # The originals touch the border; the margin lets a stroke end inside the image, as in MNIST.
         margin = image_size // 14
