@@ -23,7 +23,7 @@ SMALL = {"num_images": 4, "num_samples": 4, "grid_size": 3, "num_steps": 3, "num
 class Model(VAE):
     """A linear VAE with dropout, so that eval mode shows."""
 
-    def __init__(self, latent_dim, shape=(1, 8, 8), **options):
+    def __init__(self, latent_dim=3, shape=(1, 8, 8), **options):
         super().__init__(
             ImageSpec(*shape, num_classes=3),
             latent_dim,
@@ -41,19 +41,16 @@ class Model(VAE):
 class Experiment(lightning.LightningModule):
     """Trains the model and notes the random numbers that training sees."""
 
-    def __init__(self, model):
+    def __init__(self, model, preprocess=None, stop_requested=lambda: False):
         super().__init__()
         self.model = self.evaluation_model = model
         self.kl_per_dim = None
-        self.preprocess = Preprocess()
-        self.config = {
-            "seed": 1,
-            "model": {"latent_dim": model.latent_shape[0], "act": None, "sizes": [4, 4]},
-        }
+        self.preprocess = preprocess or Preprocess()
+        self.config = {"seed": 1, "model": {"latent_dim": model.latent_shape[0], "act": None, "sizes": [4, 4]}}
         self.noise = []
         self.metrics, self.best_metrics, self.caveats = {}, {}, {}
         self.stopwatch = Stopwatch()
-        self.stop_requested = lambda: False
+        self.stop_requested = stop_requested
 
     def training_step(self, batch, index):
         self.noise.append(float(torch.rand(())))
@@ -76,28 +73,28 @@ class Experiment(lightning.LightningModule):
 class Data(lightning.LightningDataModule):
     """Sixteen images; the splits given are the ones that hold any."""
 
-    def __init__(self, shape=(1, 8, 8), labels=True, splits=("train", "val", "test")):
+    steps_per_epoch = 4
+
+    def __init__(self, shape=(1, 8, 8), class_names=("ant", "bee", "cat"), splits=("train", "val", "test")):
         super().__init__()
         self.x = torch.rand(16, *shape, generator=torch.Generator().manual_seed(0))
-        self.labels = torch.arange(16) % 3 if labels else None
-        self.class_names = ("ant", "bee", "cat") if labels else ()
-        self.splits = splits
+        self.labels = torch.arange(16) % 3 if class_names else None
+        self.class_names, self.splits = class_names, splits
+
+    def size(self, split):
+        return 16 * (split in self.splits)
 
     def example_images(self, split, n):
-        n = n if split in self.splits else 0
         return self.x[:n], None if self.labels is None else self.labels[:n]
 
     def train_dataloader(self):
         return DataLoader(TensorDataset(self.x), batch_size=4)
 
-    steps_per_epoch = 4
-
     val_dataloader = test_dataloader = train_dataloader
 
 
-def train(
-    run, *callbacks, model=None, data=None, epochs=2, test=False, preprocess=None, stop_requested=None, **options
-):
+def train(run, *callbacks, model=None, data=None, epochs=2, test=False, preprocess=None, stop_requested=lambda: False,
+          **options):  # fmt: skip
     torch.manual_seed(0)
     trainer = lightning.Trainer(
         default_root_dir=run,
@@ -111,10 +108,7 @@ def train(
         log_every_n_steps=1,
         **options,
     )
-    experiment = Experiment(model or Model(3))
-    experiment.preprocess = preprocess or Preprocess()
-    experiment.stop_requested = stop_requested or experiment.stop_requested
-    data = data or Data()
+    experiment, data = Experiment(model or Model(), preprocess, stop_requested), data or Data()
     trainer.fit(experiment, datamodule=data)
     if test:
         trainer.test(experiment, datamodule=data, verbose=False)
@@ -126,5 +120,7 @@ def events(run):
     return EventAccumulator(str(run / "tensorboard"), size_guidance=sizes).Reload()
 
 
-def names(run):
-    return sorted(path.name for path in (run / "images").iterdir())
+def names(run, grids=None):
+    """Names of the pictures; of the bare grids or of the other pictures only."""
+    found = sorted(path.name for path in (run / "images").iterdir())
+    return [name for name in found if grids is None or ("=" in name) == grids]
