@@ -57,6 +57,10 @@ HEALTHY_COURSES = {  # metrics of each validation
     "a gap while validation rises": [{"val_elbo": elbo} for elbo in (-400.0, -300.0, -200.0, -150.0, -150.5)],
     "nothing to compare with": [{}, {"val_elbo": NAN}],
     "not overfitting but infinite": [{}, {"val_elbo": -math.inf}],
+    "a density's ELBO that passes through zero": [{"log_px": 20.0, "val_elbo": elbo} for elbo in (0.0, -2.0, -2.0)],
+    "a batch scored by its own variance": [
+        {"log_px": 6000.0, "kl": 150.0, "val_elbo": elbo} for elbo in (5040.0, 4960.0) * 3
+    ],
 }
 
 
@@ -65,20 +69,6 @@ def test_a_healthy_course_gives_no_warning(course):
     watch = CollapseMonitor(patience=1)
     for metrics in course:
         assert validate(watch, **metrics) == []
-
-
-@pytest.mark.parametrize(
-    ("log_px", "kl", "elbos"),
-    [
-        *((log_px, 20.0, (log_px - 20, log_px - 22, log_px - 22)) for log_px in (20.0, 20.5, 19.5, 50.0, -50.0)),
-        (6000.0, 150.0, (5040.0, 4960.0) * 3),
-    ],
-)
-def test_a_small_or_constant_gap_of_a_density_gives_no_warning(log_px, kl, elbos):
-    """A density's ELBO passes through zero; the optimal-variance Gaussian scores a training batch higher."""
-    watch = CollapseMonitor(patience=1)
-    for elbo in elbos:
-        assert validate(watch, Module(log_px=log_px, kl=kl, **HEALTHY | {"val/elbo": elbo})) == []
 
 
 def test_a_kl_threshold_of_zero_disables_the_rule():
@@ -163,9 +153,7 @@ def test_every_key_and_choice_in_the_advice_exists():
     choices = {found for text in sentences for found in re.findall(r"[\w./]+=[\w.]+", text)}
     keys = {found for text in sentences for found in re.findall(r"smaller (\w+\.\w+)", text)}
     assert len(choices) >= 4 and len(keys) >= 2
-    for choice in choices:
-        composed(choice)
-    config = composed()
+    config = composed(*sorted(choices))
     assert all(key.split(".")[1] in config[key.split(".")[0]] for key in keys)
 
 
@@ -184,9 +172,3 @@ def test_a_healthy_run_is_left_in_peace(command):
     done = command(*FAST, *QUIET, "trainer.max_epochs=6")
     assert done.code == 0, done.stderr
     assert "try objective" not in done.stderr and "early_stopping" not in done.stderr
-
-
-def test_it_can_be_left_out(command):
-    done = command(*FAST, *QUIET, "trainer.max_epochs=4", "objective.beta=1000", "callbacks.collapse=null")
-    assert done.code == 0, done.stderr
-    assert "posterior collapse" not in done.stderr

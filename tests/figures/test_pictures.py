@@ -38,22 +38,18 @@ def _seed():
     torch.manual_seed(0)
 
 
-class ToMap(nn.Sequential):
-    """Leaves a map of 2x3."""
-
-    spatial_shape = (2, 3)
-
-    def __init__(self, shape, size):
-        super().__init__(nn.Flatten(), nn.Linear(math.prod(shape), 6 * size), nn.Unflatten(1, (size, 2, 3)))
-
-
-def encoder(shape, size):
-    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), size))
+def encoder(places, shape, size):
+    network = nn.Sequential(
+        nn.Flatten(), nn.Linear(math.prod(shape), math.prod(places) * size), nn.Unflatten(1, (size, *places))
+    )
+    network.spatial_shape = places
+    return network
 
 
 def decoder(places, size, shape):
-    network = nn.Sequential(nn.Flatten(), nn.Linear(places * size, math.prod(shape)), nn.Unflatten(1, shape))
-    network.spatial_shape = (2, 3) if places > 1 else ()
+    inputs = math.prod(places) * size
+    network = nn.Sequential(nn.Flatten(), nn.Linear(inputs, math.prod(shape)), nn.Unflatten(1, shape))
+    network.spatial_shape = places
     return network
 
 
@@ -96,9 +92,9 @@ def grey(values):
     return Independent(Normal(values[..., None, None, None].expand(*values.shape, *IMAGE.shape), 1.0), 3)
 
 
-def vae(posterior=DiagonalGaussian, prior=StandardNormal, *, kind=VAE, places=1, size=4, conditional=False):
+def vae(posterior=DiagonalGaussian, prior=StandardNormal, *, kind=VAE, places=(), size=4, conditional=False):
     """A linear VAE of 8x8 images."""
-    networks = (encoder if places == 1 else ToMap, partial(decoder, places))
+    networks = (partial(encoder, places), partial(decoder, places))
     return kind(IMAGE, size, *networks, posterior, prior, ContinuousBernoulli, conditional)
 
 
@@ -149,9 +145,9 @@ KINDS = {
     "another Gaussian prior": (lambda: vae(prior=ShiftedNormal), {"kl_per_dimension", *OF_VECTORS}),
     "a prior without samples": (lambda: vae(Deterministic, Flat), OF_VECTORS - {"samples"}),
     "a sphere": (lambda: vae(VonMisesFisher, UniformSphere), {"aggregate_posterior", *OF_POINTS}),
-    "a map": (lambda: vae(places=6), {"kl_per_dimension", *OF_POINTS}),
-    "a map of spheres": (lambda: vae(VonMisesFisher, UniformSphere, places=6), OF_POINTS),
-    "a codebook": (lambda: vae(partial(NearestCode, num_codes=5), UniformCodes, places=6), CODES),
+    "a map": (lambda: vae(places=(2, 3)), {"kl_per_dimension", *OF_POINTS}),
+    "a map of spheres": (lambda: vae(VonMisesFisher, UniformSphere, places=(2, 3)), OF_POINTS),
+    "a codebook": (lambda: vae(partial(NearestCode, num_codes=5), UniformCodes, places=(2, 3)), CODES),
     "categories": (lambda: vae(partial(RelaxedCategorical, num_categories=5), UniformCodes), CODES),
     "labels": (lambda: vae(conditional=True), {"kl_per_dimension", "samples_per_class", *OF_VECTORS}),
     "a prior of labels": (
@@ -244,7 +240,7 @@ def test_a_kl_that_was_not_measured_is_that_of_the_images():
         q = context.model.encode(context.examples.x)
         exact = 0.5 * ((q.mean - 7) ** 2 + q.variance - 1 - q.variance.log())
         assert_close(context.space.kl, exact.mean(0))
-    with looked_at(vae(places=6), validation_kl=torch.arange(24.0)) as context:
+    with looked_at(vae(places=(2, 3)), validation_kl=torch.arange(24.0)) as context:
         assert context.space.kl.tolist() == [15, 51, 87, 123]  # of each feature, over six places
 
 
@@ -294,7 +290,7 @@ def test_what_is_restored_is_the_corrupted_image():
 
 
 def test_code_usage_counts_every_place():
-    model = vae(partial(NearestCode, num_codes=5), UniformCodes, places=6)
+    model = vae(partial(NearestCode, num_codes=5), UniformCodes, places=(2, 3))
     with looked_at(model) as context:
         (counts,) = context.code_counts().values()
         numbers = model.posterior.codes.indices(model.encode(context.examples.x).mode)
