@@ -40,7 +40,7 @@ def test_every_figure_is_a_png_and_a_summary_of_the_end(fast_run, seen):
         assert ImageStat.Stat(decoded(event).convert("L")).stddev[0] > 5, f"{what} is blank"
 
 
-def test_every_grid_is_a_png_and_a_summary_of_every_epoch(fast_run, seen):
+def test_every_grid_is_a_png_and_a_summary_of_every_epoch_and_a_frame_of_an_animation(fast_run, seen):
     assert names(fast_run.run, grids=True) == [f"{what}_epoch=000{epoch}.png" for what in GRIDS for epoch in (1, 2)]
     for what in GRIDS:
         shown = seen.Images(f"images/{what}")
@@ -49,13 +49,8 @@ def test_every_grid_is_a_png_and_a_summary_of_every_epoch(fast_run, seen):
             assert decoded(event).size == (event.width, event.height)
             file = fast_run.run / "images" / f"{what}_epoch=000{epoch}.png"
             assert event.encoded_image_string == file.read_bytes()
-
-
-def test_the_animation_has_a_frame_for_each_time(fast_run, seen):
     (event,) = seen.Images("images/samples.gif")
-    gif = decoded(event)
-    assert gif.format == "GIF" and gif.n_frames == 2
-    assert gif.size == Image.open(fast_run.run / "images" / "samples_epoch=0001.png").size
+    assert decoded(event).n_frames == 2 and decoded(event).size == (event.width, event.height)
 
 
 def test_histograms_and_graph_are_there(seen):

@@ -73,14 +73,6 @@ def test_captions_and_names_stand_below_their_images_and_names_are_cut_to_them()
     assert boxes[0].x1 < boxes[1].x0 and boxes[0].y0 > boxes[2].y1
 
 
-def test_names_are_text_not_formulas(recwarn):
-    names = ["$5_$10", "$x^$", r"$\frac{$"]
-    figure = mosaic(torch.rand(3, 1, 8, 8), 1, row_labels=names, names=names, captions=names).figure()
-    drawn(figure)
-    drawn(charts.latent_scatter(torch.randn(3, 2), names[0], torch.arange(3), names, xlabel=names[1]))
-    assert not recwarn
-
-
 def test_an_animation_of_frames_of_two_sizes_has_the_larger_one_and_at_most_100_frames(tmp_path):
     paths = [tmp_path / f"{k}.png" for k in range(150)]
     for k, path in enumerate(paths):

@@ -38,17 +38,10 @@ def _seed():
     torch.manual_seed(0)
 
 
-def encoder(places, shape, size):
-    network = nn.Sequential(
-        nn.Flatten(), nn.Linear(math.prod(shape), math.prod(places) * size), nn.Unflatten(1, (size, *places))
-    )
-    network.spatial_shape = places
-    return network
-
-
-def decoder(places, size, shape):
-    inputs = math.prod(places) * size
-    network = nn.Sequential(nn.Flatten(), nn.Linear(inputs, math.prod(shape)), nn.Unflatten(1, shape))
+def linear(shape, out_shape, places):
+    """A linear network; places: shape of the map that z is, if any."""
+    layers = nn.Linear(math.prod(shape), math.prod(out_shape)), nn.Unflatten(1, out_shape)
+    network = nn.Sequential(nn.Flatten(), *layers)
     network.spatial_shape = places
     return network
 
@@ -94,8 +87,14 @@ def grey(values):
 
 def vae(posterior=DiagonalGaussian, prior=StandardNormal, *, kind=VAE, places=(), size=4, conditional=False):
     """A linear VAE of 8x8 images."""
-    networks = (partial(encoder, places), partial(decoder, places))
-    return kind(IMAGE, size, *networks, posterior, prior, ContinuousBernoulli, conditional)
+
+    def encoder(shape, num_params):
+        return linear(shape, (num_params, *places), places)
+
+    def decoder(num_features, shape):
+        return linear((num_features, *places), shape, places)
+
+    return kind(IMAGE, size, encoder, decoder, posterior, prior, ContinuousBernoulli, conditional)
 
 
 class Ladder(Model):
