@@ -129,12 +129,12 @@ def render_samples(fit: PriorFit, step: int) -> bytes:
     """
     import torch
 
-    from vae_lab.figures.canvas import figure_png
+    from vae_lab.figures.canvas import figure_png, printable
     from vae_lab.figures.grids import rows_of_samples
 
     title = f"Samples of the prior '{fit.stage.name}', fitted to the latents of step {step:,}"
     if fit.model.conditional:
-        classes = fit.data.class_names[:MAX_CLASSES]
+        classes = [printable(name) for name in fit.data.class_names[:MAX_CLASSES]]
         mosaic = rows_of_samples(fit.samples(fit.prior, COLUMNS, len(classes)), classes, title=title, ylabel="class")
     else:
         images, names = fit.samples(fit.prior, COLUMNS**2 // 2), [fit.stage.name] * (COLUMNS // 2)

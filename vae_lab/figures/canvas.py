@@ -78,6 +78,11 @@ def latent_name(dim: int) -> str:
     return f"z{str(dim).translate(SUBSCRIPTS)}"
 
 
+def printable(name: str) -> str:
+    """The name, with ? for bytes of a folder's name that are no text: fonts and files refuse them."""
+    return name.encode(errors="replace").decode()
+
+
 @styled
 def figure_png(figure: Figure) -> bytes:
     """PNG of the figure, cropped to its content at whole pixels: elsewhere, image pixels would be resampled."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from vae_lab.core import Trace
+from vae_lab.figures.canvas import printable
 from vae_lab.figures.latent_space import CHUNK, LatentSpace, chunks
 from vae_lab.metrics.diagnostics import code_indices
 from vae_lab.models.base import Model
@@ -75,9 +76,8 @@ class ExampleImages:
         return len(self.x)
 
     def class_name(self, label: int) -> str:
-        """Name of the class, with ? for bytes that are no text; its index if the classes have no names."""
-        name = self.class_names[label] if label < len(self.class_names) else str(label)
-        return name.encode(errors="replace").decode()
+        """Name of the class; its index if the classes have no names."""
+        return printable(self.class_names[label]) if label < len(self.class_names) else str(label)
 
 
 @dataclass(frozen=True)
