@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
 from vae_lab.core import ImageSpec
+from vae_lab.distributions.base import UnvalidatedDistribution
 from vae_lab.distributions.gaussians import inverse_soft_clamp, soft_clamp
-from vae_lab.distributions.pixels import ChannelNormal, FastBernoulli, num_mixture_params
+from vae_lab.distributions.pixels import ChannelNormal, FastBernoulli
 from vae_lab.distributions.pixels import ContinuousBernoulli as ExactContinuousBernoulli
 from vae_lab.distributions.pixels import DiscretizedLogisticMixture as LogisticMixture
 from vae_lab.utils.callables import unwrap_partial
@@ -87,7 +88,7 @@ class ContinuousBernoulli(Likelihood):
 
     def forward(self, params: Tensor) -> Distribution:
         """params: logits."""
-        return independent_pixels(ExactContinuousBernoulli(params.float(), validate_args=False))
+        return independent_pixels(ExactContinuousBernoulli(params.float()))
 
 
 class LocationScale(Likelihood):
@@ -194,17 +195,15 @@ class ColorGaussian(Likelihood):
         return optimum + SHRINKAGE * optimum.diagonal().mean() * torch.eye(len(optimum), device=optimum.device)
 
 
-class FittedNormal(Distribution):
+class FittedNormal(UnvalidatedDistribution):
     """A Normal over images whose scale is fitted to the images it scores.
 
     fit: from errors (*batch, C, H, W) to the Normal of that scale.
     """
 
-    arg_constraints = {}  # noqa: RUF012
-
     def __init__(self, mean: Tensor, fit: Callable[[Tensor], Distribution]) -> None:
         self._mean, self._fit = mean, fit
-        super().__init__(mean.shape[:-IMAGE_DIMS], mean.shape[-IMAGE_DIMS:], validate_args=False)
+        super().__init__(mean.shape[:-IMAGE_DIMS], mean.shape[-IMAGE_DIMS:])
 
     @property
     def mean(self) -> Tensor:
@@ -223,7 +222,7 @@ class LogisticMixture256(Likelihood):
     def __init__(self, image: ImageSpec, num_components: int = 10) -> None:
         super().__init__()
         self.image_channels, self.num_components = image.channels, num_components
-        self.num_channels = num_mixture_params(num_components, image.channels)
+        self.num_channels = num_components * (1 + 2 * image.channels + math.comb(image.channels, 2))
 
     def forward(self, params: Tensor) -> Distribution:
         """params: a logit per component, then means, log scales and channel coefficients of each component."""

@@ -9,7 +9,7 @@ from vae_lab.core import ImageSpec, RegularizerInputs, TrainingSpec
 from vae_lab.likelihoods import Bernoulli
 from vae_lab.models.vae import VAE
 from vae_lab.networks.conv import ConvDecoder, ConvEncoder
-from vae_lab.networks.spatial import SpatialDecoder, SpatialEncoder, require_same_spatial_shape
+from vae_lab.networks.resnet import SpatialDecoder, SpatialEncoder, require_same_spatial_shape
 from vae_lab.objectives.bounds import bound_terms, elbo
 from vae_lab.objectives.regularizers.commitment import Commitment
 from vae_lab.posteriors.codes import NearestCode, RelaxedCategorical

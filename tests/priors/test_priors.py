@@ -18,7 +18,7 @@ from torch.distributions import (
 from torch.testing import assert_close
 
 from vae_lab.core import ImageSpec, LatentSpec, PriorInputs
-from vae_lab.distributions.mixtures import mixture
+from vae_lab.distributions.gaussians import mixture
 from vae_lab.posteriors.gaussian import Deterministic, DiagonalGaussian, FullCovarianceGaussian
 from vae_lab.posteriors.sphere import VonMisesFisher
 from vae_lab.priors.fixed import Flat, StandardNormal, UniformSphere

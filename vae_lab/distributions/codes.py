@@ -17,8 +17,7 @@ from torch.distributions.kl import register_kl
 from torch.nn.functional import gumbel_softmax, one_hot
 
 from vae_lab.core import Codes
-from vae_lab.distributions.base import UnvalidatedDistribution
-from vae_lab.distributions.degenerate import Delta
+from vae_lab.distributions.base import Delta, UnvalidatedDistribution
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from vae_lab.models.base import (
     require_same_latent_kind,
 )
 from vae_lab.networks.conditioning import LabelChannel, OneHotLabels, require_labelled_images
-from vae_lab.networks.spatial import require_same_spatial_shape
+from vae_lab.networks.resnet import require_same_spatial_shape
 from vae_lab.priors.temperature import with_temperature
 
 

@@ -1,6 +1,8 @@
-"""Residual networks with the interface of `vae_lab.networks.conv`.
+"""Residual networks: with the interface of `vae_lab.networks.conv`, and between images and a latent map.
 
-Pre-activation blocks: He et al. 2016, arXiv:1603.05027.
+Pre-activation blocks: He et al. 2016, arXiv:1603.05027. A `SpatialEncoder` returns a map (B, out_features, h, w) and
+has (h, w) as `spatial_shape`, a `SpatialDecoder` takes one; each position has a local receptive field, as in VQ-VAE
+(van den Oord et al. 2017, arXiv:1711.00937, section 4.1).
 """
 
 from __future__ import annotations
@@ -108,3 +110,64 @@ class ResNetDecoder(nn.Sequential):
         last = nn.Conv2d(channels[-1], depth, 3, padding=1) if stem else upsampling_conv(channels[-1], depth, 4)
         head = [group_norm(channels[-1]), nn.SiLU(), last, *shuffle(patch_size)]
         super().__init__(nn.Linear(in_features, math.prod(small)), nn.Unflatten(1, small), *layers, *head)
+
+
+class SpatialEncoder(nn.Sequential):
+    """`halvings` strided convolutions, `blocks` residual blocks on the resulting map, a 1x1 head.
+
+    ValueError: an image that cannot be halved that often, or `halvings` below 1.
+    """
+
+    def __init__(
+        self, in_shape: ImageShape, out_features: int, width: int = 64, blocks: int = 2, halvings: int = 2
+    ) -> None:
+        depth, height, breadth = in_shape
+        spatial_shape = halved_sides(height, breadth, halvings, "model.encoder.halvings")
+        layers: list[nn.Module] = []
+        for a, b in pairwise([depth, *[width] * halvings]):
+            layers += [nn.Conv2d(a, b, 4, 2, 1), nn.SiLU()]
+        super().__init__(*layers[:-1], *residual_stack(width, blocks), nn.Conv2d(width, out_features, 1))
+        self.spatial_shape = spatial_shape
+
+
+class SpatialDecoder(nn.Sequential):
+    """A 3x3 convolution and `blocks` residual blocks on the map, then `halvings` upsamplings to the image.
+
+    ValueError: an image that cannot be halved that often, or `halvings` below 1.
+    """
+
+    def __init__(
+        self, in_features: int, out_shape: ImageShape, width: int = 64, blocks: int = 2, halvings: int = 2
+    ) -> None:
+        depth, height, breadth = out_shape
+        spatial_shape = halved_sides(height, breadth, halvings, "model.decoder.halvings")
+        layers: list[nn.Module] = []
+        for a, b in pairwise([*[width] * halvings, depth]):
+            layers += [upsampling_conv(a, b, 4), nn.SiLU()]
+        super().__init__(nn.Conv2d(in_features, width, 3, padding=1), *residual_stack(width, blocks), *layers[:-1])
+        self.spatial_shape = spatial_shape
+
+
+def residual_stack(width: int, blocks: int) -> list[nn.Module]:
+    """Pre-activation residual blocks, and the normalisation and activation that follow them."""
+    return [*(ResidualBlock(width) for _ in range(blocks)), group_norm(width), nn.SiLU()]
+
+
+def halved_sides(height: int, width: int, halvings: int, key: str) -> tuple[int, int]:
+    """Sides after `halvings` halvings. ValueError: sides that cannot be halved that often, or `halvings` below 1."""
+    if halvings < 1:
+        raise ValueError(f"{key} is at least 1; found {halvings}")
+    require_halvings(height, width, halvings)
+    return height >> halvings, width >> halvings
+
+
+def require_same_spatial_shape(encoder: nn.Module, decoder: nn.Module) -> None:
+    """ValueError unless encoder and decoder have latents of the same kind: maps of the same size, or vectors."""
+    left, taken = (getattr(network, "spatial_shape", ()) for network in (encoder, decoder))
+    if left != taken:
+        words = ["x".join(map(str, sides)) + " maps" if sides else "vectors" for sides in (left, taken)]
+        raise ValueError(
+            f"model.decoder takes {words[1]}, but model.encoder returns {words[0]}.\n"
+            "Choose model=spatial with the same model.encoder.halvings and model.decoder.halvings, or vector "
+            "latents on both sides (model=mlp, conv or resnet)"
+        )

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from vae_lab.core import Posterior, RelativePosterior
-from vae_lab.distributions.degenerate import Delta
+from vae_lab.distributions.base import Delta
 from vae_lab.distributions.gaussians import (
     FullNormal,
     as_diagonal_normal,

@@ -17,10 +17,10 @@ from vae_lab.distributions.gaussians import (
     bounded_scale,
     diagonal_normal,
     logvar_for_scale,
+    mixture,
     scale_tril,
     soft_clamp,
 )
-from vae_lab.distributions.mixtures import mixture
 from vae_lab.distributions.reshaped import to_shape
 from vae_lab.priors.fixed import StandardNormal
 

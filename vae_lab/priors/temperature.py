@@ -14,8 +14,7 @@ from torch.distributions import (
 )
 
 from vae_lab.distributions.flows import FlowDistribution
-from vae_lab.distributions.gaussians import FullNormal
-from vae_lab.distributions.mixtures import mixture
+from vae_lab.distributions.gaussians import FullNormal, mixture
 from vae_lab.distributions.reshaped import SpatialDistribution
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MultivariateNormal
 
 from vae_lab.core import NO_INPUTS, LatentKind, LatentSpec, Prior, PriorInputs
-from vae_lab.distributions.mixtures import mixture
+from vae_lab.distributions.gaussians import mixture
 from vae_lab.distributions.reshaped import SpatialDistribution
 from vae_lab.distributions.sphere import VonMisesFisher
 
