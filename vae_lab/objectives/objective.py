@@ -12,6 +12,7 @@ from vae_lab.core import RegularizerInputs, Trace, TrainingSpec
 from vae_lab.objectives.bounds import (
     Bound,
     BoundTerms,
+    DistortionConstraint,
     KLEstimate,
     Weight,
     bound_terms,
@@ -21,7 +22,6 @@ from vae_lab.objectives.bounds import (
     importance_weighted_bound,
     kl_per_dimension,
 )
-from vae_lab.objectives.constraints import Constraint
 from vae_lab.objectives.regularizers.base import AdversarialRegularizer, Regularizer
 from vae_lab.objectives.schedules import Constant, Schedule
 from vae_lab.utils.callables import unwrap_partial
@@ -58,7 +58,7 @@ class Objective(nn.Module):
         capacity_schedule: Schedule | None = None,
         num_samples: int = 1,
         kl: KLEstimate = "closed_form",
-        constraint: Callable[[TrainingSpec], Constraint] | None = None,
+        constraint: Callable[[TrainingSpec], DistortionConstraint] | None = None,
         regularizers: Mapping[str, Callable[[TrainingSpec], Regularizer] | None] | None = None,
     ) -> None:
         super().__init__()
@@ -114,7 +114,8 @@ class Objective(nn.Module):
         if self.free_bits:
             terms = terms._replace(kl=apply_free_bits(trace, terms, self.free_bits))
         if self.constraint is not None:
-            return self.constraint(terms, weights.beta)
+            constrained: Tensor = self.constraint(terms, weights.beta)
+            return constrained
         if self.capacity is not None:
             return capacity_bound(terms, weights.beta, weights.capacity)
         return self.bound(terms, weights.beta)
