@@ -216,16 +216,6 @@ def test_float32_keeps_its_digits_where_the_density_is_sharp():
     assert_close(rounded.log_prob(z.float()).double(), exact.log_prob(z), atol=5e-3, rtol=0)
 
 
-def test_every_sample_has_its_own_noise_and_the_generator_decides():
-    q = VonMisesFisher(torch.eye(4)[:1].expand(8, 4), torch.full((8,), 2.0))
-    torch.manual_seed(3)
-    z = q.rsample((5,))
-    torch.manual_seed(3)
-    assert torch.equal(z, q.rsample((5,)))
-    assert z.shape == (5, 8, 4)
-    assert len(z.flatten().unique()) == z.numel()
-
-
 def test_sampling_reads_nothing_back_from_a_device():
     """On the meta device there is nothing to read; what asked for a value would fail."""
     q = VonMisesFisher(torch.randn(8, 4, device="meta"), torch.rand(8, device="meta", requires_grad=True))
