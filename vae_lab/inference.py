@@ -35,7 +35,7 @@ class Lab:
         self.fitted_prior = fitted_prior
 
     def to(self, device: str | torch.device) -> Lab:
-        """Move the model to a device; returns this lab."""
+        """Move the model to a device, and return this lab."""
         self.model.to(device)
         return self
 

@@ -1,6 +1,5 @@
 """Likelihood families: map a decoder's output to p(x|z), a torch Distribution over images.
 
-A family is a `Likelihood`: it declares the decoder outputs it needs per pixel, and whether images set its scale.
 Densities are computed in float32 whatever the network's precision.
 """
 
@@ -30,16 +29,15 @@ IMAGE_DIMS = 3
 class Likelihood(nn.Module):
     """p(x|z) from a decoder's output (*batch, num_channels, H, W): batch as given, event (C, H, W).
 
-    num_channels: decoder outputs per pixel. levels: number of pixel values of a mass function; None for a density.
     fits_batch: in training mode, the scale is the optimum for the batch being scored (so log p(x|z) of a batch is above
     that of any fixed density); in evaluation mode, what `fit` last found on training images, for a scale fitted to the
-    test images would not give a density of them. has_fixed_scale: a density whose scale is not learned.
+    test images would not give a density of them.
     """
 
-    num_channels: int
-    levels: int | None = None
+    num_channels: int  # decoder outputs per pixel
+    levels: int | None = None  # pixel values of a mass function; None for a density
     fits_batch: bool = False
-    has_fixed_scale: bool = False
+    has_fixed_scale: bool = False  # a density whose scale is not learned
     __call__: Callable[..., Distribution]  # of forward, for type checkers
 
     def error_statistics(self, error: Tensor) -> Tensor:
@@ -149,12 +147,9 @@ class ColorGaussian(Likelihood):
     """A Gaussian whose pixels share a covariance of the channels, the mean outer product of their errors.
 
     `OptimalGaussian` for colour: the errors of a pixel's channels are mostly one error of brightness, which a single
-    variance counts once per channel. At the optimum, log p(x|z) of N images of P pixels sums to
-    -N P/2 log det(covariance) and constants. In training mode the covariance of the batch is shrunk a hundredth
-    towards its mean variance: in pictures with little colour, the gradient of the nearly exact colours would drown
-    that of the outlines.
-
-    ValueError: images of one channel.
+    variance counts once per channel. In training mode the covariance of the batch is shrunk a hundredth towards its
+    mean variance: in pictures with little colour, the gradient of the nearly exact colours would drown that of the
+    outlines. ValueError: images of one channel.
     """
 
     fits_batch = True
@@ -196,10 +191,7 @@ class ColorGaussian(Likelihood):
 
 
 class FittedNormal(UnvalidatedDistribution):
-    """A Normal over images whose scale is fitted to the images it scores.
-
-    fit: from errors (*batch, C, H, W) to the Normal of that scale.
-    """
+    """A Normal over images whose scale is fitted to the images it scores. fit: from errors (*batch, C, H, W) to it."""
 
     def __init__(self, mean: Tensor, fit: Callable[[Tensor], Distribution]) -> None:
         self._mean, self._fit = mean, fit

@@ -208,7 +208,7 @@ def test_the_importance_bound_of_a_new_ladder_is_the_mean_over_its_prior():
     terms = bound_terms(model(x, 8), x)
     assert terms.kl.abs().max() == 0 and terms.log_ratio.abs().max() == 0
     assert_close(importance_weighted_bound(terms), terms.log_px.logsumexp(0) - math.log(8))
-    assert importance_bound(model, x, 8, chunk=3).isfinite().all()
+    assert importance_bound(model, x, 8).isfinite().all()
 
 
 def test_codes_cost_the_logarithm_of_their_number_at_each_place():

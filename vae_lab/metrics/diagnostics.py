@@ -29,10 +29,8 @@ class Diagnostics(nn.Module):
         self.labels = MeanMetric(nan_strategy="disable") if model.conditional and len(model.latents) == 1 else None
 
     def reset(self) -> None:
-        for metric in self._usages:
+        for metric in (*self._usages, *([self.labels] if self.labels else [])):
             metric.reset()
-        if self.labels is not None:
-            self.labels.reset()
 
     def update(self, model: Model, trace: Trace, log_px: Tensor, x: Tensor, y: Tensor | None) -> None:
         """Add one batch and its trace. log_px: log p(x|z), (S, B)."""
@@ -85,7 +83,6 @@ class CodeUsage(Metric):
         self.counts.index_add_(0, flat, torch.ones_like(flat))  # bincount would synchronise with the device
 
     def compute(self) -> dict[str, Tensor]:
-        """Needs at least one index."""
         frequencies = self.counts / self.counts.sum()
         return {
             "codes_used": (self.counts > 0).float().mean(),

@@ -126,8 +126,7 @@ class LadderVAE(Model):
         sizes = LadderSizes(maps, blocks, squeeze)
         self.likelihood = likelihood(image)
         self.label_plane = LabelChannel(image) if conditional else None
-        in_channels = image.channels + (self.label_plane.num_channels if self.label_plane else 0)
-        self.bottom_up = BottomUp(in_channels, sizes, patch_size)
+        self.bottom_up = BottomUp(image.channels + int(conditional), sizes, patch_size)
         self.start = TopDownStart(sizes.resolutions[-1], image.num_classes if conditional else 0)
         self.layers, self.top_down_blocks = nn.ModuleList(), nn.ModuleList()
         self.specs: tuple[LatentSpec, ...] = ()

@@ -58,10 +58,10 @@ class VAE(Model):
         self.likelihood = likelihood(image)
         self.label_plane = LabelChannel(image) if conditional else None
         self.label_features = OneHotLabels(image) if conditional else None
-        channels = image.channels + (self.label_plane.num_channels if self.label_plane else 0)
+        channels = image.channels + int(conditional)  # a plane of the label
         self.encoder = encoder((channels, image.height, image.width), self.posterior.num_params)
         self.latent = latent_spec(self.posterior, getattr(self.encoder, "spatial_shape", ()), image)
-        features = self.posterior.num_features + (self.label_features.num_features if self.label_features else 0)
+        features = self.posterior.num_features + (image.num_classes if conditional else 0)
         self.decoder = decoder(features, (self.likelihood.num_channels, image.height, image.width))
         require_same_spatial_shape(self.encoder, self.decoder)
         self.prior = prior(self.latent)

@@ -214,6 +214,5 @@ class ConvDecoder(nn.Sequential):
 def upsampling_conv(in_channels: int, out_channels: int, kernel_size: int) -> nn.ConvTranspose2d:
     """Transposed convolution of stride 2 that doubles both sides exactly."""
     padding = (kernel_size - 1) // 2
-    return nn.ConvTranspose2d(
-        in_channels, out_channels, kernel_size, 2, padding, output_padding=2 + 2 * padding - kernel_size
-    )
+    rest = 2 + 2 * padding - kernel_size
+    return nn.ConvTranspose2d(in_channels, out_channels, kernel_size, 2, padding, output_padding=rest)

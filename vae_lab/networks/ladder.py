@@ -79,7 +79,6 @@ class Residual(nn.Module):
         self.body = body
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, h, w) to the same shape."""
         residual: Tensor = self.body(x)
         return x + residual
 

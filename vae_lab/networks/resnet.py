@@ -44,7 +44,6 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, H, W) to the same shape."""
         residual: Tensor = self.body(x)
         return x + residual
 
@@ -83,8 +82,7 @@ class ResNetEncoder(nn.Sequential):
 class ResNetDecoder(nn.Sequential):
     """A linear layer to the smallest map, then `blocks` residual blocks and an upsampling per resolution.
 
-    `patch_size`: above 1, the last map has a position per patch, and a convolution gives the channels that are shuffled
-    to the image. ValueError: as for `ResNetEncoder`.
+    `patch_size`: above 1, the channels of the last map are shuffled to the image. ValueError: as for `ResNetEncoder`.
     """
 
     def __init__(
@@ -113,36 +111,28 @@ class ResNetDecoder(nn.Sequential):
 
 
 class SpatialEncoder(nn.Sequential):
-    """`halvings` strided convolutions, `blocks` residual blocks on the resulting map, a 1x1 head.
-
-    ValueError: an image that cannot be halved that often, or `halvings` below 1.
-    """
+    """`halvings` strided convolutions, `blocks` residual blocks on the resulting map, a 1x1 head."""
 
     def __init__(
         self, in_shape: ImageShape, out_features: int, width: int = 64, blocks: int = 2, halvings: int = 2
     ) -> None:
-        depth, height, breadth = in_shape
-        spatial_shape = halved_sides(height, breadth, halvings, "model.encoder.halvings")
+        spatial_shape = halved_sides(in_shape, halvings, "model.encoder.halvings")
         layers: list[nn.Module] = []
-        for a, b in pairwise([depth, *[width] * halvings]):
+        for a, b in pairwise([in_shape[0], *[width] * halvings]):
             layers += [nn.Conv2d(a, b, 4, 2, 1), nn.SiLU()]
         super().__init__(*layers[:-1], *residual_stack(width, blocks), nn.Conv2d(width, out_features, 1))
         self.spatial_shape = spatial_shape
 
 
 class SpatialDecoder(nn.Sequential):
-    """A 3x3 convolution and `blocks` residual blocks on the map, then `halvings` upsamplings to the image.
-
-    ValueError: an image that cannot be halved that often, or `halvings` below 1.
-    """
+    """A 3x3 convolution and `blocks` residual blocks on the map, then `halvings` upsamplings to the image."""
 
     def __init__(
         self, in_features: int, out_shape: ImageShape, width: int = 64, blocks: int = 2, halvings: int = 2
     ) -> None:
-        depth, height, breadth = out_shape
-        spatial_shape = halved_sides(height, breadth, halvings, "model.decoder.halvings")
+        spatial_shape = halved_sides(out_shape, halvings, "model.decoder.halvings")
         layers: list[nn.Module] = []
-        for a, b in pairwise([*[width] * halvings, depth]):
+        for a, b in pairwise([*[width] * halvings, out_shape[0]]):
             layers += [upsampling_conv(a, b, 4), nn.SiLU()]
         super().__init__(nn.Conv2d(in_features, width, 3, padding=1), *residual_stack(width, blocks), *layers[:-1])
         self.spatial_shape = spatial_shape
@@ -153,10 +143,11 @@ def residual_stack(width: int, blocks: int) -> list[nn.Module]:
     return [*(ResidualBlock(width) for _ in range(blocks)), group_norm(width), nn.SiLU()]
 
 
-def halved_sides(height: int, width: int, halvings: int, key: str) -> tuple[int, int]:
+def halved_sides(image: ImageShape, halvings: int, key: str) -> tuple[int, int]:
     """Sides after `halvings` halvings. ValueError: sides that cannot be halved that often, or `halvings` below 1."""
     if halvings < 1:
         raise ValueError(f"{key} is at least 1; found {halvings}")
+    _, height, width = image
     require_halvings(height, width, halvings)
     return height >> halvings, width >> halvings
 

@@ -127,12 +127,10 @@ class Objective(nn.Module):
 
     @property
     def discriminators(self) -> list[AdversarialRegularizer]:
-        """The regularizers that train a discriminator."""
         return [part for part in self.regularizers.values() if isinstance(part, AdversarialRegularizer)]
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the regularizers."""
         return tuple(self.regularizers)
 
     def weights_at(self, step: int, total_steps: int | None) -> Weights:
