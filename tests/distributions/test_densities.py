@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from vae_lab.core import ImageSpec
 from vae_lab.distributions.pixels import ContinuousBernoulli, DiscretizedLogisticMixture, FastBernoulli
 from vae_lab.likelihoods import Bernoulli, LocationScale, LogisticMixture256, OptimalGaussian
-from vae_lab.posteriors.gaussian import DiagonalGaussian
+from vae_lab.posteriors import DiagonalGaussian
 
 GREY = ImageSpec(1, 4, 4)
 BINARY = ImageSpec(1, 4, 4, levels=2)

@@ -4,7 +4,7 @@ import torch
 from torch.distributions import Independent, Normal
 
 from vae_lab.core import ImageSpec, Latent, LatentSpec, RegularizerInputs, Trace, TrainingSpec
-from vae_lab.priors.fixed import StandardNormal
+from vae_lab.priors import StandardNormal
 
 IMAGE = ImageSpec(1, 2, 2)
 

@@ -12,8 +12,8 @@ from vae_lab import load
 from vae_lab.core import ImageSpec, Posterior
 from vae_lab.likelihoods import LocationScale
 from vae_lab.metrics.importance import importance_bound
-from vae_lab.models.vae import VAE
-from vae_lab.priors.fixed import StandardNormal
+from vae_lab.models import VAE
+from vae_lab.priors import StandardNormal
 
 SIDE, LATENTS, SCALE = 3, 2, 0.4
 

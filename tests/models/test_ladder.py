@@ -13,18 +13,28 @@ from vae_lab.core import ImageSpec, LatentSpec
 from vae_lab.distributions.reshaped import UnflattenedBatch, unflatten_batch
 from vae_lab.likelihoods import Bernoulli, LogisticMixture256
 from vae_lab.metrics.importance import importance_bound
-from vae_lab.models.ladder import LadderVAE
-from vae_lab.models.vae import VAE
+from vae_lab.models import VAE, LadderVAE
 from vae_lab.networks.ladder_sizes import default_strides, nearest_size, resolutions
-from vae_lab.objectives.bounds import bound_terms, elbo, importance_weighted_bound, kl_per_dimension
+from vae_lab.objectives import elbo, importance_weighted_bound
+from vae_lab.objectives.bounds import bound_terms, kl_per_dimension
 from vae_lab.objectives.objective import apply_free_bits
-from vae_lab.posteriors.codes import NearestCode, RelaxedCategorical
-from vae_lab.posteriors.flow import InverseAutoregressiveFlow
-from vae_lab.posteriors.gaussian import DiagonalGaussian, FullCovarianceGaussian, ResidualGaussian
-from vae_lab.priors.codes import UniformCodes
-from vae_lab.priors.fixed import Flat, StandardNormal
-from vae_lab.priors.gaussian import ClassGaussian, ConditionalGaussian, GaussianMixture
-from vae_lab.priors.vamp import VampPrior
+from vae_lab.posteriors import (
+    DiagonalGaussian,
+    FullCovarianceGaussian,
+    InverseAutoregressiveFlow,
+    NearestCode,
+    RelaxedCategorical,
+    ResidualGaussian,
+)
+from vae_lab.priors import (
+    ClassGaussian,
+    ConditionalGaussian,
+    Flat,
+    GaussianMixture,
+    StandardNormal,
+    UniformCodes,
+    VampPrior,
+)
 
 BINARY = ImageSpec(1, 8, 8, levels=2, num_classes=3)
 FAMILIES = {

@@ -6,9 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vae_lab.networks.conv import ConvDecoder, ConvEncoder, group_norm, num_halvings
-from vae_lab.networks.mlp import MLPDecoder, MLPEncoder
-from vae_lab.networks.resnet import ResNetDecoder, ResNetEncoder
+from vae_lab.networks import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder, ResNetDecoder, ResNetEncoder, group_norm
+from vae_lab.networks.conv import num_halvings
 
 PAIRS = [(MLPEncoder, MLPDecoder), (ConvEncoder, ConvDecoder), (ResNetEncoder, ResNetDecoder)]
 SMALL = {"width": 4, "max_width": 8}

@@ -13,19 +13,15 @@ from torch.distributions import ExpTransform, Independent, MultivariateNormal, N
 from torch.testing import assert_close
 
 from vae_lab.core import Latent, Trace
-from vae_lab.objectives.bounds import (
-    MAX_LOG_MULTIPLIER,
-    BoundTerms,
+from vae_lab.objectives import (
+    Constant,
     DistortionConstraint,
-    bound_terms,
-    capacity_bound,
-    detach_posterior,
+    Objective,
     doubly_reparameterized_bound,
     elbo,
     importance_weighted_bound,
 )
-from vae_lab.objectives.objective import Objective
-from vae_lab.objectives.schedules import Constant
+from vae_lab.objectives.bounds import MAX_LOG_MULTIPLIER, BoundTerms, bound_terms, capacity_bound, detach_posterior
 
 X, SCALE = torch.tensor([0.7, -0.4, 1.1], dtype=torch.float64), 0.6
 DECODER = torch.tensor([[1.0, 0.3], [-0.5, 0.8], [0.2, -0.9]], dtype=torch.float64)

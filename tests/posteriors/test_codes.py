@@ -18,10 +18,10 @@ from vae_lab.distributions.reshaped import unflatten_batch
 from vae_lab.metrics.diagnostics import CodeUsage
 from vae_lab.models.base import latent_spec, point_estimate
 from vae_lab.objectives.bounds import closed_form_kl
-from vae_lab.objectives.regularizers.commitment import Commitment
-from vae_lab.posteriors.codes import Codebook, NearestCode, RelaxedCategorical
-from vae_lab.posteriors.gaussian import DiagonalGaussian
-from vae_lab.priors.codes import AutoregressiveCodes, UniformCodes
+from vae_lab.objectives.regularizers import Commitment
+from vae_lab.posteriors import DiagonalGaussian, NearestCode, RelaxedCategorical
+from vae_lab.posteriors.codes import Codebook
+from vae_lab.priors import AutoregressiveCodes, UniformCodes
 from vae_lab.priors.temperature import with_temperature
 from vae_lab.training.preflight import codebook_size_warning
 

@@ -12,9 +12,8 @@ from vae_lab.core import ImageSpec, Latent, LatentSpec, Trace
 from vae_lab.distributions.gaussians import FullNormal, bounded_scale, logvar_for_scale
 from vae_lab.models.base import point_estimate
 from vae_lab.objectives.bounds import bound_terms, closed_form_kl
-from vae_lab.posteriors.gaussian import Deterministic, DiagonalGaussian, FullCovarianceGaussian
-from vae_lab.posteriors.sphere import VonMisesFisher
-from vae_lab.priors.fixed import Flat, StandardNormal, UniformSphere
+from vae_lab.posteriors import Deterministic, DiagonalGaussian, FullCovarianceGaussian, VonMisesFisher
+from vae_lab.priors import Flat, StandardNormal, UniformSphere
 
 FAMILIES = [DiagonalGaussian, FullCovarianceGaussian, VonMisesFisher, Deterministic]
 IMAGE = ImageSpec(1, 4, 4)

@@ -18,12 +18,9 @@ from torch.testing import assert_close
 
 from vae_lab.core import ImageSpec, LatentSpec, PriorInputs
 from vae_lab.distributions.gaussians import mixture
-from vae_lab.posteriors.gaussian import Deterministic, DiagonalGaussian, FullCovarianceGaussian
-from vae_lab.posteriors.sphere import VonMisesFisher
-from vae_lab.priors.fixed import Flat, StandardNormal, UniformSphere
-from vae_lab.priors.gaussian import ClassGaussian, FullGaussian, GaussianMixture
+from vae_lab.posteriors import Deterministic, DiagonalGaussian, FullCovarianceGaussian, VonMisesFisher
+from vae_lab.priors import ClassGaussian, Flat, FullGaussian, GaussianMixture, StandardNormal, UniformSphere, VampPrior
 from vae_lab.priors.temperature import with_temperature
-from vae_lab.priors.vamp import VampPrior
 
 IMAGE = ImageSpec(1, 4, 4, num_classes=3)
 SHAPES = [(4,), (4, 2, 3)]
@@ -283,10 +280,7 @@ def test_flat_has_no_density_and_no_samples(shape):
         (lambda: GaussianMixture(latent(), 5).fit(torch.randn(4, 4)), r"num_components=5.*found 4"),
         (lambda: VampPrior(latent(), 0), r"model\.prior\.num_pseudo_inputs is at least 1; found 0"),
         (lambda: VampPrior(latent())(PriorInputs()), r"model/prior=vamp.*needs an encoder"),
-        (
-            lambda: VampPrior(latent())(PriorInputs(encode=Encoder(Deterministic(4)))),
-            r"choose model/posterior=.*found Delta",
-        ),
+        (lambda: VampPrior(latent())(PriorInputs(encode=Encoder(Deterministic(4)))), r"posterior=.*found Delta"),
         (lambda: ClassGaussian(latent(image=ImageSpec(1, 4, 4))), r"no labels.\nChoose data=mnist"),
         (lambda: ClassGaussian(latent())(PriorInputs()), r"give it the labels"),
     ],
