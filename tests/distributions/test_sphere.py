@@ -177,7 +177,7 @@ def test_the_kl_to_the_uniform_density(dim, concentration):
     ratios = q.log_prob(z) - p.log_prob(z)
     error = ratios.std() / math.sqrt(len(ratios))
     assert (kl_divergence(q, p) - ratios.mean()).abs() < 4.5 * error
-    assert_close(kl_divergence(q, p), p.entropy() - q.entropy())
+    assert_close(kl_divergence(q, p), log_area(dim) - q.entropy())
 
 
 @given(st.integers(2, 200), st.floats(-2.5, 5))
@@ -200,8 +200,6 @@ def test_the_uniform_density_is_one_over_the_area():
         assert_close(z.norm(dim=-1), torch.ones(20_000))
         assert z.mean(0).abs().max() < 4.5 / math.sqrt(20_000 * dim)
         assert_close(z.T.cov(), torch.eye(dim) / dim, atol=0.01, rtol=0)
-        assert_close((p.mean, p.variance), (torch.zeros(dim), torch.full((dim,), 1 / dim)))
-        assert p.entropy().item() == pytest.approx(math.log(area))
 
 
 def test_float32_keeps_its_digits_where_the_density_is_sharp():

@@ -18,7 +18,7 @@ from vae_lab.core import LatentSpec
 from vae_lab.objectives import Constant, Objective, elbo
 from vae_lab.objectives.objective import Weights
 from vae_lab.objectives.regularizers import DisentangledInferredPrior, MaximumMeanDiscrepancy, Spectral
-from vae_lab.objectives.regularizers.aggregate import SCALES, squared_mmd
+from vae_lab.objectives.regularizers.latents import SCALES, squared_mmd
 from vae_lab.objectives.regularizers.spectral import largest_singular_values
 from vae_lab.posteriors import DiagonalGaussian
 

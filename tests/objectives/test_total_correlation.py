@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from vae_lab.core import LatentSpec
 from vae_lab.objectives.regularizers import TotalCorrelation
-from vae_lab.objectives.regularizers.aggregate import log_importance_weights, pairwise_log_densities, total_correlation
+from vae_lab.objectives.regularizers.latents import log_importance_weights, pairwise_log_densities, total_correlation
 from vae_lab.posteriors import DiagonalGaussian
 
 ESTIMATES = ("minibatch_stratified", "minibatch_weighted")

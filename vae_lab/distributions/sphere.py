@@ -37,17 +37,6 @@ class SphericalUniform(UnvalidatedDistribution):
         shape = self._extended_shape(torch.Size(sample_shape))
         return normalize(torch.randn(shape, dtype=self._like.dtype, device=self._like.device), dim=-1)
 
-    @property
-    def mean(self) -> Tensor:
-        return self._like.new_zeros(self._extended_shape())
-
-    @property
-    def variance(self) -> Tensor:
-        return self._like.new_full(self._extended_shape(), 1 / self.event_shape[0])
-
-    def entropy(self) -> Tensor:
-        return self._like.new_full(self.batch_shape, log_area(self.event_shape[0]))
-
 
 class VonMisesFisher(UnvalidatedDistribution):
     """Density proportional to exp(concentration direction.z) on S^{D-1}. Davidson et al. 2018, arXiv:1804.00891.

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from torch import nn
+from torch import Tensor, nn
 
 from vae_lab.core import ImageShape
 from vae_lab.networks.mlp import Activation, Initializer, Normalization, dense, initialize
@@ -19,6 +19,18 @@ def group_norm(channels: int) -> nn.Module:
     """
     groups = next(g for g in (8, 4, 2, 1) if channels % g == 0 and (g == 1 or channels // g >= 4))
     return nn.GroupNorm(groups, channels)
+
+
+class Residual(nn.Module):
+    """x + f(x), of the shape of x."""
+
+    def __init__(self, body: nn.Sequential) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual: Tensor = self.body(x)
+        return x + residual
 
 
 def conv_block(

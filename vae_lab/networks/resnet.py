@@ -11,10 +11,11 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from torch import Tensor, nn
+from torch import nn
 
 from vae_lab.core import ImageShape
 from vae_lab.networks.conv import (
+    Residual,
     default_channels,
     group_norm,
     patch_map,
@@ -25,27 +26,14 @@ from vae_lab.networks.conv import (
 )
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(Residual):
     """x + f(x), f two 3x3 convolutions; f starts at zero, so that a new block is the identity."""
 
     def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            group_norm(channels),
-            nn.SiLU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
-            group_norm(channels),
-            nn.SiLU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
-        )
-        last = self.body[-1]
-        assert isinstance(last, nn.Conv2d) and last.bias is not None
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        residual: Tensor = self.body(x)
-        return x + residual
+        first, last = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
+        super().__init__(nn.Sequential(group_norm(channels), nn.SiLU(), first, group_norm(channels), nn.SiLU(), last))
 
 
 class ResNetEncoder(nn.Sequential):

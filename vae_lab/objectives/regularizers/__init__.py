@@ -1,13 +1,13 @@
 """Regularizers: penalties added to the bound, and discriminators trained alongside the model."""
 
 from vae_lab.objectives.regularizers.adversarial import AdversarialPosterior, DensityRatio
-from vae_lab.objectives.regularizers.aggregate import (
+from vae_lab.objectives.regularizers.images import AdversarialImages, Perceptual
+from vae_lab.objectives.regularizers.latents import (
+    Commitment,
     DisentangledInferredPrior,
     MaximumMeanDiscrepancy,
     TotalCorrelation,
 )
-from vae_lab.objectives.regularizers.commitment import Commitment
-from vae_lab.objectives.regularizers.images import AdversarialImages, Perceptual
 from vae_lab.objectives.regularizers.spectral import Spectral
 
 __all__ = [

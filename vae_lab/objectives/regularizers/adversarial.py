@@ -60,9 +60,8 @@ class AdversarialPosterior(LatentAdversary):
     """Adversarial loss of posterior samples against prior samples, in nats: the adversarial autoencoder.
 
     Makhzani et al. 2016, arXiv:1511.05644; with `objective.beta=0` it replaces the KL, as there and in WAE-GAN
-    (Tolstikhin et al. 2018, arXiv:1711.01558, algorithm 1). It matches the aggregate posterior q(z) to p(z), of which
-    only samples are needed. Prior samples carry no gradient: a learned prior is trained by the KL alone. The
-    discriminator is not conditional on labels: a prior p(z|y) is matched as a whole, not class by class.
+    (Tolstikhin et al. 2018, arXiv:1711.01558, algorithm 1). Prior samples carry no gradient: a learned prior is trained
+    by the KL alone. The discriminator is not conditional on labels: a prior p(z|y) is matched as a whole.
 
     Unlike the paper, one step updates all networks, so that `weight` matters. hidden: [1000, 1000] in the paper.
     ValueError: several layers of latents, latents that are codes; at the first step, a prior that has no samples.
@@ -71,11 +70,7 @@ class AdversarialPosterior(LatentAdversary):
     kinds = ("vector", "sphere")
 
     def __init__(
-        self,
-        spec: TrainingSpec,
-        weight: float,
-        discriminator_lr: float = 2e-4,
-        hidden: Sequence[int] = (256, 256),
+        self, spec: TrainingSpec, weight: float, discriminator_lr: float = 2e-4, hidden: Sequence[int] = (256, 256)
     ) -> None:
         super().__init__("adversarial_posterior", spec, weight, discriminator_lr, hidden)
 
@@ -95,21 +90,15 @@ class DensityRatio(LatentAdversary):
     Kim & Mnih 2018, arXiv:1802.05983, algorithm 2; `weight` is their gamma. The discriminator separates latents from
     permuted ones, whose dimensions come from different images; its logit estimates log q(z) / prod_d q(z_d).
 
-    Unlike the paper: the permuted latents are those of the same batch (the paper encodes a second one for them; the
-    discriminator's loss has a separate term for each kind, so its expectation is the same); one logit instead of the
-    difference of two; and `hidden` defaults to a discriminator of a thirtieth the size of the paper's [1000, 1000,
-    1000, 1000, 1000, 1000]. Adam's betas are those of the model's optimiser (0.5 and 0.9 for the paper's
-    discriminator).
+    Unlike the paper: the permuted latents are those of the same batch (of a second one there; the expected loss is the
+    same); one logit instead of the difference of two; `hidden` makes a discriminator of a thirtieth the size of the
+    paper's six layers of 1000; Adam's betas are those of the model's optimiser (there 0.5 and 0.9).
 
     ValueError: several layers of latents, latents that are not vectors, fewer than two dimensions.
     """
 
     def __init__(
-        self,
-        spec: TrainingSpec,
-        weight: float,
-        discriminator_lr: float = 1e-4,
-        hidden: Sequence[int] = (256, 256, 256),
+        self, spec: TrainingSpec, weight: float, discriminator_lr: float = 1e-4, hidden: Sequence[int] = (256, 256, 256)
     ) -> None:
         super().__init__("density_ratio", spec, weight, discriminator_lr, hidden)
         if math.prod(spec.latents[0].shape) < 2:

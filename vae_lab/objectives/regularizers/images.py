@@ -69,13 +69,10 @@ class AdversarialImages(AdversarialRegularizer):
     """Adversarial loss of decoded images against real ones, in nats: VAE-GAN. Larsen et al. 2016, arXiv:1512.09300.
 
     Decoded images are the reconstructions and, with `prior_samples`, prior samples, both weighted by half; with several
-    layers of latents, whose prior is not a single distribution, the reconstructions alone. feature_weight: weight of
-    half the squared distance between an image and its reconstruction in the discriminator's middle feature map. In the
-    paper this distance replaces the likelihood of the pixels (eq. 7), here it is added.
-
-    The discriminator's input is the mean of p(x|z); for binary images, which are trivially separable from grey means,
-    pixels sampled with the means as probabilities and a straight-through gradient (Bengio et al. 2013,
-    arXiv:1308.3432).
+    layers of latents, whose prior is not a single distribution, the reconstructions alone. feature_weight: of half the
+    squared distance between an image and its reconstruction in the discriminator's middle feature map, which in the
+    paper replaces the likelihood of the pixels (eq. 7). The discriminator's input is the mean of p(x|z); for binary
+    images, which grey means would give away, `straight_through_bernoulli` of it.
 
     Unlike the paper, the encoder also gets a gradient from the discriminator, through the reconstructions, and there is
     no batch normalisation: spectral_norm keeps the discriminator smooth instead. ValueError: at the first step, a prior
@@ -125,15 +122,14 @@ class AdversarialImages(AdversarialRegularizer):
 
     def _prior_sample_means(self, inputs: RegularizerInputs) -> Tensor:
         """Means of p(x|z) at prior samples z, one per image of the batch, (B, C, H, W)."""
-        samples: Tensor = inputs.decode(sample_prior(inputs.trace.latents[0], inputs.x.shape[:1])).mean
-        return samples
+        return inputs.decode(sample_prior(inputs.trace.latents[0], inputs.x.shape[:1])).mean
 
     def _discriminator_input(self, means: Tensor) -> Tensor:
         return straight_through_bernoulli(means) if self.binary else means
 
 
 def straight_through_bernoulli(means: Tensor) -> Tensor:
-    """Bernoulli samples with these means, and the gradient of the means; any shape."""
+    """Bernoulli samples with these means, and the gradient of the means; any shape. arXiv:1308.3432."""
     pixels: Tensor = (torch.rand_like(means) < means).to(means.dtype)
     return pixels + (means - means.detach())  # adds exactly 0, or NaN if the mean is NaN: a non-finite step is detected
 
@@ -159,12 +155,7 @@ class Perceptual(AdversarialRegularizer):
     """
 
     def __init__(
-        self,
-        spec: TrainingSpec,
-        weight: float,
-        discriminator_lr: float = 1e-3,
-        width: int = 32,
-        max_width: int = 256,
+        self, spec: TrainingSpec, weight: float, discriminator_lr: float = 1e-3, width: int = 32, max_width: int = 256
     ) -> None:
         super().__init__("perceptual", weight, discriminator_lr, (width, max_width))
         self.discriminator = ImageDiscriminator(spec.image.shape, NUM_FLIPS, width, max_width)

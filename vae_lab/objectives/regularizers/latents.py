@@ -1,4 +1,4 @@
-"""Penalties of the aggregate posterior q(z): its covariance (DIP-VAE), its distance to p(z), its total correlation."""
+"""Penalties of latents: q(z)'s covariance (DIP-VAE), distance to p(z) and total correlation; commitment to codes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal
 
 from vae_lab.core import RegularizerInputs, TrainingSpec
+from vae_lab.distributions.codes import QuantizedDelta
 from vae_lab.distributions.gaussians import as_diagonal_normal
+from vae_lab.distributions.reshaped import UnflattenedBatch
 from vae_lab.objectives.regularizers.base import Regularizer, require_number, require_single_latent, sample_prior
 
+NO_CODES = "choose model/posterior=nearest_code, or remove commitment from objective/regularizers"
 Kernel = Literal["rbf", "imq"]
 Estimator = Literal["minibatch_stratified", "minibatch_weighted"]
 # The scales of the inverse multiquadratic kernel are those of WAE's published code.
@@ -79,8 +82,7 @@ class MaximumMeanDiscrepancy(Regularizer):
 
     kernel: of the squared distance d, exp(-d / c) (`rbf`) or c / (c + d) (`imq`), summed over the widths c. scales: the
     widths, in units of the mean squared distance of two samples from N(0, I), 2 D (on the unit sphere 2); None for
-    (1,), or for imq those of WAE's code. unbiased: exclude the pairs of a sample with itself; the estimate may be below
-    0.
+    `SCALES`. unbiased: exclude the pairs of a sample with itself; the estimate may be below 0.
 
     ValueError: several layers of latents, latents that are codes; at the first step, a prior that has no samples.
     """
@@ -211,3 +213,36 @@ def log_importance_weights(z: Tensor, num_images: int, estimate: Estimator) -> T
     else:
         own, others = 1 / num_images, (num_images - 1) / (num_images * (batch_size - 1))
     return z.new_full((batch_size, batch_size), others).fill_diagonal_(own).log()
+
+
+class Commitment(Regularizer):
+    """Squared distance between the encoder's output and its detached codes, summed over all layers of codes.
+
+    Summed over features and positions, as a likelihood sums over pixels; `weight` is the beta of van den Oord et al.
+    2017, arXiv:1711.00937, eq. 3. ValueError: no latent of the kind codes; at the first call, none that is quantised.
+    """
+
+    def __init__(self, spec: TrainingSpec, weight: float = 0.25) -> None:
+        super().__init__("commitment", weight)
+        if all(latent.kind != "codes" for latent in spec.latents):
+            raise ValueError(
+                f"objective.regularizers.commitment: the latents are no codes; {NO_CODES}"
+            )
+
+    def forward(self, inputs: RegularizerInputs) -> Tensor:
+        """(B,), averaged over samples where a layer has separate codes for each sample of the layers above."""
+        distances = [commitment_distance(latent.posterior) for latent in inputs.trace.latents]
+        quantized = [each for each in distances if each is not None]
+        if not quantized:
+            raise ValueError(f"objective.regularizers.commitment: the latents are not quantised; {NO_CODES}")
+        return torch.stack(quantized).sum(0)
+
+
+def commitment_distance(posterior: Distribution) -> Tensor | None:
+    """|inputs - codes|^2, (B,), with a gradient for the inputs; None for a posterior that does not quantise."""
+    if isinstance(posterior, UnflattenedBatch):
+        flat = commitment_distance(posterior.base_dist)
+        return None if flat is None else flat.unflatten(0, posterior.batch_shape).mean(0)
+    if isinstance(posterior, QuantizedDelta):
+        return (posterior.inputs - posterior.mode.detach()).square().flatten(1).sum(1)
+    return None
