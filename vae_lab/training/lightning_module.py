@@ -267,7 +267,7 @@ class VAEModule(LightningModule):
         if not math.isfinite(means[f"{split}/elbo"]):
             log.warning("warning: %s/elbo is %s at step %d", split, means[f"{split}/elbo"], self.global_step)
         self.log_dict(means, logger=False)
-        self._to_loggers(means)
+        self._to_loggers({name: value for name, value in means.items() if not name.endswith("_stderr")})
 
     def _to_loggers(self, values: Mapping[str, float]) -> None:
         for logger in self.trainer.loggers:
