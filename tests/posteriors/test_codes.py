@@ -296,10 +296,16 @@ def test_samples_relaxed_or_not_are_largest_where_the_categorical_variables_are(
         assert gradient.isfinite().all() and (gradient != 0).all()
 
 
-def test_the_log_mass_of_relaxed_latents_is_linear_between_one_hot_ones():
-    family = RelaxedCategorical(1, num_categories=3)
-    posterior, corners, shares = family(torch.randn(1, 3)), torch.eye(3), torch.tensor([0.2, 0.5, 0.3])
-    assert_close(posterior.log_prob(shares @ corners), (shares * posterior.log_prob(corners)).sum().reshape(1))
+@pytest.mark.parametrize("places", [(), (1, 2)])
+def test_the_mean_log_mass_of_relaxed_samples_is_minus_the_entropy_and_has_its_gradient(places):
+    torch.manual_seed(0)
+    params = (2 * torch.randn(4, 6, *places)).requires_grad_()
+    posterior = RelaxedCategorical(2, num_categories=3)(params)
+    log_masses = posterior.log_prob(posterior.rsample((20_000,)))
+    error = log_masses.std(0) / math.sqrt(20_000)
+    assert ((log_masses.mean(0) + posterior.entropy()).abs() < 4 * error).all()
+    expected = torch.autograd.grad(-posterior.entropy().sum(), params, retain_graph=True)
+    assert_close(torch.autograd.grad(log_masses.mean(0).sum(), params), expected)
 
 
 def test_the_kl_of_categorical_latents_is_the_sum_over_their_values():
@@ -314,9 +320,10 @@ def test_the_kl_of_categorical_latents_is_the_sum_over_their_values():
     assert params.grad.isfinite().all() and (params.grad != 0).all()
 
 
-def test_the_kl_of_categorical_latents_to_an_autoregressive_prior_is_estimated():
+@pytest.mark.parametrize("training", [True, False])
+def test_the_kl_of_categorical_latents_to_an_autoregressive_prior_is_estimated(training):
     torch.manual_seed(0)
-    family = RelaxedCategorical(2, num_categories=3).eval()
+    family = RelaxedCategorical(2, num_categories=3).train(training)
     prior = partial(AutoregressiveCodes, width=4, depth=1, heads=1)
     (latent,) = trace_of(family, torch.randn(5, 6), prior, num_samples=5_000).latents
     latents = every_latent(family.codes, (2,))

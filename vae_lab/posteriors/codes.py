@@ -148,8 +148,8 @@ class RelaxedCategorical(Posterior):
 
     Jang et al. 2017, arXiv:1611.01144; Maddison et al. 2017, arXiv:1611.00712. num_categories: of each variable.
     temperature: of the relaxation. In training mode samples are relaxed, which gives them a gradient, and the objective
-    is no bound: the KL is that of the categorical variables, but the decoder gets relaxed samples. In evaluation mode
-    samples are one-hot, and the reported ELBO is a bound for that discrete model.
+    is no bound: the KL, also an estimated one, is that of the categorical variables, but the decoder gets relaxed
+    samples. In evaluation mode samples are one-hot, and the reported ELBO is a bound for that discrete model.
 
     ValueError: fewer than two categories, temperature <= 0.
     """
