@@ -11,6 +11,7 @@ from torch.distributions import Independent, MultivariateNormal, Normal
 from torch.testing import assert_close
 
 from vae_lab.core import Latent, RegularizerInputs, Trace
+from vae_lab.distributions.gaussians import mixture
 from vae_lab.objectives import (
     Constant,
     DistortionConstraint,
@@ -133,6 +134,25 @@ def test_free_bits_floor_the_batch_mean_of_each_dimension():
     assert_close(apply_free_bits(trace, terms, floor), expected.expand(1, 1, 6))
     objective = Objective(elbo, Constant(), free_bits=floor)
     assert_close(minimised(objective, trace, terms, Weights()), -(terms.log_px[0] - expected))
+
+
+@pytest.mark.parametrize("dims", [1, 3])
+@pytest.mark.parametrize("whole", ["posterior", "prior"])
+def test_free_bits_floor_a_kl_that_does_not_factorise_at_so_many_per_dimension(whole, dims):
+    """The estimated KL to a mixture and the closed form of a full covariance: above the floor it is left as it is."""
+    torch.manual_seed(0)
+    latent = gaussian_trace(num_samples=2, dims=dims).latents[0]
+    if whole == "prior":
+        latent = latent._replace(prior=mixture(torch.zeros(4), gaussian(torch.randn(4, dims), 1.0)))
+    else:
+        factor = torch.diag_embed(latent.posterior.stddev)
+        latent = latent._replace(posterior=MultivariateNormal(latent.posterior.mean, scale_tril=factor))
+    trace = Trace(Independent(Normal(latent.z, 1.0), 1), (latent,))
+    terms = bound_terms(trace, torch.zeros(6, dims))
+    mean = terms.kl.mean()
+    for share, expected in ((0.9, mean), (1.1, 1.1 * mean)):
+        floored = apply_free_bits(trace, terms, share * float(mean) / dims)
+        assert_close(floored, expected.expand(1, 2, 6))
 
 
 def test_free_bits_leave_a_dimension_below_the_floor_without_a_gradient():

@@ -41,7 +41,7 @@ class Objective(nn.Module):
 
     bound: elbo, importance_weighted_bound or doubly_reparameterized_bound. num_samples: S, posterior samples per image.
     beta: Higgins et al. 2017. free_bits: nats per latent dimension below which the batch mean of the KL is not
-    minimised (Kingma et al. 2016, arXiv:1606.04934, eq. 15); under gradient accumulation, of each batch separately.
+    minimised (Kingma et al. 2016, arXiv:1606.04934, eq. 15; see `apply_free_bits`), of each batch separately.
     capacity: target of the batch mean of the KL in nats, times a schedule, with beta as the strength (Burgess et al.
     2018, arXiv:1804.03599). kl: closed_form or monte_carlo. constraint: weights the distortion instead of the KL.
     regularizers: factories by name, called with the training spec.
@@ -140,13 +140,18 @@ class Objective(nn.Module):
 
 
 def apply_free_bits(trace: Trace, terms: BoundTerms, free_bits: float) -> Tensor:
-    """KL with batch means of at least `free_bits` per dimension (per layer if not factorised), (L, S, B)."""
+    """KL with batch means of at least `free_bits` per dimension of z, (L, S, B).
+
+    Where q or p does not factorise, a layer's KL as a whole is at least `free_bits` times its number of dimensions.
+    """
     layers = []
     for latent, kl in zip(trace.latents, terms.kl, strict=True):
-        per_dimension = kl_per_dimension(latent)
-        event = len(latent.posterior.event_shape)
-        groups = kl.mean().unsqueeze(0) if per_dimension is None else per_dimension.flatten(0, -event - 1).mean(0)
-        layers.append(groups.clamp(min=free_bits).sum().expand_as(kl))
+        per_dimension, event = kl_per_dimension(latent), latent.posterior.event_shape
+        if per_dimension is None:
+            floored = kl.mean().clamp(min=free_bits * event.numel())
+        else:
+            floored = per_dimension.flatten(0, -len(event) - 1).mean(0).clamp(min=free_bits).sum()
+        layers.append(floored.expand_as(kl))
     return torch.stack(layers)
 
 

@@ -225,9 +225,7 @@ class Commitment(Regularizer):
     def __init__(self, spec: TrainingSpec, weight: float = 0.25) -> None:
         super().__init__("commitment", weight)
         if all(latent.kind != "codes" for latent in spec.latents):
-            raise ValueError(
-                f"objective.regularizers.commitment: the latents are no codes; {NO_CODES}"
-            )
+            raise ValueError(f"objective.regularizers.commitment: the latents are no codes; {NO_CODES}")
 
     def forward(self, inputs: RegularizerInputs) -> Tensor:
         """(B,), averaged over samples where a layer has separate codes for each sample of the layers above."""
