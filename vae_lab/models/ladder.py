@@ -94,7 +94,6 @@ class LadderVAE(Model):
     blocks after each stochastic layer, and as many bottom-up. squeeze: ratio of a block's channels to those of its 3x3
     convolutions. weight_norm: on all convolutions. conditional: whether both passes start with the labels y.
     patch_size: above 1, patches of the image become the channels of a smaller map, and are shuffled back at the end.
-
     ValueError: image sides that patches or strides do not divide, incompatible families, conditional without labels.
     """
 

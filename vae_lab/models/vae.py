@@ -30,9 +30,7 @@ class VAE(Model):
     image: the images' spec. latent_dim: D, features of z (per position, if the encoder's output is spatial).
     conditional: whether encoder, decoder and prior get the labels y. The other arguments are factories:
     encoder(in_shape, num_params), decoder(num_features, out_shape), posterior(latent_dim), prior(latent spec),
-    likelihood(image).
-
-    ValueError: a prior and a posterior over different kinds of latents; conditional without labels.
+    likelihood(image). ValueError: a prior and a posterior over different kinds of latents; conditional without labels.
     """
 
     is_hierarchy = False

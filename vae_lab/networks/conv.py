@@ -117,10 +117,8 @@ class ConvEncoder(nn.Sequential):
     or 64 with patches) up to `max_width`. `padding`: `same` (stride 2 halves an even side exactly) or `valid`.
     `normalization`: makes a layer for a number of channels. `patch_size`: above 1, patches of the image become the
     channels of a smaller map, and the first convolution (`channels[0]`, `width`) is then 3x3, of stride 1 unless
-    `strides` is a list, the others as usual; None: see `default_patch_size`.
-
-    ValueError: `strides` and `channels` of different lengths, a convolution that leaves an empty map, or a
-    `patch_size` that does not divide the image.
+    `strides` is a list, the others as usual; None: see `default_patch_size`. ValueError: `strides` and `channels` of
+    different lengths, a convolution that leaves an empty map, or a `patch_size` that does not divide the image.
     """
 
     def __init__(
@@ -183,9 +181,8 @@ class ConvDecoder(nn.Sequential):
     `channels`: outputs of the transposed convolutions; None mirrors `ConvEncoder`. `map_channels`: those of the small
     map; None for `channels[0]`. `patch_size`: above 1, `channels[0]` is that of the small map, the others those of the
     transposed convolutions, down to a map of patches; two convolutions on it, `channels[-1]` between them, give the
-    channels that are shuffled to the image.
-
-    ValueError: the image, or its map of patches, cannot be halved that often; a `patch_size` that does not divide it.
+    channels that are shuffled to the image. ValueError: the image, or its map of patches, cannot be halved that often;
+    a `patch_size` that does not divide it.
     """
 
     def __init__(

@@ -92,9 +92,8 @@ class DensityRatio(LatentAdversary):
 
     Unlike the paper: the permuted latents are those of the same batch (of a second one there; the expected loss is the
     same); one logit instead of the difference of two; `hidden` makes a discriminator of a thirtieth the size of the
-    paper's six layers of 1000; Adam's betas are those of the model's optimiser (there 0.5 and 0.9).
-
-    ValueError: several layers of latents, latents that are not vectors, fewer than two dimensions.
+    paper's six layers of 1000; Adam's betas are those of the model's optimiser (there 0.5 and 0.9). ValueError: several
+    layers of latents, latents that are not vectors, fewer than two dimensions.
     """
 
     def __init__(

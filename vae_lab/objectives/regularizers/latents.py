@@ -28,10 +28,8 @@ class DisentangledInferredPrior(Regularizer):
 
     Kumar et al. 2018, arXiv:1711.00848, eqs. 6 and 7. covariance: of the `means` of q(z|x) (DIP-VAE-I), or of the
     `latents` themselves (DIP-VAE-II), which is that plus the mean covariance of q(z|x). The batch stands for the
-    training set. weight: the paper's lambda_od; diagonal: its lambda_d / lambda_od.
-
-    ValueError: several layers of latents, latents that are not vectors; at the first step, a posterior that is not
-    Gaussian.
+    training set. weight: the paper's lambda_od; diagonal: its lambda_d / lambda_od. ValueError: several layers of
+    latents, latents that are not vectors; at the first step, a posterior that is not Gaussian.
     """
 
     def __init__(
@@ -82,9 +80,8 @@ class MaximumMeanDiscrepancy(Regularizer):
 
     kernel: of the squared distance d, exp(-d / c) (`rbf`) or c / (c + d) (`imq`), summed over the widths c. scales: the
     widths, in units of the mean squared distance of two samples from N(0, I), 2 D (on the unit sphere 2); None for
-    `SCALES`. unbiased: exclude the pairs of a sample with itself; the estimate may be below 0.
-
-    ValueError: several layers of latents, latents that are codes; at the first step, a prior that has no samples.
+    `SCALES`. unbiased: exclude the pairs of a sample with itself; the estimate may be below 0. ValueError: several
+    layers of latents, latents that are codes; at the first step, a prior that has no samples.
     """
 
     def __init__(
@@ -145,10 +142,8 @@ class TotalCorrelation(Regularizer):
 
     Chen et al. 2018, arXiv:1802.04942, eq. 2 and appendix C. It adds to the total correlation within the KL: the
     paper's beta is `1 + weight` with `objective.beta=1`. Costs S B^2 D densities. estimate: see
-    `log_importance_weights`.
-
-    ValueError: several layers of latents, latents that are not vectors; at the first step, a posterior that does not
-    factorise.
+    `log_importance_weights`. ValueError: several layers of latents, latents that are not vectors; at the first step, a
+    posterior that does not factorise.
     """
 
     def __init__(self, spec: TrainingSpec, weight: float, estimate: Estimator = "minibatch_stratified") -> None:
