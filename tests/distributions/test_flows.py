@@ -209,13 +209,6 @@ def test_the_bounds_of_a_model_invert_no_posterior_and_invert_the_prior_once(mod
         passes.clear()
 
 
-def test_a_gaussian_leaves_its_density_to_whoever_needs_it():
-    model = model_of(DiagonalGaussian, StandardNormal)
-    assert model(torch.rand(3, *IMAGE.shape), 4).latents[0].log_q is None
-    gaussian = DiagonalGaussian(D)(torch.randn(4, 2 * D, 3, 2))
-    assert rsample_and_log_prob(UnflattenedBatch(gaussian, 2), ())[1] is None
-
-
 # --- densities --------------------------------------------------------------------------------------------
 
 

@@ -47,7 +47,7 @@ def test_bessel_derivatives_are_those_of_the_differential_equation(twice_the_ord
 
 def test_bessel_functions_can_be_differentiated_twice():
     x = torch.tensor([0.02, 0.9, 7.0, 60.0], dtype=torch.float64, requires_grad=True)
-    for order in (0.0, 0.5, 7.0, 31.5):
+    for order in (0.0, 31.5):
         assert torch.autograd.gradcheck(lambda x, order=order: log_bessel_and_ratio(order, x), (x,))
         assert torch.autograd.gradgradcheck(lambda x, order=order: log_bessel_and_ratio(order, x), (x,))
 

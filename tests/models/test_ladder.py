@@ -221,14 +221,6 @@ def test_the_importance_bound_of_a_new_ladder_is_the_mean_over_its_prior():
     assert importance_bound(model, x, 8).isfinite().all()
 
 
-def test_codes_cost_the_logarithm_of_their_number_at_each_place():
-    model, x = ladder("codes"), images()
-    for num_samples in (1, 2):
-        kl = bound_terms(model(x, num_samples), x).kl
-        assert_close(kl, math.log(5) * torch.tensor([2.0, 32.0, 32.0]).view(3, 1, 1).expand_as(kl))
-    assert [spec.code_shape for spec in model.latents] == [(2, 1, 1), (2, 4, 4), (2, 4, 4)]
-
-
 def test_free_bits_floor_every_layer():
     torch.manual_seed(0)
     model = LadderVAE(BINARY, 4, *FAMILIES["residual"], Bernoulli, layers=[2, 1], width=8)

@@ -21,7 +21,7 @@ from vae_lab.objectives import (
     elbo,
     importance_weighted_bound,
 )
-from vae_lab.objectives.bounds import MAX_LOG_MULTIPLIER, BoundTerms, bound_terms, capacity_bound, detach_posterior
+from vae_lab.objectives.bounds import MAX_LOG_MULTIPLIER, BoundTerms, bound_terms, capacity_bound
 
 X, SCALE = torch.tensor([0.7, -0.4, 1.1], dtype=torch.float64), 0.6
 DECODER = torch.tensor([[1.0, 0.3], [-0.5, 0.8], [0.2, -0.9]], dtype=torch.float64)
@@ -128,18 +128,6 @@ def test_of_one_sample_dregs_gradient_is_that_of_the_path(family):
     torch.manual_seed(0)
     (expected,) = torch.autograd.grad(family(params).rsample((1,)), params, of_z)
     assert_close(params.grad, expected)
-
-
-@pytest.mark.parametrize("family", [independent, full_covariance])
-def test_a_detached_posterior_has_the_same_density_and_no_gradient_for_its_parameters(family):
-    params = PARAMS.expand(3, -1).clone().requires_grad_()
-    posterior = family(params)
-    z = torch.randn(4, 3, 2, dtype=torch.float64, requires_grad=True)
-    constant = detach_posterior(Latent(z, posterior, posterior))
-    assert_close(constant.log_prob(z), posterior.log_prob(z))
-    assert constant.event_shape == posterior.event_shape and constant.batch_shape == posterior.batch_shape
-    constant.log_prob(z).sum().backward()
-    assert params.grad is None and (z.grad != 0).all()
 
 
 def test_a_posterior_whose_parameters_are_not_known_is_refused():

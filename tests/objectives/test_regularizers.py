@@ -105,7 +105,7 @@ def test_the_unbiased_mmd_has_the_mean_of_the_closed_form_and_of_equals_0():
     assert biased == pytest.approx(exact + (2 - within) / 8, abs=5e-3)
 
 
-def test_the_mmd_compares_each_sample_with_draws_of_its_own_and_pulls_latents_to_the_prior():
+def test_the_mmd_compares_each_sample_with_draws_of_its_own():
     regularizer = MaximumMeanDiscrepancy(spec(), 1.0)
     assert regularizer.widths == tuple(6 * scale for scale in SCALES["imq"])
     torch.manual_seed(0)
@@ -116,9 +116,6 @@ def test_the_mmd_compares_each_sample_with_draws_of_its_own_and_pulls_latents_to
     draws = seen.trace.latents[0].prior.sample((3, 6))
     pairs = zip(seen.trace.latents[0].z, draws, strict=True)
     assert_close(value, sum(squared_mmd(z, draw, "imq", regularizer.widths) for z, draw in pairs) / 3)
-    means = torch.full((64, 3), 2.0, requires_grad=True)
-    regularizer(regularizer_inputs(gaussian(means, 0.5))).backward()
-    assert (means.grad.mean(0) > 0).all()
 
 
 @pytest.mark.parametrize("unbiased", [True, False])

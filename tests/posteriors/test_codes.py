@@ -439,6 +439,3 @@ def test_usage_of_codes_over_a_split():
     assert found["codes_used"].item() == pytest.approx(3 / 8)
     shares = (0.4, 0.4, 0.2)
     assert found["code_perplexity"].item() == pytest.approx(math.exp(-sum(s * math.log(s) for s in shares)))
-    even = CodeUsage(num_codes=8)
-    even.update(torch.arange(8))
-    assert even.compute()["code_perplexity"].item() == pytest.approx(8)
