@@ -11,8 +11,7 @@ from torch.distributions import VonMises, kl_divergence
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 
-from vae_lab.distributions.bessel import log_bessel_and_ratio
-from vae_lab.distributions.sphere import SphericalUniform, VonMisesFisher, log_area
+from vae_lab.distributions.sphere import SphericalUniform, VonMisesFisher, log_area, log_bessel_and_ratio
 
 CASES = [(2, 0.01), (2, 3.0), (2, 5e3), (3, 10.0), (5, 0.5), (16, 40.0), (64, 1e3), (64, 1e5)]
 

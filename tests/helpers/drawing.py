@@ -13,7 +13,7 @@ from vae_lab.core import ImageSpec
 from vae_lab.data.transforms import Preprocess
 from vae_lab.likelihoods import ContinuousBernoulli
 from vae_lab.models.vae import VAE
-from vae_lab.posteriors.gaussian import DiagonalGaussian
+from vae_lab.posteriors.vectors import DiagonalGaussian
 from vae_lab.priors.fixed import StandardNormal
 from vae_lab.utils.stopwatch import Stopwatch
 
