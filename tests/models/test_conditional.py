@@ -10,6 +10,7 @@ from helpers.steps import IMAGE, SMALL_MLP, images_of, model_of, step_of
 from torch.testing import assert_close
 
 from vae_lab import load
+from vae_lab.metrics.diagnostics import Diagnostics
 
 CLASSES = dataclasses.replace(IMAGE, levels=2, num_classes=3)
 SMALL_CONV = ("model=conv", "model.latent_dim=3", "model.encoder.channels=[8]", "model.decoder.channels=[8]")
@@ -35,6 +36,17 @@ def test_each_image_has_its_own_label_in_a_batch_of_samples(model):
     for s in range(2):
         for b in range(4):
             assert_close(together[s, b], model.decode(z[s, b : b + 1], LABELS[b : b + 1]).mean[0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_gain_of_labels_is_the_mean_over_images_whatever_the_batches(model):
+    x, diagnostics, gains = torch.rand(4, 1, 8, 8).round(), Diagnostics(model), []
+    for rows in (slice(0, 3), slice(3, 4)):
+        trace = model(x[rows], 2, LABELS[rows])
+        log_px = trace.likelihood.log_prob(x[rows])
+        diagnostics.update(model, trace, log_px, x[rows], LABELS[rows])
+        other = model.decode(trace.latents[0].z, (LABELS[rows] + 1) % 3).log_prob(x[rows])
+        gains.append((log_px - other).mean(0))
+    assert diagnostics.compute() == {"label_gain": pytest.approx(torch.cat(gains).mean().item(), rel=1e-4, abs=1e-5)}
 
 
 def test_without_labels_it_says_what_is_missing(model):

@@ -25,12 +25,13 @@ class Diagnostics(nn.Module):
         super().__init__()
         self.num_codes = [latent.num_codes for latent in model.latents]
         self.codes = nn.ModuleList(CodeUsage(num_codes) for num_codes in self.num_codes if num_codes)
-        # "disable": a check for NaN would synchronise with the device
+        # No check for NaN and no weight of the host's: both would synchronise with the device.
         self.labels = MeanMetric(nan_strategy="disable") if model.conditional and len(model.latents) == 1 else None
 
     def reset(self) -> None:
-        for metric in (*self._usages, *([self.labels] if self.labels else [])):
-            metric.reset()
+        for metric in (*self._usages, self.labels):
+            if metric is not None:
+                metric.reset()
 
     def update(self, model: Model, trace: Trace, log_px: Tensor, x: Tensor, y: Tensor | None) -> None:
         """Add one batch and its trace. log_px: log p(x|z), (S, B)."""
@@ -39,7 +40,8 @@ class Diagnostics(nn.Module):
             usage.update(code_indices(latent, usage.counts.numel()))
         if self.labels is not None and y is not None:
             other = model.decode(trace.latents[0].z, (y + 1) % model.image.num_classes)
-            self.labels.update((log_px - other.log_prob(x)).mean(0))
+            gain = (log_px - other.log_prob(x)).mean(0)
+            self.labels.update(gain, torch.ones_like(gain))
 
     def compute(self) -> dict[str, float]:
         """Metrics by name, over all processes."""

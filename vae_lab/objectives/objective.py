@@ -26,7 +26,11 @@ from vae_lab.objectives.regularizers.base import AdversarialRegularizer, Regular
 from vae_lab.objectives.schedules import Constant, Schedule
 from vae_lab.utils.callables import unwrap_partial
 
-IMPORTANCE_WEIGHTED = (importance_weighted_bound, doubly_reparameterized_bound)
+# Their names in objective/bound.
+IMPORTANCE_WEIGHTED: dict[Bound, str] = {
+    importance_weighted_bound: "importance_weighted",
+    doubly_reparameterized_bound: "dreg",
+}
 
 
 class Weights(NamedTuple):
@@ -156,10 +160,11 @@ def apply_free_bits(trace: Trace, terms: BoundTerms, free_bits: float) -> Tensor
 
 
 def _require_bound(bound: Bound, num_samples: int, free_bits: float, capacity: float | None, constrained: bool) -> None:
-    if bound in IMPORTANCE_WEIGHTED:
+    name = IMPORTANCE_WEIGHTED.get(bound)
+    if name:
         _require(
             num_samples > 1,
-            f"objective/bound={_name(bound)} averages over samples: objective.num_samples must be at least 2; "
+            f"objective/bound={name} averages over samples: objective.num_samples must be at least 2; "
             f"found {num_samples}",
         )
         _require(
@@ -167,17 +172,11 @@ def _require_bound(bound: Bound, num_samples: int, free_bits: float, capacity: f
             "objective.free_bits clamps a KL, and the importance-weighted bound has none: choose objective/bound=elbo",
         )
     _require(
-        bound is elbo or (capacity is None and not constrained),
-        f"objective/bound={_name(bound)} has no separate KL term for objective.capacity or objective/constraint: "
+        not name or (capacity is None and not constrained),
+        f"objective/bound={name} has no separate KL term for objective.capacity or objective/constraint: "
         "choose objective/bound=elbo",
     )
     _require(capacity is None or not constrained, "objective.capacity and objective/constraint exclude each other")
-
-
-def _name(bound: Bound) -> str:
-    return {"importance_weighted_bound": "importance_weighted", "doubly_reparameterized_bound": "dreg"}.get(
-        getattr(bound, "__name__", ""), "elbo"
-    )
 
 
 def _require(holds: bool, message: str) -> None:
