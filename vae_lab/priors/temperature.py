@@ -25,8 +25,8 @@ MIN_TEMPERATURE = 1e-6  # of codes: low enough for sampling to be an argmax
 def with_temperature(prior: Distribution, temperature: float) -> Distribution:
     """The prior with its scale multiplied by `temperature`: each component of a mixture, the base of a flow.
 
-    The probability of a code, given those before it, is raised to 1 / temperature and renormalised. ValueError: a family
-    without a scale.
+    The probability of a code, given those before it, is raised to 1 / temperature and renormalised.
+    ValueError: a family without a scale.
     """
     if temperature == 1.0:
         return prior
