@@ -13,15 +13,11 @@ MAX_VALUES_PER_CHUNK = 2**22  # parameters of p(x|z) in memory at a time: 16 MiB
 
 
 @torch.inference_mode()
-def importance_bound(
-    model: Model, x: Tensor, num_samples: int, chunk: int | None = None, y: Tensor | None = None
-) -> Tensor:
+def importance_bound(model: Model, x: Tensor, num_samples: int, y: Tensor | None = None) -> Tensor:
     """log (1/K) sum_k p(x, z_k) / q(z_k|x), (B,) in nats: a lower bound that rises with K to log p(x).
 
-    x: (B, C, H, W), binarised as the likelihood expects. num_samples: K. chunk: samples of each image decoded at once
-    (default: as many as fit into 16 MiB); it only changes the noise. y: labels (B,) of a conditional model, whose bound
-    is on log p(x|y). ValueError: K < 1.
-    Burda et al. 2016, arXiv:1509.00519.
+    x: (B, C, H, W), binarised as the likelihood expects. num_samples: K. y: labels (B,) of a conditional model, whose
+    bound is on log p(x|y). ValueError: K < 1. Burda et al. 2016, arXiv:1509.00519.
     """
     if not isinstance(num_samples, int) or num_samples < 1:
         raise ValueError(f"an importance-weighted bound averages over at least 1 sample; found {num_samples!r}")
@@ -30,18 +26,17 @@ def importance_bound(
     labels = [None] * -(-len(x) // at_once) if y is None else y.split(at_once)
     return torch.cat(
         [
-            _bound(model, part, own, num_samples, chunk or max(1, at_once // len(part)))
+            _bound(model, part, own, num_samples, max(1, at_once // len(part)))
             for part, own in zip(x.split(at_once), labels, strict=True)
         ]
     )
 
 
 def _bound(model: Model, x: Tensor, y: Tensor | None, num_samples: int, chunk: int) -> Tensor:
-    sample_trace = model.trace_sampler(x, y)
-    sizes = [min(chunk, num_samples - start) for start in range(0, num_samples, chunk)]
-    parts = []
-    for size in sizes:
-        trace = sample_trace(size)
+    """chunk: samples of each image decoded at once."""
+    sample_trace, parts = model.trace_sampler(x, y), []
+    for start in range(0, num_samples, chunk):
+        trace = sample_trace(min(chunk, num_samples - start))
         log_ratio = sum(latent.log_ratio for latent in trace.latents)
         parts.append(trace.likelihood.log_prob(x) - log_ratio)
     return torch.cat(parts).logsumexp(0) - math.log(num_samples)
