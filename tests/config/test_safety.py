@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.data import FAST
+from helpers.commands import QUIET
 from helpers.refusals import refused
 from omegaconf import OmegaConf
 
@@ -18,7 +18,6 @@ from vae_lab.config.safety import require_harmless
 from vae_lab.utils.errors import UsageError
 
 SOURCE = Path("run/.hydra/config.yaml")
-QUIET = ("callbacks.images=null", "logger=null")
 
 
 class Evil:
@@ -155,18 +154,18 @@ def torch_zip(evil):
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("content", [pickle.dumps, torch_zip])
-def test_a_checkpoint_runs_no_code(command, run, marker, content):
-    for name in ("best", "last"):
-        (run / "checkpoints" / f"{name}.ckpt").write_bytes(content(Evil(marker)))
-    with pytest.raises(UsageError, match=r"best\.ckpt"):
-        vae_lab.load(run, trusted=True)  # a checkpoint is never trusted
-    refused(command(*FAST, *QUIET, f"init_from={run}"), "best.ckpt")
+def test_a_checkpoint_runs_no_code(command, run, marker):
+    for content in (pickle.dumps, torch_zip):
+        for name in ("best", "last"):
+            (run / "checkpoints" / f"{name}.ckpt").write_bytes(content(Evil(marker)))
+        with pytest.raises(UsageError, match=r"best\.ckpt"):
+            vae_lab.load(run, trusted=True)  # a checkpoint is never trusted
+    refused(command(*QUIET, f"init_from={run}"), "best.ckpt")
     refused(command(f"resume={run}", "trusted=true"), "last.ckpt")
 
 
 def test_a_cache_runs_no_code(command, pictures, marker):
-    options = ("data=folder", f"data.folder={pictures}", "data.image_size=16", *FAST, *QUIET, "trainer.max_epochs=1")
+    options = ("data=folder", f"data.folder={pictures}", "data.image_size=16", *QUIET, "trainer.max_epochs=1")
     files = [path for path in command(*options, "name=first").cwd.glob("cache/**/*") if path.is_file()]
     assert files
     for path in files:
@@ -188,7 +187,7 @@ def test_no_module_calls_a_reader_that_runs_code():
 
 def test_a_class_of_the_user_needs_trust_once_it_is_in_a_run(command):
     own = "helpers.named.OwnEncoder"
-    done = command(*FAST, *QUIET, "trainer.max_epochs=1", f"model.encoder._target_={own}")
+    done = command(*QUIET, "trainer.max_epochs=1", f"model.encoder._target_={own}")
     assert done.code == 0, done.stderr
     refused(command(f"resume={done.run}"), "model.encoder._target_", own, "config.yaml", "trusted=true")
     mine = "+callbacks.mine={_target_: lightning.pytorch.callbacks.LambdaCallback}"  # the command line is trusted
