@@ -127,11 +127,10 @@ def test_cuda_graphs_without_a_gpu_are_refused(command):
 
 
 def test_an_optimiser_that_reads_back_cannot_be_recorded():
-    settings = OptimizerSettings(lambda p, lr: torch.optim.LBFGS(p, lr=lr))
-    require_capturable(settings, cuda_graphs=False)
-    with pytest.raises(UsageError, match=r"LBFGS cannot be recorded.*\n?.*optimizer=adam"):
-        require_capturable(settings, cuda_graphs=True)
-    require_capturable(OptimizerSettings(torch.optim.Adam), cuda_graphs=True)
+    for algorithm in (torch.optim.LBFGS, torch.optim.RMSprop):
+        with pytest.raises(UsageError, match=rf"{algorithm.__name__} cannot be recorded.*\n?.*optimizer=adam"):
+            require_capturable(OptimizerSettings(algorithm))
+    require_capturable(OptimizerSettings(partial(torch.optim.Adam, fused=True)))
 
 
 def test_compile_without_a_compiler_is_refused(command):

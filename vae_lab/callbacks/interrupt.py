@@ -27,8 +27,12 @@ class StopOnSignal(Checkpoint):
         self.stop_signals, self.last = stop_signals, last
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
-        """Reinstall our handlers: Lightning's would end the process between an epoch and its checkpoint."""
+        """Reinstall our handlers: Lightning's would end the process by an exit with code 0 at its next check."""
         self.stop_signals.install()
+        if trainer.world_size == 1:
+            self.stop_signals.raise_if_requested()
+
+    on_sanity_check_start = on_test_start = on_train_start
 
     def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
         if not is_within_epoch(trainer):

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
 from omegaconf import DictConfig
@@ -19,7 +20,7 @@ from vae_lab.runs.provenance import config_hash, git_state, versions
 from vae_lab.training.lightning_module import VAEModule
 from vae_lab.utils.errors import RunFailed, cause_chain
 from vae_lab.utils.files import write_json
-from vae_lab.utils.signals import ForcedInterrupt, Interrupted, defer_sigint
+from vae_lab.utils.signals import ForcedInterrupt, Interrupted
 
 log = logging.getLogger("vae_lab")
 DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)  # of errors that may name no file
@@ -37,8 +38,8 @@ class RunSummary:
         self.folder, self.config, self.trainer, self.module = folder, config, trainer, module
         self._started = time.perf_counter()
 
-    def __enter__(self) -> RunSummary:
-        return self
+    def __enter__(self) -> None:
+        pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         failure = disk_failure(error, self.folder) or error
@@ -49,12 +50,11 @@ class RunSummary:
         else:
             outcome = {"status": "interrupted" if self._is_out_of_time() else "completed"}
         if self.trainer.is_global_zero:
-            with defer_sigint():
-                try:
-                    write_json(self.folder / "summary.json", outcome | self._results() | self._environment())
-                except OSError as refused:
-                    sys.stderr.write(f"summary.json could not be written: {refused.strerror or refused}\n")
-                self._report(outcome["status"])
+            try:
+                write_json(self.folder / "summary.json", outcome | self._results() | self._environment())
+            except OSError as refused:
+                sys.stderr.write(f"summary.json could not be written: {refused.strerror or refused}\n")
+            self._report(outcome["status"])
         if failure is not None and failure is not error:
             raise failure from error
 
@@ -123,8 +123,6 @@ def disk_failure(error: BaseException | None, folder: Path) -> RunFailed | None:
 
 def device_name(trainer: Trainer) -> str:
     """`cpu`, or the name of the accelerator; prefixed with the number of processes if several."""
-    import torch
-
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return name if trainer.world_size == 1 else f"{trainer.world_size} x {name}"

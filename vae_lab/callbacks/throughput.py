@@ -19,7 +19,7 @@ class Throughput(Callback):
         self._validating = 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self._started, self._first_step = _training_clock(pl_module), trainer.global_step
+        self._started, self._first_step = pl_module.stopwatch.training_clock(), trainer.global_step
 
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         if not trainer.sanity_checking:
@@ -47,14 +47,8 @@ class Throughput(Callback):
         steps, data, watch = trainer.global_step - self._first_step, datamodule_of(trainer), pl_module.stopwatch
         if self._started is None or not steps:
             return None
-        seconds, self._started = _training_clock(pl_module) - self._started, None
+        seconds, self._started = watch.training_clock() - self._started, None
         images = min(steps * data.step_size * trainer.world_size, data.size("train"))
         watch.num_images += images
         watch.seconds["training"] += seconds
         return images / max(seconds, 1e-9)
-
-
-def _training_clock(pl_module: Any) -> float:
-    """A clock in seconds that stands still while pictures are drawn and checkpoints saved."""
-    seconds: dict[str, float] = pl_module.stopwatch.seconds
-    return time.perf_counter() - seconds["pictures"] - seconds["checkpoints"]

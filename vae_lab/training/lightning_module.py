@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -27,7 +27,7 @@ from vae_lab.training.ddp import AllReduceStrategy
 from vae_lab.training.nonfinite import NonFinitePolicy, OnNonFinite, require_finite
 from vae_lab.training.optimizer import OptimizerSettings, WeightAverage
 from vae_lab.training.resume import continue_at_step
-from vae_lab.training.step import Execution, TrainingStep, term_names
+from vae_lab.training.step import TrainingStep, term_names
 from vae_lab.training.step_log import StepLog
 from vae_lab.utils.stopwatch import Stopwatch
 
@@ -52,7 +52,8 @@ class VAEModule(LightningModule):
         batch_size: int,
         seed: int,
         config: Mapping[str, Any],
-        execution: Execution | None = None,
+        compile: bool | Literal["reduce-overhead"] = False,
+        cuda_graphs: bool = False,
         on_nonfinite: OnNonFinite = "stop",
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -62,7 +63,7 @@ class VAEModule(LightningModule):
         self.average = WeightAverage(model, optimizer.ema_decay) if optimizer.ema_decay else None
         self.objective, self.settings, self.preprocess = objective, optimizer, preprocess
         self.batch_size, self.seed, self.config = batch_size, seed, config
-        self.execution = execution or Execution()
+        self.compile_step, self.cuda_graphs = compile, cuda_graphs
         self.sums = ElboSums.for_latents(model.latents)  # a submodule, so that it moves with the model
         self.diagnostics = Diagnostics(model)
         self.evaluation = SplitEvaluator(self.sums, self.diagnostics, objective, preprocess, seed)
@@ -118,7 +119,8 @@ class VAEModule(LightningModule):
             rank=self.global_rank,
             average=self.average,
             reduce_gradients=strategy.reduce_gradients if isinstance(strategy, AllReduceStrategy) else None,
-            execution=self.execution,
+            compile=self.compile_step,
+            cuda_graphs=self.cuda_graphs,
             on_nonfinite=self.on_nonfinite,
         )
         if (last := self._total_steps()) is not None:  # a run shorter than that is validated once, at its end
@@ -144,7 +146,7 @@ class VAEModule(LightningModule):
             self._count_steps(1)
             if logs:
                 self.log_steps()
-            elif self.step.checks_every_step and record.nonfinite:
+            elif self.step.skipped:
                 self.read_steps()
 
     def _count_steps(self, steps: int) -> None:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
 
@@ -37,8 +34,7 @@ class StopSignals:
     """A context in which SIGINT, SIGTERM and SIGUSR1 stop the run.
 
     At first each of them raises Interrupted at once, since nothing can be lost yet. After `defer_to_safe_points` they
-    only set `requested`, which is read where stopping is safe; a second Ctrl-C raises ForcedInterrupt. Python sets
-    handlers in the main thread only: in another thread, the context leaves the handlers unchanged.
+    only set `requested`, which is read where stopping is safe; a second Ctrl-C raises ForcedInterrupt.
     """
 
     def __init__(self) -> None:
@@ -54,12 +50,9 @@ class StopSignals:
     def __exit__(self, *_: object) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
-        self._previous = {}
 
     def install(self) -> dict[signal.Signals, Any]:
         """Install the handlers (again, if a library replaced them); returns the previous ones."""
-        if threading.current_thread() is not threading.main_thread():
-            return {}
         return {signum: signal.signal(signum, self._handle) for signum in SIGNALS}
 
     def defer_to_safe_points(self) -> None:
@@ -85,19 +78,3 @@ class StopSignals:
             raise Interrupted(signum)
         if signum == signal.SIGINT:  # not sys.stderr: the signal may interrupt a write to it
             os.write(2, b"\nstopping as soon as everything is saved; Ctrl-C again stops at once\n")
-
-
-@contextmanager
-def defer_sigint() -> Iterator[None]:
-    """Defer a Ctrl-C to the end of the context, e.g. while a file is written."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    received: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda signum, _: received.append(signum))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    for signum in received[:1]:
-        signal.raise_signal(signum)
