@@ -26,7 +26,7 @@ class StopOnSignal(Checkpoint):
     def __init__(self, stop_signals: StopSignals, last: LastCheckpoint | None) -> None:
         self.stop_signals, self.last = stop_signals, last
 
-    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Reinstall our handlers: Lightning's would end the process by an exit with code 0 at its next check."""
         self.stop_signals.install()
         if trainer.world_size == 1:

@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from vae_lab.data.datamodule import datamodule_of
+from vae_lab.utils.stopwatch import Stopwatch
 
 
 class Throughput(Callback):
@@ -44,7 +45,8 @@ class Throughput(Callback):
 
     def _count(self, trainer: Trainer, pl_module: Any) -> float | None:
         """Add the images and seconds of the epoch until now; returns its rate, None if nothing was trained."""
-        steps, data, watch = trainer.global_step - self._first_step, datamodule_of(trainer), pl_module.stopwatch
+        watch: Stopwatch = pl_module.stopwatch
+        steps, data = trainer.global_step - self._first_step, datamodule_of(trainer)
         if self._started is None or not steps:
             return None
         seconds, self._started = watch.training_clock() - self._started, None

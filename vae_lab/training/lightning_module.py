@@ -176,11 +176,10 @@ class VAEModule(LightningModule):
     def log_steps(self) -> None:
         """Read the steps since the last log entry and log their mean."""
         self.read_steps()
-        sums = self.step_log.since_log
-        if not sums.num_images:
+        means = self.step_log.means_since_log()
+        if not means:
             return
-        shown = {**sums.means(), **self._rates()}
-        sums.reset()
+        shown = means | self._rates()
         if self.step_log.last_norm is not None:
             shown["gradient_norm"] = float(self.step_log.last_norm)
         if self.on_nonfinite == "skip":
@@ -202,12 +201,12 @@ class VAEModule(LightningModule):
     def on_train_epoch_start(self) -> None:
         """Reset the sums of the epoch, unless a resumed run continues it."""
         if not is_within_epoch(self.trainer):
-            self.step_log.epoch.reset()
+            self.step_log.start_epoch()
 
     def epoch_means(self) -> dict[str, float]:
         """Means of the training terms over the epoch so far, in nats per image."""
         self.log_steps()
-        means = self.step_log.epoch.means()
+        means = self.step_log.epoch_means()
         self.metrics |= means
         return means
 
