@@ -2,12 +2,10 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from textwrap import dedent
 from typing import Any, NamedTuple
 
 import pytest
@@ -204,44 +202,3 @@ def test_a_second_ctrl_c_stops_at_once():
         assert stop_signals.requested == signal.SIGINT
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_a_real_ctrl_c_ends_a_real_command_with_130(tmp_path: Path):
-    write_conf(tmp_path)
-    program = tmp_path / "program.py"
-    program.write_text(
-        dedent(
-            """
-            import time
-            from pathlib import Path
-            from vae_lab.runs.cli import run_command
-            from vae_lab.utils.signals import StopSignals
-
-            def task(config):
-                with StopSignals() as stop_signals:
-                    stop_signals.defer_to_safe_points()
-                    print("ready", flush=True)
-                    for _ in range(1000):
-                        stop_signals.raise_if_requested()
-                        time.sleep(0.01)
-
-            run_command(task, "app", str(Path(__file__).parent / "conf"))
-            """
-        )
-    )
-    source = str(Path(__file__).parents[2])
-    command = subprocess.Popen(
-        [sys.executable, str(program)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": source},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert command.stdout is not None
-    assert command.stdout.readline() == "ready\n"
-    command.send_signal(signal.SIGINT)
-    _, error = command.communicate(timeout=20)
-    first, last = error.strip().splitlines()
-    assert command.returncode == 130 and last == "interrupted by SIGINT"
-    assert first == "stopping as soon as everything is saved; Ctrl-C again stops at once"

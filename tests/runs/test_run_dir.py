@@ -136,14 +136,6 @@ def test_a_sweep_has_one_folder_of_numbered_jobs(launch: Launch, refused: Callab
     assert f"{sweep}: already holds a run" in refused("-m", "seed=3,4", f"hydra.sweep.dir={sweep}")
 
 
-def test_a_sweep_of_the_same_second_has_a_folder_of_its_own(launch: Launch, workplace: Path):
-    for seconds in range(10):
-        name = f"{datetime.now() + timedelta(seconds=seconds):%Y-%m-%d_%H-%M-%S}"
-        (workplace / "outputs" / "sweeps" / name).mkdir(parents=True)
-    last = launch("-m", "seed=1,2")
-    assert last.name == "1" and last.parent.name.endswith("_2") and (last.parent / "multirun.yaml").is_file()
-
-
 def test_showing_the_config_makes_no_folder(launch: Launch, workplace: Path, capsys):
     with pytest.raises(IndexError):  # no job, no folder
         launch("--cfg", "hydra", "--package", "hydra.run", "--resolve")

@@ -366,7 +366,7 @@ def test_a_fingerprint_tells_names_shapes_types_and_values():
 # --- the command ------------------------------------------------------------------------------------------
 
 TINY = ("model.latent_dim=2", "model.encoder.hidden=[16]", "model.decoder.hidden=[16]", "trainer.max_epochs=2",
-        "trainer.num_threads=1", "callbacks.images=null", "callbacks.tensorboard=null", "logger=null")  # fmt: skip
+        "trainer.num_threads=1", "callbacks.images=null", "callbacks.baseline=null", "logger=null")  # fmt: skip
 FEW = ("second_stage.num_images=20", "second_stage.num_samples=4")
 GAUSSIAN = OmegaConf.create({"_target_": "vae_lab.second_stage.SecondStage", "name": "x", "num_images": 20,
                              "prior": {"_target_": "vae_lab.priors.FullGaussian", "_partial_": True},
@@ -419,10 +419,7 @@ def test_images_and_labels_are_those_of_the_run(trained):
         ("run=nowhere", ["Not a run directory: nowhere"]),
         ("device=auto", ["run: has no value"]),
         ("run=RUN second_stage=flwo", ["second_stage=flwo", "did you mean second_stage=flow"]),
-        ("run=RUN second_stage=null", ["nothing to fit", "mixture"]),
-        ("run=RUN second_stage=autoregressive_codes", ["distribution over codes"]),
         ("run=RUN second_stage.prior.num_component=3", ["did you mean second_stage.prior.num_components?"]),
-        ("run=RUN second_stage.num_images=0", ["second_stage.num_images is at least 1"]),
         ("run=RUN second_stage=flow second_stage.fitting.lr=0", ["second_stage.fitting.lr is above 0"]),
         ("run=RUN device=gpu", ["device=gpu: no such device"]),
         ("run=RUN second_stage.name=../up", ["only letters, digits"]),
@@ -514,14 +511,12 @@ def test_a_prior_of_other_weights_is_not_used(own_run):
     assert load(own_run, prior="trained").fitted_prior is None
 
 
-@pytest.mark.parametrize("fault", ["cut", "gone", "config", "nothing", "shape"])
+@pytest.mark.parametrize("fault", ["cut", "config", "shape"])
 def test_a_damaged_prior_is_named(own_run, fault):
     weights, config = own_run / "prior/weights.ckpt", own_run / "prior/config.yaml"
     {
         "cut": lambda: weights.write_bytes(weights.read_bytes()[:-100]),
-        "gone": weights.unlink,
         "config": lambda: config.write_text("second_stage: ["),
-        "nothing": lambda: config.write_text("name: x"),
         "shape": lambda: config.write_text(config.read_text().replace("FullGaussian", "GaussianMixture")),
     }[fault]()
     text = refusal(own_run)

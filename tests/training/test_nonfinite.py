@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.data import FAST
+from helpers.commands import QUIET
 from helpers.named import nan_at
 from helpers.steps import BATCH, images_of, small_model, step_of, weights
 from torch import nn
@@ -34,10 +34,6 @@ def test_any_infinity_or_nan_is_found_and_nothing_changed(loss, value):
     bad = nonfinite_flag(torch.tensor(loss), gradients)
     assert bad.item() == float(not (torch.tensor(loss).isfinite() and torch.tensor(value).isfinite()))
     assert_close(gradients, before, rtol=0, atol=0, equal_nan=True)
-
-
-def test_a_loss_alone_can_be_bad():
-    assert nonfinite_flag(torch.tensor(NAN), []).item() == 1 and nonfinite_flag(torch.tensor(0.0), []).item() == 0
 
 
 def test_the_loss_of_one_process_reaches_the_others_through_the_gradient():
@@ -227,26 +223,22 @@ def test_locating_changes_neither_weights_nor_gradients_nor_modes():
     before = everything(step)
     step.model.eval()
     with torch.no_grad():
+        bias = step.model.encoder[1].bias[0].clone()
         step.model.encoder[1].bias[0] = INF
     with torch.inference_mode():
         found = step.locate_nonfinite(images_of(BATCH, seed=1), 1)
     assert "encoder.1.bias were not finite" in found
     with torch.no_grad():
-        step.model.encoder[1].bias[0] = before_bias(before, step)
+        step.model.encoder[1].bias[0] = bias
     assert all(torch.equal(a, b) for a, b in zip(everything(step), before, strict=True))
     assert not step.model.training and all(weight.grad is None for weight in step.parameters)
-
-
-def before_bias(before, step):
-    index = [name for name, _ in step.model.named_parameters()].index("encoder.1.bias")
-    return before[index][0]
 
 
 # --- the command ------------------------------------------------------------------------------------------
 
 
 def test_a_run_stops_at_the_step_and_says_where_it_became_nonfinite(command):
-    done = command(*FAST, "callbacks.images=null", *nan_at(4), "callbacks.last.every_n_steps=1")
+    done = command(*QUIET, *nan_at(4), "callbacks.last.every_n_steps=1")
     assert done.code == 1 and "Traceback" not in done.stderr, done.stderr
     said = " ".join(done.stderr.split())
     assert "became nan at optimiser step 5" in said
@@ -257,7 +249,7 @@ def test_a_run_stops_at_the_step_and_says_where_it_became_nonfinite(command):
 
 
 def test_skip_leaves_the_step_out_and_says_so(command):
-    done = command(*FAST, "callbacks.images=null", *nan_at(4), "trainer.on_nonfinite=skip")
+    done = command(*QUIET, *nan_at(4), "trainer.on_nonfinite=skip")
     assert done.code == 0, done.stderr
     assert "1 of 6 steps were skipped: a loss or gradient was not finite" in done.summary["warnings"]
     assert done.stderr.index("skipped step: loss became nan") < done.stderr.index("test elbo")
@@ -267,22 +259,9 @@ def test_skip_leaves_the_step_out_and_says_so(command):
     assert done.summary["metrics"]["skipped_steps"] == 1
 
 
-def test_a_run_of_nothing_but_bad_steps_gives_up(command):
-    done = command(*FAST, "callbacks.images=null", *nan_at(2, True), "trainer.on_nonfinite=skip",
-                   "data.batch_size=4", "trainer.limit_train_batches=300")  # fmt: skip
-    assert done.code == 1 and "Traceback" not in done.stderr, done.stderr
-    assert "optimiser step 102" in done.stderr and "were skipped too" in done.stderr
-    assert done.stderr.count("skipped step") == 3
-
-
 def test_a_rate_that_throws_the_weights_away_saves_nothing(command):
-    done = command(*FAST, "callbacks.images=null", "optimizer.lr=inf", "trainer.limit_train_batches=1")
+    done = command(*QUIET, "optimizer.lr=inf", "trainer.limit_train_batches=1")
     assert done.code == 1 and "Traceback" not in done.stderr, done.stderr
     assert "became infinite or NaN by optimiser step 1" in done.stderr
     assert not list((done.run / "checkpoints").glob("*.ckpt"))
     assert done.summary["status"] == "failed"
-
-
-def test_a_word_that_is_no_answer_is_refused(command):
-    done = command(*FAST, "trainer.on_nonfinite=ignore")
-    assert done.code == 2 and "on_nonfinite" in done.stderr and "'skip'" in done.stderr
