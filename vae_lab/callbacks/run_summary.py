@@ -20,7 +20,7 @@ from vae_lab.runs.provenance import config_hash, git_state, versions
 from vae_lab.training.lightning_module import VAEModule
 from vae_lab.utils.errors import RunFailed, cause_chain
 from vae_lab.utils.files import write_json
-from vae_lab.utils.signals import ForcedInterrupt, Interrupted
+from vae_lab.utils.signals import ForcedInterrupt, Interrupted, defer_sigint
 
 log = logging.getLogger("vae_lab")
 DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)  # of errors that may name no file
@@ -50,11 +50,12 @@ class RunSummary:
         else:
             outcome = {"status": "interrupted" if self._is_out_of_time() else "completed"}
         if self.trainer.is_global_zero:
-            try:
-                write_json(self.folder / "summary.json", outcome | self._results() | self._environment())
-            except OSError as refused:
-                sys.stderr.write(f"summary.json could not be written: {refused.strerror or refused}\n")
-            self._report(outcome["status"])
+            with defer_sigint():
+                try:
+                    write_json(self.folder / "summary.json", outcome | self._results() | self._environment())
+                except OSError as refused:
+                    sys.stderr.write(f"summary.json could not be written: {refused.strerror or refused}\n")
+                self._report(outcome["status"])
         if failure is not None and failure is not error:
             raise failure from error
 
@@ -95,9 +96,11 @@ class RunSummary:
         }
 
     def _environment(self) -> dict[str, Any]:
+        device, count = self.trainer.strategy.root_device, self.trainer.world_size
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         return {
             "num_parameters": sum(p.numel() for p in self.module.model.parameters()),
-            "device": device_name(self.trainer),
+            "device": name if count == 1 else f"{count} x {name}",
             "precision": str(self.trainer.precision),
             "seed": self.config.seed,
             "config_hash": config_hash(self.config),
@@ -119,10 +122,3 @@ def disk_failure(error: BaseException | None, folder: Path) -> RunFailed | None:
                 "Files saved earlier are intact. Free disk space (or make the directory writable), then resume the run"
             )
     return None
-
-
-def device_name(trainer: Trainer) -> str:
-    """`cpu`, or the name of the accelerator; prefixed with the number of processes if several."""
-    device = trainer.strategy.root_device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return name if trainer.world_size == 1 else f"{trainer.world_size} x {name}"

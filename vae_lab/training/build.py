@@ -25,10 +25,7 @@ from vae_lab.utils.rng import INITIALIZE, mix
 
 
 def build_node(node: DictConfig, **parts: Any) -> Any:
-    """Instantiate a config node; a `_partial_` is called with `parts`.
-
-    UsageError: a constructor rejected its values.
-    """
+    """Instantiate a config node; a `_partial_` is called with `parts`. UsageError: a constructor refused its values."""
     try:
         if node.get("_partial_"):
             return instantiate(node, _convert_="all")(**parts)

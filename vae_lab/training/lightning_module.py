@@ -211,10 +211,7 @@ class VAEModule(LightningModule):
         return means
 
     def record_metrics(self) -> dict[str, float]:
-        """Metrics at the end of an epoch, kept as the best if they are; whatever the logging interval.
-
-        Functions of the weights and the step.
-        """
+        """Metrics at the end of an epoch, functions of the weights and the step; kept as the best if they are."""
         found = {name: value for name, value in self.metrics.items() if not name.startswith(NOT_VALIDATED)}
         row = {**self.epoch_means(), **self._rates(), **found}
         best, score = self.best_metrics.get("val/elbo"), row.get("val/elbo")

@@ -118,12 +118,12 @@ class NonFinitePolicy:
         self._at, self._in_a_row = -1, 0
 
     def handle(self, step: int, terms: dict[str, float], locate: Callable[[], str]) -> None:
-        """Handle non-finite step number `step` (from 0); `locate` names its first non-finite module and parameter.
-
-        NonFiniteLoss: training must stop.
-        """
+        """Handle non-finite step number `step` (from 0). locate: names where it arose. NonFiniteLoss: stop."""
         values = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
-        message = f"{_first_nonfinite_term(terms)} at optimiser step {step + 1} ({values})."
+        order = ("log_px", "kl", "loss")  # the loss is computed from the others
+        named = [f"{name} became {terms[name]}" for name in order if not math.isfinite(terms[name])]
+        found = named[0] if named else "a gradient became infinite or NaN"
+        message = f"{found} at optimiser step {step + 1} ({values})."
         if self.stops:
             raise NonFiniteLoss(f"{message}\n{locate()}\n{ADVICE}")
         self.num_skipped += 1
@@ -147,9 +147,3 @@ def require_finite(parts: Sequence[nn.Module], step: int) -> None:
     nonfinite = next((name for name, weight in weights if not weight.isfinite().all()), None)
     if nonfinite is not None:
         raise NonFiniteLoss(f"the weights {nonfinite} became infinite or NaN by optimiser step {step}.\n{ADVICE}")
-
-
-def _first_nonfinite_term(terms: dict[str, float]) -> str:
-    # log_px and kl before the loss, which is computed from them.
-    named = [name for name in ("log_px", "kl", "loss") if not math.isfinite(terms[name])]
-    return f"{named[0]} became {terms[named[0]]}" if named else "a gradient became infinite or NaN"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 from torch import Tensor
 
-from vae_lab.core import LatentSpec
 from vae_lab.data.datamodule import ImageDataModule
 from vae_lab.data.images import Split
 from vae_lab.likelihoods import ColorGaussian
@@ -145,17 +144,10 @@ def _latent_warnings(model: Model, objective: Objective, num_images: int) -> Ite
             "importance weights are ratios of densities, which these latents do not have in training: choose "
             "objective/bound=elbo"
         )
-    if (warning := codebook_size_warning(model.latents, num_images)) is not None:
-        yield warning
-
-
-def codebook_size_warning(latents: Sequence[LatentSpec], num_images: int) -> str | None:
-    """A warning if a codebook has more codes than the training set has images, else None."""
-    num_codes = max((latent.num_codes or 0 for latent in latents), default=0)
-    if num_codes <= num_images:
-        return None
-    fewer = 2 ** max(1, int(math.log2(max(num_images, 1))) - 2)
-    return (
-        f"model.posterior: a codebook of {num_codes} codes is larger than the training set of {num_images} images; "
-        f"choose fewer codes, such as model.posterior.num_codes={fewer}"
-    )
+    num_codes = max(latent.num_codes or 0 for latent in model.latents)
+    if num_codes > num_images:
+        fewer = 2 ** max(1, int(math.log2(num_images)) - 2)
+        yield (
+            f"model.posterior: a codebook of {num_codes} codes is larger than the training set of {num_images} images; "
+            f"choose fewer codes, such as model.posterior.num_codes={fewer}"
+        )

@@ -6,7 +6,7 @@ This is the unit that is compiled or recorded. All noise of a step comes from a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vae_lab.data.transforms import Preprocess
 from vae_lab.models.base import Model
-from vae_lab.objectives.bounds import Weight, total_kl
+from vae_lab.objectives.bounds import total_kl
 from vae_lab.objectives.objective import Objective, Weights
 from vae_lab.training.cuda_graphs import CUDAGraphRunner, Outputs
 from vae_lab.training.nonfinite import (
@@ -98,7 +98,11 @@ class TrainingStep:
         }
         # Compile a function, not the model: parameter names in checkpoints stay the same.
         self._compiled = torch.compile(self._score, dynamic=False, options=options) if self.compile else self._score
-        self._replayed = CUDAGraphRunner(self._update_from_tensors, self.device) if self.cuda_graphs else None
+        self._replayed = None
+        if self.cuda_graphs:
+            self._replayed = CUDAGraphRunner(
+                lambda images, y, rates: self._update(images, y, ScheduledValues(*rates)), self.device
+            )
         self._buffers = BufferSnapshot(self.model, self.objective)
         self._stopped = torch.zeros((), device=self.device)
         # On the CPU the check costs no synchronisation; elsewhere only fused kernels accept a skip flag.
@@ -162,9 +166,6 @@ class TrainingStep:
             parameter.grad = None  # as zero_grad does, ten times faster
         return terms, nonfinite, norm
 
-    def _update_from_tensors(self, images: Tensor, y: Tensor | None, rates: Sequence[Tensor]) -> Outputs:
-        return self._update(images, y, ScheduledValues(*rates))
-
     def _set_learning_rates(self, rates: ScheduledValues) -> None:
         model, *groups = self.optimizer.param_groups
         model["lr"] = rates.lr
@@ -179,7 +180,8 @@ class TrainingStep:
                 self._buffers.restore()
                 return
             self.optimizer.step()
-            self._update_average(rates.average)
+            if self.average is not None:
+                self.average.update(self.model, rates.average)
             return
         if self.on_nonfinite == "stop":
             nonfinite.copy_(torch.maximum(nonfinite, self._stopped))
@@ -188,11 +190,8 @@ class TrainingStep:
         self.optimizer.found_inf, self.optimizer.grad_scale = nonfinite, None  # type: ignore[attr-defined]
         self.optimizer.step()
         self._buffers.restore(nonfinite)
-        self._update_average(rates.average * (1 - nonfinite))
-
-    def _update_average(self, weight: Weight) -> None:
         if self.average is not None:
-            self.average.update(self.model, weight)
+            self.average.update(self.model, rates.average * (1 - nonfinite))
 
     def _accumulate_gradients(self, images: Tensor, y: Tensor | None, weights: Weights) -> Tensor:
         """Accumulate gradients of the mean loss over all images, batch by batch; returns the means of the terms."""
@@ -209,16 +208,14 @@ class TrainingStep:
     def _backward(self, images: Tensor, y: Tensor | None, weights: Weights, share: float) -> Tensor:
         if self.compile and len(images) == self.batch_size:
             torch.compiler.cudagraph_mark_step_begin()  # of reduce-overhead: the last step's outputs may be overwritten
-            loss, means = self._compiled(images, y, Weights(*map(self._on_device, weights)))
+            # Tensors for what changes per step, since a number would be a constant; filled, since a copy would synchronise.
+            filled = (w if isinstance(w, Tensor) else torch.full((), w, device=self.device) for w in weights)
+            loss, means = self._compiled(images, y, Weights(*filled))
             means = means.clone()
         else:
             loss, means = self._score(images, y, weights)
         (loss if share == 1.0 else loss * share).backward()
         return means if share == 1.0 else means * share
-
-    def _on_device(self, number: Weight) -> Tensor:
-        """A tensor of a value that changes per step, for compiled code; filled, since a copy would synchronise."""
-        return number if isinstance(number, Tensor) else torch.full((), number, device=self.device)
 
     def _score(self, images: Tensor, y: Tensor | None, weights: Weights) -> tuple[Tensor, Tensor]:
         """The loss to differentiate, (), and the detached means of the terms, (terms,).

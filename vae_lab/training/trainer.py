@@ -81,9 +81,7 @@ def _lightning_trainer(
         "enable_progress_bar": False,
         "plugins": [AtomicCheckpointIO(hold_best)],
     }
-    if profiler := PROFILERS.get(
-        str(options.get("profiler"))
-    ):  # Lightning would log the report as information, unseen here
+    if profiler := PROFILERS.get(str(options.get("profiler"))):  # Lightning's own would only log, and is silenced
         ours["profiler"] = profiler(dirpath=folder, filename="profile")
     if options.get("accelerator", "auto") == "auto":  # Lightning would also choose devices that are not supported here
         ours["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
 
@@ -78,3 +80,16 @@ class StopSignals:
             raise Interrupted(signum)
         if signum == signal.SIGINT:  # not sys.stderr: the signal may interrupt a write to it
             os.write(2, b"\nstopping as soon as everything is saved; Ctrl-C again stops at once\n")
+
+
+@contextmanager
+def defer_sigint() -> Iterator[None]:
+    """Defer a Ctrl-C to the end of the context: the second of two in a row often comes as summary.json is written."""
+    received: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda signum, _: received.append(signum))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    for signum in received[:1]:
+        signal.raise_signal(signum)
