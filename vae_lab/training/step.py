@@ -208,7 +208,7 @@ class TrainingStep:
     def _backward(self, images: Tensor, y: Tensor | None, weights: Weights, share: float) -> Tensor:
         if self.compile and len(images) == self.batch_size:
             torch.compiler.cudagraph_mark_step_begin()  # of reduce-overhead: the last step's outputs may be overwritten
-            # Tensors for what changes per step, since a number would be a constant; filled, since a copy would synchronise.
+            # A number would be a constant of the compiled code; tensors are filled, since a copy would synchronise.
             filled = (w if isinstance(w, Tensor) else torch.full((), w, device=self.device) for w in weights)
             loss, means = self._compiled(images, y, Weights(*filled))
             means = means.clone()
