@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from helpers.toy import write_conf
 from omegaconf import DictConfig, OmegaConf
 
 from vae_lab.config.messages import MESSAGE_LINES
@@ -16,27 +17,6 @@ from vae_lab.config.validation import check_targets
 from vae_lab.runs.cli import run_command
 from vae_lab.utils.errors import RunFailed, UsageError
 from vae_lab.utils.signals import ForcedInterrupt, Interrupted, StopSignals
-
-FILES = {
-    "app.yaml": """
-        defaults: [schema, trainer: auto, model: mlp, experiment: null, override hydra/job_logging: disabled,
-                   override hydra/hydra_logging: disabled, _self_]
-        data: {root: data}
-        hydra:
-          run: {dir: "outputs/${run_name:}/${now:%Y-%m-%d_%H-%M-%S}"}
-          sweep: {dir: "outputs/sweeps/${now:%Y-%m-%d_%H-%M-%S}", subdir: "${hydra.job.num}"}
-          callbacks: {run_folder: {_target_: vae_lab.runs.run_dir.RunDirectory}}
-    """,
-    "trainer/auto.yaml": "max_epochs: 3",
-    "model/mlp.yaml": "latent_dim: 2\nencoder: {hidden: 400}",
-    "model/conv.yaml": "latent_dim: 32\nencoder: {channels: 8}",
-    "model/unset.yaml": "latent_dim: ???",
-    "model/encoder/deep.yaml": "hidden: 800",
-    "experiment/key.yaml": "# @package _global_\ntrainer: {max_epoch: 3}",
-    "experiment/type.yaml": "# @package _global_\nseed: many",
-    "experiment/option.yaml": "# @package _global_\ndefaults: [override /model: cnov]",
-    "experiment/group.yaml": "# @package _global_\ndefaults: [override /modle: conv]",
-}
 
 
 class Outcome(NamedTuple):
@@ -48,17 +28,10 @@ class Outcome(NamedTuple):
 Run = Callable[..., Outcome]
 
 
-def write_conf(folder: Path) -> None:
-    for name, text in FILES.items():
-        file = folder / "conf" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-
-
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run the app in this process: its exit code, what it wrote to stderr, the configs of its jobs."""
-    write_conf(tmp_path)
+    directory = write_conf(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
 
@@ -72,7 +45,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         monkeypatch.setattr(sys, "argv", ["app", *argv])
         code: Any = 0
         try:
-            run_command(job, "app", str(tmp_path / "conf"))
+            run_command(job, "app", directory)
         except SystemExit as stop:
             code = stop.code
         return Outcome(code, capsys.readouterr().err, configs)
