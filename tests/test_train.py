@@ -166,8 +166,8 @@ def test_pictures_in_patches_train(command, pictures):
 
 @pytest.fixture(scope="module")
 def averaged_run(warm, tmp_path_factory):
-    """A run with averaged weights, 40 latents, and a likelihood whose scale is fitted; do not write into it."""
-    fitted = ("model/likelihood=gaussian_optimal", "data.binarize=none")
+    """A run with averaged weights, 40 latents, a fitted likelihood and a profiler; do not write into it."""
+    fitted = ("model/likelihood=gaussian_optimal", "data.binarize=none", "trainer.profiler=simple")
     done = Command(warm, tmp_path_factory.mktemp("averaged"))(
         *QUIET, *fitted, "optimizer.ema_decay=0.5", "model.latent_dim=40", "trainer.max_epochs=3"
     )
@@ -180,6 +180,10 @@ def test_ema_weights_are_what_is_evaluated(averaged_run):
     average = load(averaged_run.run).model.state_dict()
     assert all(torch.equal(average[name], state[f"average.model.{name}"]) for name in average)
     assert any(not torch.equal(state[f"model.{name}"], state[f"average.model.{name}"]) for name in average)
+
+
+def test_the_report_of_a_profiler_is_written_into_the_run_directory(averaged_run):
+    assert "run_training_batch" in (averaged_run.run / "fit-profile.txt").read_text()
 
 
 def test_at_most_32_dimensions_are_logged_and_none_is_stale(averaged_run):

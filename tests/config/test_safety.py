@@ -163,15 +163,6 @@ def test_a_checkpoint_runs_no_code(command, run, marker):
     refused(command(f"resume={run}", "trusted=true"), "last.ckpt")
 
 
-def test_a_cache_runs_no_code(command, pictures, marker):
-    options = ("data=folder", f"data.folder={pictures}", "data.image_size=16", *QUIET, "trainer.max_epochs=1")
-    files = [path for path in command(*options, "name=first").cwd.glob("cache/**/*") if path.is_file()]
-    assert files
-    for path in files:
-        path.write_bytes(torch_zip(Evil(marker)))
-    command(*options, "name=second")
-
-
 def test_a_class_of_the_user_needs_trust_once_it_is_in_a_run(command):
     own = "helpers.named.OwnEncoder"
     done = command(*QUIET, "trainer.max_epochs=1", f"model.encoder._target_={own}")

@@ -6,12 +6,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 from helpers.toy import write_conf
 from omegaconf import DictConfig, OmegaConf
 
+from vae_lab.callbacks import StopOnSignal
 from vae_lab.config.messages import MESSAGE_LINES
 from vae_lab.config.validation import check_targets
 from vae_lab.runs.cli import run_command
@@ -166,6 +168,16 @@ def test_before_anything_can_be_lost_a_signal_ends_the_command_where_it_is(signu
         time.sleep(60)
     assert caught.value.exit_code == code
     assert not callable(handler := signal.getsignal(signum)) or "StopSignals" not in repr(handler)
+
+
+def test_a_handler_that_lightning_installs_as_the_test_begins_is_replaced():
+    """It would end the process with code 0 at the next batch."""
+    with StopSignals() as stop_signals:
+        stop_signals.defer_to_safe_points()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        StopOnSignal(stop_signals, None).on_test_start(SimpleNamespace(world_size=1), None)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop_signals.requested == signal.SIGTERM
 
 
 def test_a_second_ctrl_c_stops_at_once():

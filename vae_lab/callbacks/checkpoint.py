@@ -24,11 +24,9 @@ def checkpoint_folder(trainer: Trainer) -> Path:
     return Path(trainer.default_root_dir) / "checkpoints"
 
 
-def best_checkpoint(trainer: Trainer) -> Path | None:
-    """best.ckpt of this run (not of a run it was resumed from); None if it keeps none."""
-    kept = any(isinstance(it, BestCheckpoint) and it.save_top_k != 0 for it in trainer.checkpoint_callbacks)
-    best = checkpoint_folder(trainer) / BEST
-    return best if kept and best.exists() else None
+def keeps_best(trainer: Trainer) -> bool:
+    """Whether this session keeps best.ckpt; the run it was resumed from may have left one."""
+    return any(isinstance(it, BestCheckpoint) and it.save_top_k != 0 for it in trainer.checkpoint_callbacks)
 
 
 class BestCheckpoint(ModelCheckpoint):
