@@ -225,19 +225,16 @@ class VAEModule(LightningModule):
         """Read all steps first, so that non-finite weights are neither validated nor saved."""
         if not self.trainer.sanity_checking:
             self.log_steps()
-        self._start_split()
+        self.on_test_epoch_start()
 
     def on_test_epoch_start(self) -> None:
-        self._start_split()
+        self.evaluation.start(self.evaluation_model, self._training_batches())
 
     def on_train_epoch_end(self) -> None:
         """Without validation, fit the likelihood to the last weights: they are saved as the best after this."""
         self.log_steps()
         if not has_validation(self.trainer):
             self.evaluation.fit_likelihood(self.evaluation_model, self._training_batches())
-
-    def _start_split(self) -> None:
-        self.evaluation.start(self.evaluation_model, self._training_batches())
 
     def _training_batches(self) -> LabelledBatches:
         for x, y in datamodule_of(self.trainer).first_images("train", NUM_FITTED):

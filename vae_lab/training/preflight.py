@@ -73,11 +73,20 @@ def _require_shared_scale(likelihood: str, objective: Objective, batch_size: int
 
 
 def _require_finite_log_px(model: Model, objective: Objective, x: Tensor, y: Tensor | None) -> None:
+    """UsageError: log p(x|z) is not finite, or a part of the objective does not support the model."""
     modes = model.training, objective.training
     model.eval(), objective.eval()
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        log_px = _score(model, objective, x, y)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            trace = model(x, objective.num_samples, y)
+            terms = objective.terms(trace, x)
+            inputs = model.regularizer_inputs(trace, x, y)
+            objective(inputs, terms, Weights())
+            objective.discriminator_loss(inputs)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     model.train(modes[0]), objective.train(modes[1])
+    log_px = terms.log_px
     num_nonfinite = (~log_px.isfinite()).sum().item()
     if num_nonfinite:
         raise UsageError(
@@ -85,19 +94,6 @@ def _require_finite_log_px(model: Model, objective: Objective, x: Tensor, y: Ten
             f"images no finite log p(x|z) (found {log_px.flatten()[~log_px.flatten().isfinite()][0].item()}).\n"
             f"Their pixels lie in [{x.min():.3g}, {x.max():.3g}]; choose a model/likelihood for such values"
         )
-
-
-def _score(model: Model, objective: Objective, x: Tensor, y: Tensor | None) -> Tensor:
-    """log p(x|z), (S, B). UsageError: a part of the objective does not support the model."""
-    try:
-        trace = model(x, objective.num_samples, y)
-        terms = objective.terms(trace, x)
-        inputs = model.regularizer_inputs(trace, x, y)
-        objective(inputs, terms, Weights())
-        objective.discriminator_loss(inputs)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    return terms.log_px
 
 
 def _image_warnings(x: Tensor) -> Iterator[str]:
