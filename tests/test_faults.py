@@ -7,13 +7,12 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
-from helpers.commands import Command, saved, wait_for
-from helpers.data import FAST
+from helpers.commands import QUIET, Command, saved, wait_for
 
 from scripts import stress
 
-SHORT = (*stress.RUN, "trainer.max_epochs=50")
-ENDLESS = (*FAST, "callbacks.images=null", "trainer.max_epochs=100000", "callbacks.last.every_n_seconds=0.2")
+SHORT = (*stress.RUN, "trainer.max_epochs=30", "callbacks.images=null", "callbacks.baseline=null")
+ENDLESS = (*QUIET, "trainer.max_epochs=100000", "callbacks.last.every_n_seconds=0.2")
 
 
 def forked(command):
@@ -35,12 +34,12 @@ def whole(warm, tmp_path_factory):
 
 
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits(command, whole):
-    found = stress.killed_run(command.cwd, SHORT, whole.run, 3, (0.4, 1.6), start=forked(command))
+    found = stress.killed_run(command.cwd, SHORT, whole.run, 3, (0.4, 1.2), start=forked(command))
     assert found.sent.total() > 0 and found.wrong == []
 
 
 def test_the_comparison_sees_every_difference(whole, command):
-    other = command(*SHORT, "seed=1")
+    other = command(*QUIET, "optimizer.ema_decay=0.9")
     found = stress.differences(other.run, whole.run)
     parts = {f"{name}.ckpt: {part}" for name in ("last", "best") for part in ("state_dict", "optimizer_states")}
     assert {*parts, "metrics.csv", "summary.json: metrics"} <= set(found)
@@ -86,17 +85,6 @@ def mounted(folder, *options):
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-def fails_and_can_be_resumed(command, started, words, run, repair):
-    """Exit code 1 in a few lines; the last checkpoint is whole."""
-    ended = started.wait()
-    assert ended.code == 1 and words in ended.stderr and "resume=" in ended.stderr, ended.stderr[-2000:]
-    assert "Traceback" not in ended.stderr
-    repair()
-    epochs = len((run / "metrics.csv").read_text().splitlines()) + 10
-    again = command(f"resume={run}", f"trainer.max_epochs={epochs}")
-    assert again.code == 0, again.stderr
-
-
 def test_a_full_disk_is_a_clear_error_and_the_run_can_be_resumed(command, tmp_path):
     with mounted(tmp_path / "disk", "-o", "size=60m") as disk:
         started = command.start(*ENDLESS, cwd=disk)
@@ -104,23 +92,16 @@ def test_a_full_disk_is_a_clear_error_and_the_run_can_be_resumed(command, tmp_pa
         ballast = disk / "ballast"
         subprocess.run(["dd", "if=/dev/zero", f"of={ballast}", "bs=1k"], check=False, capture_output=True)
         (run,) = disk.glob("outputs/*/*")
-        fails_and_can_be_resumed(command, started, "No space left on device", run, ballast.unlink)
-
-
-def test_a_disk_that_becomes_read_only_is_a_clear_error_and_the_run_can_be_resumed(command, tmp_path):
-    with mounted(tmp_path / "disk") as disk:
-        started = command.start(*ENDLESS, f"hydra.run.dir={disk}/run")
-        wait_for((disk / "run" / "checkpoints" / "last.ckpt").is_file)
-        bound = disk / "run" / "checkpoints"
-        subprocess.run(["mount", "--bind", bound, bound], check=True)
-        subprocess.run(["mount", "-o", "remount,ro,bind", bound], check=True)
-        unmount = ["umount", "-l", bound]
-        fails_and_can_be_resumed(
-            command, started, "Read-only file system", disk / "run", lambda: subprocess.run(unmount, check=True)
-        )
+        ended = started.wait()
+        assert ended.code == 1 and "Traceback" not in ended.stderr, ended.stderr[-2000:]
+        assert "No space left on device" in ended.stderr and "resume=" in ended.stderr
+        ballast.unlink()
+        epochs = len((run / "metrics.csv").read_text().splitlines()) + 10
+        again = command(f"resume={run}", f"trainer.max_epochs={epochs}")
+        assert again.code == 0, again.stderr
 
 
 def test_outputs_that_cannot_be_written_are_named(command, tmp_path):
     with mounted(tmp_path / "outputs", "-o", "ro"):
-        done = command(*FAST, cwd=tmp_path)
+        done = command(*QUIET, cwd=tmp_path)
     assert done.code == 2 and "cannot write the run directory" in done.stderr and "Read-only" in done.stderr

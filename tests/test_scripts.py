@@ -68,13 +68,6 @@ def test_the_other_side_computes_the_same_bound(fast_run):
     assert abs(ours - theirs) < 0.02 * abs(ours)
 
 
-def test_a_quick_row_as_a_user_runs_it(tmp_path):
-    done = run("benchmark.py", "help", "--quick", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "bare Hydra app" in done.stdout
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_pictures_of_a_run_are_joined_side_by_side(fast_run, tmp_path):
     done = run("readme_pictures.py", tmp_path / "out.png", fast_run.run, "samples", "reconstructions", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

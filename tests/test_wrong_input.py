@@ -6,7 +6,7 @@ import struct
 
 import pytest
 import torch
-from helpers.data import FAST
+from helpers.commands import QUIET
 from helpers.refusals import refused
 
 
@@ -14,45 +14,30 @@ from helpers.refusals import refused
     ("overrides", "words"),
     [
         (["model.latent_dimm=3"], ["latent_dimm", "model.latent_dim"]),
-        (["data=mnits"], ["data=mnist"]),
-        (["trainer.max_epoch=3"], ["trainer.max_epochs"]),
-        (["seed=abc"], ["seed", "abc", "Integer"]),
         (["model.latent_dim=two"], ["model.latent_dim", "two"]),
         (["data.binarize=dynamc"], ["data.binarize", "dynamic"]),
-        (["optimizer.lr=fast"], ["optimizer.lr", "fast"]),
         (["model.latent_dim=0"], ["model.latent_dim", "at least 1"]),
         (["trainer.steps_per_execution=0"], ["steps_per_execution"]),
         (["trainer.num_threads=-1"], ["trainer.num_threads=-1", "integer of at least 1"]),
         (["trainer.accelerator=mps"], ["float64", "trainer=cpu"]),
-        (["data.device_resident=maybe"], ["data.device_resident", "'auto'", "true or false"]),
         (["trainer.precision=16-mixed"], ["bf16-mixed"]),
         (["trainer=cpu", "trainer.devices=2"], ["trainer=ddp"]),
-        (["trainer.limit_train_batches=0"], ["trainer.limit_train_batches"]),
         (["objective/bound=importance_weighted"], ["num_samples"]),
-        (["objective/bound=dreg"], ["num_samples must be at least 2"]),
         (["optimized_metric=val/bits_per_dim", "model/likelihood=laplace"], ["logistic_mixture", "val/elbo"]),
         (["callbacks.best.monitor=val/bits_per_dim", "model/likelihood=gaussian"], ["a density", "logistic_mixture"]),
         (["model/posterior=nearest_code"], ["model.prior", "codes", "model/prior=uniform_codes"]),
-        (["model/prior=uniform_sphere"], ["model.prior", "vectors", "model/prior=standard_normal"]),
         (["model/prior=class_gaussian"], ["model.conditional=true"]),
         (["model/prior=vamp", "model.conditional=true"], ["labels", "class_gaussian"]),
         (["model=spatial", "model/decoder=mlp"], ["model.decoder", "model=spatial"]),
-        (["objective/regularizers=[mmd]", "objective.regularizers.mmd.wieght=1"], ["wieght", "weight"]),
         (["objective/regularizers=[mmd]", "objective.regularizers.mmd.weight=-1"], ["mmd.weight", "at least 0"]),
         (["objective/regularizers=[total_correlation]", "model=ladder"], ["total_correlation", "model=mlp"]),
         (["data/corruption=masked", "data.corruption.probability=2"], ["data.corruption.probability", "[0, 1]"]),
         (["second_stage=flow", "model=ladder"], ["second_stage"]),
         (["callbacks=null"], ["callbacks.images", "~callbacks.images"]),
         (["callbacks.best.monitor=val/bits_per_dim"], ["lower val/bits_per_dim is better", "callbacks.best.mode=min"]),
-        (["callbacks.best.monitor=kl/layer_9", "model=ladder"], ["no such metric", "kl/layer_0"]),
         (["optimized_metric=val/elboo"], ["optimized_metric=val/elboo", "did you mean val/elbo?"]),
         (["optimized_metric=val/bits_per_dim", "model/posterior=delta"], ["no density", "val/log_px"]),
-        (["model/prior=vamp", "model/posterior=planar"], ["model/prior=vamp", "choose"]),
-        (["data.batch_size=0"], ["data.batch_size", "at least 1"]),
-        (["optimizer.ema_decay=1.5"], ["optimizer.ema_decay"]),
         (["trainer.max_epochs=-5"], ["max_epochs", "-5"]),
-        (["data=folder", "data.folder="], ["data.folder"]),
-        (["resume=nowhere"], ["nowhere", "no such folder"]),
         (["init_from=nowhere"], ["nowhere"]),
         (["model/likelihood=gaussian_color"], ["1 channel", "model/likelihood=gaussian_optimal"]),
         (["data.batch_size=1", "model/likelihood=gaussian_optimal"], ["data.batch_size=2 or more", "=gaussian,"]),
@@ -72,17 +57,15 @@ def test_an_endless_schedule_and_a_missing_gpu_or_folder(command, tmp_path):
         refused(command("trainer=gpu"), "CUDA", "trainer=cpu")
     (tmp_path / "empty").mkdir()
     refused(command("data=folder", "data.folder=empty"), "empty", "data=digits")
-    refused(command("data=folder"), "data.folder")
     refused(
         command("data=pokemon", "data.root=nothing"), "nothing/pokemon", "vae_lab.data.download pokemon", "data=digits"
     )
 
 
-@pytest.mark.parametrize("content", [b"", b"not a picture", "truncated"])
-def test_a_bad_picture_is_named_and_can_be_skipped(command, pictures, content):
+def test_a_bad_picture_is_named_and_can_be_skipped(command, pictures):
     good = (pictures / "000.png").read_bytes()
-    (pictures / "sub.png").write_bytes(good[: len(good) // 2] if content == "truncated" else content)
-    options = ("data=folder", f"data.folder={pictures}", "data.image_size=16", *FAST, "callbacks.images=null",
+    (pictures / "sub.png").write_bytes(good[: len(good) // 2])
+    options = ("data=folder", f"data.folder={pictures}", "data.image_size=16", *QUIET,
                "trainer.max_epochs=1")  # fmt: skip
     refused(command(*options), "sub.png", "data.on_bad_image=skip")
     done = command(*options, "data.on_bad_image=skip")
@@ -133,13 +116,13 @@ def test_bernoulli_over_colour_pictures(command, pictures):
 
 def test_a_folder_that_holds_a_run_is_not_written_into(command, fast_run):
     before = {path: path.read_bytes() for path in fast_run.run.rglob("*") if path.is_file()}
-    refused(command(*FAST, f"hydra.run.dir={fast_run.run}"), str(fast_run.run))
+    refused(command(*QUIET, f"hydra.run.dir={fast_run.run}"), str(fast_run.run))
     refused(command(f"resume={fast_run.run}", "objective.beta=2"), "objective.beta", "trainer, logger, callbacks")
     assert {path: path.read_bytes() for path in fast_run.run.rglob("*") if path.is_file()} == before
 
 
 def test_a_damaged_checkpoint_is_found(command):
-    done = command(*FAST, "callbacks.images=null")
+    done = command(*QUIET)
     path = done.run / "checkpoints/last.ckpt"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -150,11 +133,11 @@ def test_a_damaged_checkpoint_is_found(command):
 
 
 def test_a_non_finite_loss_stops_training_and_keeps_the_last_good_checkpoint(command):
-    good = command(*FAST, "callbacks.images=null", "trainer.max_epochs=1")
+    good = command(*QUIET, "trainer.max_epochs=1")
     kept = good.run / "checkpoints/last.ckpt"
     before = kept.read_bytes()
     # A Gaussian of tiny scale and an absurd learning rate: log p(x|z) overflows within an epoch.
-    bad = command("init_from=" + str(good.run), *FAST, "callbacks.images=null", "optimizer.lr=1e30", "name=bad")
+    bad = command("init_from=" + str(good.run), *QUIET, "optimizer.lr=1e30", "name=bad")
     assert bad.code == 1, bad.stderr
     assert "Traceback" not in bad.stderr
     assert "optimiser step" in bad.stderr and ("log_px" in bad.stderr or "kl" in bad.stderr)

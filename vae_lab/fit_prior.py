@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -20,9 +20,10 @@ from vae_lab.utils.signals import StopSignals
 if TYPE_CHECKING:
     import torch
 
-    from vae_lab.second_stage.fitting import ProgressCallback
+    from vae_lab.second_stage.fitting import Track
     from vae_lab.second_stage.prior_fit import PriorFit
 
+T = TypeVar("T")
 COLUMNS, MAX_CLASSES = 8, 20  # of the image of samples
 
 
@@ -77,10 +78,10 @@ def fit_to_run(
     pause: Callable[[], None],
     seed: int | None = None,
 ) -> None:
-    """Fit the prior of a config node to a run's best weights; write RUN/prior/ and an image, print a table.
+    """Fit the prior of a config node to the best weights of a run of a checked config; write RUN/prior/ and an image.
 
-    run_config: checked. pause: called after each piece of work; an exception that it raises ends the fit and leaves the
-    run unchanged. seed: default the run's. UsageError: no best weights, or from `PriorFit`.
+    pause: called after each piece of work; an exception that it raises ends the fit and leaves the run unchanged.
+    seed: default the run's. UsageError: no best weights, or from `PriorFit`.
     """
     from vae_lab.runs.checkpoint_io import BEST, load_checkpoint
     from vae_lab.runs.provenance import git_state, versions
@@ -88,8 +89,8 @@ def fit_to_run(
     from vae_lab.second_stage.storage import FittedTo, write_fitted_prior
 
     saved = load_checkpoint(run / "checkpoints" / BEST, needed=("state_dict", "image", "global_step"))
-    with progress_bar(pause) as report_progress:
-        fit = PriorFit(saved, run_config, node, device, run_config.seed if seed is None else seed, report_progress)
+    with progress_bar(pause) as track:
+        fit = PriorFit(saved, run_config, node, device, run_config.seed if seed is None else seed, track)
         results = fit.run()
     fitted_to = FittedTo.of(BEST, saved)
     picture, name = render_samples(fit, fitted_to.step), fit.stage.name
@@ -101,8 +102,8 @@ def fit_to_run(
 
 
 @contextmanager
-def progress_bar(pause: Callable[[], None]) -> Iterator[ProgressCallback]:
-    """A progress bar on a terminal, by a function that also calls `pause`."""
+def progress_bar(pause: Callable[[], None]) -> Iterator[Track]:
+    """A progress bar on a terminal, by a function that also calls `pause` after each item."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -112,14 +113,15 @@ def progress_bar(pause: Callable[[], None]) -> Iterator[ProgressCallback]:
     bar = Progress(*COLUMNS, console=console, transient=True, refresh_per_second=2, disable=not console.is_terminal)
     task = bar.add_task("", shown="")
 
-    def report_progress(what: str, done: int, total: int) -> None:
-        pause()
-        if done < bar.tasks[0].completed:  # the next piece of work
-            bar.reset(task)
-        bar.update(task, description=what, completed=done, total=total)
+    def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
+        bar.reset(task, description=what, total=total)
+        for item in items:
+            yield item
+            bar.advance(task)
+            pause()
 
     with bar:
-        yield report_progress
+        yield track
 
 
 def render_samples(fit: PriorFit, step: int) -> bytes:

@@ -54,18 +54,21 @@ def remove_empty_run_dir(folder: Path) -> None:
 
 def _train(config: DictConfig, folder: Path, stop_signals: StopSignals) -> float | None:
     silence_libraries()
+    from vae_lab.callbacks.checkpoint import keeps_best
     from vae_lab.callbacks.monitors import require_known_monitors
     from vae_lab.callbacks.run_summary import RunSummary
     from vae_lab.config.validation import check_targets
     from vae_lab.fit_prior import fit_to_run
+    from vae_lab.runs.checkpoint_io import BEST, load_checkpoint
     from vae_lab.training.build import build, initialize_from
-    from vae_lab.training.resume import load_resumed, prepare_resume
+    from vae_lab.training.resume import REQUIRED_STATE, prepare_resume
 
     check_targets(config)
     data, module = build(config, lambda: stop_signals.requested is not None)
     if config.init_from is not None and config.resume is None:
         initialize_from(module, config.init_from)
-    checkpoint = None if config.resume is None else load_resumed(config.resume)
+    resumed = None if config.resume is None else resume_checkpoint(config.resume)
+    checkpoint = None if resumed is None else load_checkpoint(resumed, needed=REQUIRED_STATE)
     trainer = assemble_trainer(config, folder, stop_signals, None if checkpoint is None else checkpoint["global_step"])
     require_known_monitors(trainer, module.model, data, config.optimized_metric)
     # An experiment file may set an option of second_stage while the command line sets second_stage=null.
@@ -87,14 +90,18 @@ def _train(config: DictConfig, folder: Path, stop_signals: StopSignals) -> float
         changed = any(map(is_run_override, HydraConfig.get().overrides.task))
         prepare_resume(config.resume, checkpoint, folder, trainer, data, changed)
     with RunSummary(folder, config, trainer, module):
-        trainer.fit(module, data, ckpt_path=None if config.resume is None else str(resume_checkpoint(config.resume)))
+        trainer.fit(module, data, ckpt_path=resumed)
         stop_signals.raise_if_requested()
-        test(trainer, module, data)
+        if data.size("test"):
+            best = folder / "checkpoints" / BEST
+            tested = best if keeps_best(trainer) and best.exists() else None  # else the last weights
+            trainer.test(module, data, ckpt_path=tested, verbose=False)
         stop_signals.raise_if_requested()
         if fits_prior and trainer.is_global_zero:
             device = trainer.strategy.root_device
             fit_to_run(folder, config, config.second_stage, device, stop_signals.raise_if_requested)
-    return optimized_value(config, module, data)
+    name = config.optimized_metric
+    return module.metrics.get(name if data.size("val") else name.replace("val/", "test/"))
 
 
 def assemble_trainer(
@@ -126,35 +133,18 @@ def assemble_trainer(
     return trainer
 
 
-def test(trainer: Trainer, module: VAEModule, data: ImageDataModule) -> None:
-    """Test once, on the best weights, or on the last if no best checkpoint is kept."""
-    from vae_lab.callbacks.checkpoint import best_checkpoint
-
-    best = best_checkpoint(trainer)
-    if data.size("test"):
-        trainer.test(module, data, ckpt_path=None if best is None else str(best), verbose=False)
-
-
 def require_second_stage(config: DictConfig, trainer: Trainer, module: VAEModule) -> None:
     """Raise UsageError if the second stage does not fit the model, or if no best checkpoint is kept for it."""
-    from vae_lab.callbacks import BestCheckpoint
+    from vae_lab.callbacks.checkpoint import keeps_best
     from vae_lab.second_stage.stage import build_prior, require_single_layer
     from vae_lab.training.build import build_node
 
-    if not any(isinstance(it, BestCheckpoint) and it.save_top_k != 0 for it in trainer.checkpoint_callbacks):
+    if not keeps_best(trainer):
         raise UsageError(
             "second_stage: fitted to checkpoints/best.ckpt, which callbacks.best does not keep in this config\n"
             "use the default callbacks.best, or set second_stage=null"
         )
     build_prior(build_node(config.second_stage), require_single_layer(module.model), config.seed)
-
-
-def optimized_value(config: DictConfig, module: VAEModule, data: ImageDataModule) -> float | None:
-    """The value of `optimized_metric`, of the test split if there are no validation images."""
-    name = config.optimized_metric
-    if data.size("val") == 0:
-        name = name.replace("val/", "test/")
-    return module.metrics.get(name)
 
 
 def collect_warnings(config: DictConfig, trainer: Trainer, data: ImageDataModule, module: VAEModule) -> list[str]:

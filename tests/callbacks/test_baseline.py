@@ -45,20 +45,6 @@ def test_colour_pictures_have_chroma(command, pictures):
     assert {"test/mse", "test/chroma", "test/reconstruction_nll"} < set(done.summary["metrics"])
 
 
-def test_more_latents_than_pictures_leave_pca_out_and_say_so(command, pictures):
-    done = command(*QUICK, "data=folder", f"data.folder={pictures}", "data.image_size=16", "model.latent_dim=40")
-    assert done.code == 0, done.stderr
-    reason = done.summary["baseline"]["left_out"]
-    assert reason.startswith("40 latents need at least 42 training images; 2") and reason in done.stderr
-    assert done.summary["metrics"]["test/chroma"] > 0
-
-
-def test_it_can_be_dropped(command):
-    done = command(*QUICK, "callbacks.baseline=null")
-    assert done.code == 0, done.stderr
-    assert done.summary["baseline"] is None and "test/mse" not in done.summary["metrics"]
-
-
 def test_several_layers_of_latents_are_counted_together(command):
     done = command(*QUICK, "model=ladder", "data.image_size=16")
     assert done.code == 0, done.stderr

@@ -65,15 +65,6 @@ def test_every_key_is_in_sight_with_its_default_and_a_comment(file: str, schema:
     assert set(defaults) - set(written) <= choices
 
 
-def test_a_data_file_is_about_data_and_what_fits_it_only():
-    for file in Path(config.conf_dir(), "data").glob("*.yaml"):
-        written = OmegaConf.to_container(OmegaConf.load(file))
-        overrides = [name for entry in written.pop("defaults") if isinstance(entry, dict) for name in entry]
-        allowed = {"/model/likelihood", "/optimizer/schedule", "/second_stage"}
-        assert {name.removeprefix("override ") for name in overrides} <= allowed
-        assert list(written) == ["data"]
-
-
 @pytest.mark.parametrize(
     ("overrides", "key", "value"),
     [

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 WARM = Path(__file__).with_name("warm.py")
+QUIET = ("debug=fast", "trainer.num_threads=1", "callbacks.images=null", "callbacks.baseline=null", "logger=null")
 
 
 @contextmanager

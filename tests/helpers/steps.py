@@ -20,6 +20,11 @@ from vae_lab.training.step import TrainingStep
 BATCH = 8
 IMAGE = ImageSpec(1, 8, 8, 256)
 SMALL_MLP = ("model=mlp", "model.latent_dim=3", "model.encoder.hidden=[16]", "model.decoder.hidden=[16]")
+STATEFUL = (
+    "model=spatial", "model/posterior=nearest_code", "model/prior=uniform_codes", "model.latent_dim=4",
+    "model.encoder.width=8", "model.decoder.width=8", "model.posterior.num_codes=8",
+    "objective/constraint=geco", "objective/regularizers=[commitment,perceptual]",
+)  # fmt: skip
 
 
 @functools.cache

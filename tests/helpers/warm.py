@@ -4,6 +4,7 @@ Reads a JSON request a line on stdin, answers a JSON line: {"pid": ...} at once,
 The child runs the command's own `main` under its own argv, environment, folder and output files.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -39,8 +40,9 @@ def child(request: dict) -> None:
 
 def main() -> None:
     for name in ("torch", "lightning.pytorch", "matplotlib.figure", "tensorboard", "torch.utils.tensorboard",
-                 "vae_lab.training.build", "vae_lab.callbacks", "vae_lab.callbacks.run_summary"):  # fmt: skip
+                 "vae_lab.fit_prior", "vae_lab.callbacks.run_summary", "vae_lab.second_stage.prior_fit"):  # fmt: skip
         importlib.import_module(name)
+    gc.freeze()  # a collection in a child would visit, and so copy, all of it
     print("{}", flush=True)
     for line in sys.stdin:
         pid = os.fork()

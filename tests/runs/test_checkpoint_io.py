@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from helpers.data import FAST
+from helpers.commands import QUIET
 
 from vae_lab.runs.checkpoint_io import AtomicCheckpointIO, load_checkpoint, write_checkpoint
 from vae_lab.utils import files
@@ -95,7 +95,7 @@ def kept(run):
     ],
 )
 def test_as_many_of_the_best_are_kept_as_asked_for(command, count, names, resumed):
-    done = command(*FAST, f"callbacks.best.save_top_k={count}", "callbacks.images=null")
+    done = command(*QUIET, f"callbacks.best.save_top_k={count}")
     assert done.code == 0, done.stderr
     assert kept(done.run) == names
     if resumed:
@@ -107,7 +107,7 @@ def test_as_many_of_the_best_are_kept_as_asked_for(command, count, names, resume
 
 def test_a_run_that_was_moved_keeps_its_best(command):
     """A best score is forged that no later validation reaches: best.ckpt must stay the one of before."""
-    done = command(*FAST, "callbacks.images=null")
+    done = command(*QUIET)
     moved = command.cwd / "elsewhere"
     done.run.rename(moved)
     path = moved / "checkpoints/last.ckpt"

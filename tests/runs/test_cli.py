@@ -2,43 +2,23 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from textwrap import dedent
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
+from helpers.toy import write_conf
 from omegaconf import DictConfig, OmegaConf
 
+from vae_lab.callbacks import StopOnSignal
 from vae_lab.config.messages import MESSAGE_LINES
 from vae_lab.config.validation import check_targets
 from vae_lab.runs.cli import run_command
 from vae_lab.utils.errors import RunFailed, UsageError
-from vae_lab.utils.signals import ForcedInterrupt, Interrupted, StopSignals, defer_sigint
-
-FILES = {
-    "app.yaml": """
-        defaults: [schema, trainer: auto, model: mlp, experiment: null, override hydra/job_logging: disabled,
-                   override hydra/hydra_logging: disabled, _self_]
-        data: {root: data}
-        hydra:
-          run: {dir: "outputs/${run_name:}/${now:%Y-%m-%d_%H-%M-%S}"}
-          sweep: {dir: "outputs/sweeps/${now:%Y-%m-%d_%H-%M-%S}", subdir: "${hydra.job.num}"}
-          callbacks: {run_folder: {_target_: vae_lab.runs.run_dir.RunDirectory}}
-    """,
-    "trainer/auto.yaml": "max_epochs: 3",
-    "model/mlp.yaml": "latent_dim: 2\nencoder: {hidden: 400}",
-    "model/conv.yaml": "latent_dim: 32\nencoder: {channels: 8}",
-    "model/unset.yaml": "latent_dim: ???",
-    "model/encoder/deep.yaml": "hidden: 800",
-    "experiment/key.yaml": "# @package _global_\ntrainer: {max_epoch: 3}",
-    "experiment/type.yaml": "# @package _global_\nseed: many",
-    "experiment/option.yaml": "# @package _global_\ndefaults: [override /model: cnov]",
-    "experiment/group.yaml": "# @package _global_\ndefaults: [override /modle: conv]",
-}
+from vae_lab.utils.signals import ForcedInterrupt, Interrupted, StopSignals
 
 
 class Outcome(NamedTuple):
@@ -50,17 +30,10 @@ class Outcome(NamedTuple):
 Run = Callable[..., Outcome]
 
 
-def write_conf(folder: Path) -> None:
-    for name, text in FILES.items():
-        file = folder / "conf" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-
-
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run the app in this process: its exit code, what it wrote to stderr, the configs of its jobs."""
-    write_conf(tmp_path)
+    directory = write_conf(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
 
@@ -74,7 +47,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         monkeypatch.setattr(sys, "argv", ["app", *argv])
         code: Any = 0
         try:
-            run_command(job, "app", str(tmp_path / "conf"))
+            run_command(job, "app", directory)
         except SystemExit as stop:
             code = stop.code
         return Outcome(code, capsys.readouterr().err, configs)
@@ -180,9 +153,6 @@ def test_in_a_sweep_a_bad_value_fails_its_job_and_the_others_go_on(run: Run):
     assert (refused.code, refused.configs) == (2, []) and "did you mean model=conv?" in refused.error
 
 
-WRAPPED.__cause__ = UsageError("data.folder: no such folder\nuse data=digits")
-
-
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_job_ends_the_whole_sweep(run: Run, signum: int, code: int):
     outcome = run("-m", "seed=1,2,3", task=by_seed(seed_2=Interrupted(signum)))
@@ -200,6 +170,16 @@ def test_before_anything_can_be_lost_a_signal_ends_the_command_where_it_is(signu
     assert not callable(handler := signal.getsignal(signum)) or "StopSignals" not in repr(handler)
 
 
+def test_a_handler_that_lightning_installs_as_the_test_begins_is_replaced():
+    """It would end the process with code 0 at the next batch."""
+    with StopSignals() as stop_signals:
+        stop_signals.defer_to_safe_points()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        StopOnSignal(stop_signals, None).on_test_start(SimpleNamespace(world_size=1), None)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop_signals.requested == signal.SIGTERM
+
+
 def test_a_second_ctrl_c_stops_at_once():
     with pytest.raises(ForcedInterrupt), StopSignals() as stop_signals:
         stop_signals.defer_to_safe_points()
@@ -207,55 +187,3 @@ def test_a_second_ctrl_c_stops_at_once():
         assert stop_signals.requested == signal.SIGINT
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_a_ctrl_c_while_a_file_is_written_comes_after_it():
-    done = []
-    with pytest.raises(KeyboardInterrupt):
-        with defer_sigint():
-            signal.raise_signal(signal.SIGINT)
-            done.append("written")
-        done.append("never")
-    assert done == ["written"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_a_real_ctrl_c_ends_a_real_command_with_130(tmp_path: Path):
-    write_conf(tmp_path)
-    program = tmp_path / "program.py"
-    program.write_text(
-        dedent(
-            """
-            import time
-            from pathlib import Path
-            from vae_lab.runs.cli import run_command
-            from vae_lab.utils.signals import StopSignals
-
-            def task(config):
-                with StopSignals() as stop_signals:
-                    stop_signals.defer_to_safe_points()
-                    print("ready", flush=True)
-                    for _ in range(1000):
-                        stop_signals.raise_if_requested()
-                        time.sleep(0.01)
-
-            run_command(task, "app", str(Path(__file__).parent / "conf"))
-            """
-        )
-    )
-    source = str(Path(__file__).parents[2])
-    command = subprocess.Popen(
-        [sys.executable, str(program)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": source},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert command.stdout is not None
-    assert command.stdout.readline() == "ready\n"
-    command.send_signal(signal.SIGINT)
-    _, error = command.communicate(timeout=20)
-    first, last = error.strip().splitlines()
-    assert command.returncode == 130 and last == "interrupted by SIGINT"
-    assert first == "stopping as soon as everything is saved; Ctrl-C again stops at once"

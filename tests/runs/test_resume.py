@@ -9,8 +9,7 @@ import textwrap
 
 import pytest
 import torch
-from helpers.commands import wait_for
-from helpers.data import FAST
+from helpers.commands import QUIET, wait_for
 from helpers.refusals import refused
 from omegaconf import OmegaConf
 
@@ -103,7 +102,7 @@ def test_a_run_has_one_process_and_is_free_when_that_is_killed(tmp_path):
 
 # --- the command ------------------------------------------------------------------------------------------
 
-SHORT = (*FAST, "callbacks.images=null", "callbacks.last.every_n_seconds=0.0")
+SHORT = (*QUIET, "callbacks.last.every_n_seconds=0.0")
 LONG = (*SHORT, "trainer.max_epochs=4000")
 
 

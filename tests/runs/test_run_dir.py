@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from helpers.toy import write_conf
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
@@ -18,38 +19,12 @@ from vae_lab.runs.run_dir import claim, create
 from vae_lab.runs.stored_config import load_config, resumed_config
 from vae_lab.utils.errors import UsageError
 
-FILES = {
-    "app.yaml": """
-        defaults: [schema, trainer: auto, logger: board, callbacks: all, model: mlp, data: digits,
-                   experiment: null, override hydra/job_logging: disabled, _self_]
-        objective: {beta: 1.0}
-        optimizer: {lr: 0.001}
-        hydra:
-          run: {dir: "outputs/${run_name:}/${now:%Y-%m-%d_%H-%M-%S}"}
-          sweep: {dir: "outputs/sweeps/${now:%Y-%m-%d_%H-%M-%S}", subdir: "${hydra.job.num}"}
-          callbacks: {run_folder: {_target_: vae_lab.runs.run_dir.RunDirectory}}
-    """,
-    "trainer/auto.yaml": "max_epochs: 3\nprecision: bf16-mixed",
-    "trainer/cpu.yaml": "accelerator: cpu",
-    "logger/board.yaml": "board: {flush: 10}",
-    "logger/csv.yaml": "csv: {every: 5}",
-    "callbacks/all.yaml": "images: {every: 1}\nstop: {patience: 3}",
-    "callbacks/none.yaml": "{}",
-    "model/mlp.yaml": "latent_dim: 2\nhidden: ${model.latent_dim}",
-    "model/conv.yaml": "latent_dim: 32",
-    "data/digits.yaml": "root: data\nbatch_size: 8",
-    "experiment/paper.yaml": "# @package _global_\ndefaults: [override /model: conv]\nseed: 7",
-}
-
 Launch = Callable[..., Path]
 
 
 @pytest.fixture(autouse=True)
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name, text in FILES.items():
-        file = tmp_path / "conf" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
+    write_conf(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     return tmp_path
@@ -134,14 +109,6 @@ def test_a_sweep_has_one_folder_of_numbered_jobs(launch: Launch, refused: Callab
     assert last == sweep / "3"
     assert {load_config(sweep / str(job)).seed for job in range(4)} == {1, 2}
     assert f"{sweep}: already holds a run" in refused("-m", "seed=3,4", f"hydra.sweep.dir={sweep}")
-
-
-def test_a_sweep_of_the_same_second_has_a_folder_of_its_own(launch: Launch, workplace: Path):
-    for seconds in range(10):
-        name = f"{datetime.now() + timedelta(seconds=seconds):%Y-%m-%d_%H-%M-%S}"
-        (workplace / "outputs" / "sweeps" / name).mkdir(parents=True)
-    last = launch("-m", "seed=1,2")
-    assert last.name == "1" and last.parent.name.endswith("_2") and (last.parent / "multirun.yaml").is_file()
 
 
 def test_showing_the_config_makes_no_folder(launch: Launch, workplace: Path, capsys):

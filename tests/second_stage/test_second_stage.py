@@ -61,8 +61,8 @@ PLANE = LatentSpec("vector", (2,), IMAGE)
 N = 20_000
 
 
-def silent(what, done, total):
-    assert done <= total, what
+def silent(items, what, total):
+    return iter(items)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -150,14 +150,6 @@ def test_each_image_has_noise_of_its_own_and_its_samples_are_held_out_together(l
     assert torch.equal(held_out.values[:3], latents.values[57:60])
 
 
-def test_codes_are_kept_as_numbers():
-    model = model_of(partial(NearestCode, num_codes=5), UniformCodes)
-    x = torch.rand(40, 1, 2, 2)
-    latents = sample_posteriors(model, in_batches(x, 16), 1, 0)
-    assert latents.values.dtype == torch.int64 and latents.values.shape == (40, 1)
-    assert torch.equal(latents.z(torch.tensor([3, 7])), model.encode(x).mode[[3, 7]])
-
-
 # --- fitting ----------------------------------------------------------------------------------------------
 
 
@@ -201,7 +193,7 @@ class Raised(StandardNormal):
 
 
 def bound_of(model, x, num_samples, seed=0):
-    return mean_importance_bound(model, in_batches(x, 100), num_samples, seed, lambda done: None)
+    return mean_importance_bound(model, in_batches(x, 100), num_samples, seed, silent)
 
 
 @pytest.mark.parametrize("num_samples", [1, 5])
@@ -247,14 +239,6 @@ def test_the_density_of_a_standardised_flow_integrates_to_one():
     assert float(prior().log_prob(z).double().exp().sum()) * cell == pytest.approx(1.0, abs=1e-3)
 
 
-def test_a_standardised_prior_starts_at_the_latents_mean_and_scale():
-    prior = StandardizedPrior(PLANE, FlowPrior)
-    z = torch.randn(1000, 2) * torch.tensor([100.0, 1e-9]) + torch.tensor([1e3, 5.0])
-    prior.adapt(z)
-    assert_close(prior.mean, z.mean(0))
-    assert prior.scale[0] == z[:, 0].std(correction=0) and prior.scale[1] == 1e-6
-
-
 def bent(count=4000, seed=0):
     """Latents on a parabola, as no Gaussian has them."""
     torch.manual_seed(seed)
@@ -266,7 +250,7 @@ def test_a_flow_fitted_by_gradient_beats_the_best_gaussian_and_is_the_same_again
     latents, held_out = bent(), bent(1000, seed=1)
     gaussian = MultivariateNormal(latents.values.mean(0), torch.cov(latents.values.T))
     fitting = GradientFit(epochs=3, batch_size=200, lr=3e-2)
-    task = partial(FittingTask, latents=latents, held_out=held_out, report_progress=silent)
+    task = partial(FittingTask, latents=latents, held_out=held_out, track=silent)
     found = []
     for seed in (0, 0, 1):
         torch.manual_seed(5)
@@ -366,7 +350,7 @@ def test_a_fingerprint_tells_names_shapes_types_and_values():
 # --- the command ------------------------------------------------------------------------------------------
 
 TINY = ("model.latent_dim=2", "model.encoder.hidden=[16]", "model.decoder.hidden=[16]", "trainer.max_epochs=2",
-        "trainer.num_threads=1", "callbacks.images=null", "callbacks.tensorboard=null", "logger=null")  # fmt: skip
+        "trainer.num_threads=1", "callbacks.images=null", "callbacks.baseline=null", "logger=null")  # fmt: skip
 FEW = ("second_stage.num_images=20", "second_stage.num_samples=4")
 GAUSSIAN = OmegaConf.create({"_target_": "vae_lab.second_stage.SecondStage", "name": "x", "num_images": 20,
                              "prior": {"_target_": "vae_lab.priors.FullGaussian", "_partial_": True},
@@ -419,10 +403,7 @@ def test_images_and_labels_are_those_of_the_run(trained):
         ("run=nowhere", ["Not a run directory: nowhere"]),
         ("device=auto", ["run: has no value"]),
         ("run=RUN second_stage=flwo", ["second_stage=flwo", "did you mean second_stage=flow"]),
-        ("run=RUN second_stage=null", ["nothing to fit", "mixture"]),
-        ("run=RUN second_stage=autoregressive_codes", ["distribution over codes"]),
         ("run=RUN second_stage.prior.num_component=3", ["did you mean second_stage.prior.num_components?"]),
-        ("run=RUN second_stage.num_images=0", ["second_stage.num_images is at least 1"]),
         ("run=RUN second_stage=flow second_stage.fitting.lr=0", ["second_stage.fitting.lr is above 0"]),
         ("run=RUN device=gpu", ["device=gpu: no such device"]),
         ("run=RUN second_stage.name=../up", ["only letters, digits"]),
@@ -514,14 +495,12 @@ def test_a_prior_of_other_weights_is_not_used(own_run):
     assert load(own_run, prior="trained").fitted_prior is None
 
 
-@pytest.mark.parametrize("fault", ["cut", "gone", "config", "nothing", "shape"])
+@pytest.mark.parametrize("fault", ["cut", "config", "shape"])
 def test_a_damaged_prior_is_named(own_run, fault):
     weights, config = own_run / "prior/weights.ckpt", own_run / "prior/config.yaml"
     {
         "cut": lambda: weights.write_bytes(weights.read_bytes()[:-100]),
-        "gone": weights.unlink,
         "config": lambda: config.write_text("second_stage: ["),
-        "nothing": lambda: config.write_text("name: x"),
         "shape": lambda: config.write_text(config.read_text().replace("FullGaussian", "GaussianMixture")),
     }[fault]()
     text = refusal(own_run)

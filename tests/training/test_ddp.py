@@ -3,9 +3,6 @@
 import csv
 import json
 import math
-import os
-import subprocess
-import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from helpers.commands import QUIET, Command
 from torch import nn
 from torch.testing import assert_close
 
@@ -23,7 +21,6 @@ from vae_lab.training.build import build_node
 from vae_lab.training.ddp import AllReduceStrategy
 from vae_lab.utils.rng import EVALUATE, seed_noise
 
-TESTS = Path(__file__).parents[1]
 VALIDATED = 65  # in batches of 16: three for the first process, two for the second
 
 
@@ -87,20 +84,6 @@ def test_every_process_starts_from_the_weights_and_buffers_of_the_first(averaged
 # --- a whole run ------------------------------------------------------------------------------------------
 
 
-def run_on_two(folder: Path, *overrides: str) -> tuple[Path, str]:
-    argv = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true", "debug=fast",
-            "callbacks.images=null", "+callbacks.keep._target_=helpers.named.KeepState", *overrides]  # fmt: skip
-    hidden = {"VAE_LAB_DATA", "HYDRA_FULL_ERROR"}
-    env = {key: value for key, value in os.environ.items() if key not in hidden}
-    path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
-    options = {"env": env | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}, "cwd": folder, "timeout": 90}
-    command = [sys.executable, "-m", "vae_lab.train", *argv]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, **options)
-    assert done.returncode == 0, done.stderr[-4000:]
-    (run,) = [path.parent for path in folder.glob("outputs/**/summary.json")]
-    return run, done.stdout + done.stderr
-
-
 def evaluated_on_one(run: Path) -> dict[str, float]:
     """Validation of the saved best weights by this one process, with the noise that each of the two had."""
     lab = load(run, trusted=True)  # its config names a class of this file
@@ -121,11 +104,15 @@ def evaluated_on_one(run: Path) -> dict[str, float]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(warm, tmp_path_factory):
     """A run on two processes, of a likelihood that keeps a running average beside the weights."""
+    devices = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true")
     likelihood = ("model/likelihood=gaussian_optimal", "data.binarize=none", "optimizer.ema_decay=0.5")
     data = ("data.shift=1", f"data.val_size={VALIDATED}", "trainer.limit_val_batches=null")
-    return run_on_two(tmp_path_factory.mktemp("ddp"), *likelihood, *data)
+    keep = "+callbacks.keep._target_=helpers.named.KeepState"
+    done = Command(warm, tmp_path_factory.mktemp("ddp"))(*QUIET, *devices, *likelihood, *data, keep)
+    assert done.code == 0, done.stderr[-4000:]
+    return done.run, done.stdout + done.stderr
 
 
 def states(folder: Path) -> list[dict]:

@@ -2,28 +2,20 @@
 
 import pytest
 import torch
-from helpers.data import FAST
-from helpers.steps import images_of, model_of, step_of
+from helpers.steps import STATEFUL, composed, images_of, model_of, step_of
 from torch.testing import assert_close
 
 from vae_lab.core import ImageSpec, TrainingSpec
 from vae_lab.training.build import build_node
 from vae_lab.training.step import term_names
 
-PARTS = (
-    "model=spatial", "model/posterior=nearest_code", "model/prior=uniform_codes", "model.latent_dim=4",
-    "model.encoder.width=8", "model.decoder.width=8", "model.posterior.num_codes=8",
-    "objective/constraint=geco", "objective/regularizers=[commitment,perceptual]",
-)  # fmt: skip
 IMAGE = ImageSpec(1, 8, 8, 2)
 
 
 def stateful_step(**options):
-    from helpers.steps import composed
-
-    model = model_of(*PARTS, image=IMAGE)
+    model = model_of(*STATEFUL, image=IMAGE)
     spec = TrainingSpec(IMAGE, model.latents, 100)
-    objective = build_node(composed(*PARTS).objective, spec=spec)
+    objective = build_node(composed(*STATEFUL).objective, spec=spec)
     settings = {"algorithm": torch.optim.Adam, "lr": 1e-3, **options}
     step = step_of(model, objective=objective, batch_size=8, **settings)
     step.optimizer = step.settings.build(model.parameters(), objective.discriminators)
@@ -81,24 +73,3 @@ def test_clipping_and_the_gradient_norm_are_of_the_model_alone():
         {name: value for name, value in state_of(step).items() if ".discriminator." in name} for step in (free, clipped)
     ]
     assert_close(of_critic[0], of_critic[1])
-
-
-def test_a_resumed_run_ends_with_the_same_bits(command):
-    quick = (*FAST, *PARTS, "callbacks.images=null", "trainer.limit_train_batches=3", "optimizer.ema_decay=0.9",
-             "data.image_size=16")  # fmt: skip
-    short = command(*quick, "trainer.max_epochs=1")
-    assert short.code == 0, short.stderr[-2000:]
-    more = command(f"resume={short.run}", "trainer.max_epochs=2")
-    assert more.code == 0, more.stderr[-2000:]
-    whole = command(*quick, "trainer.max_epochs=2", "hydra.run.dir=whole")
-    assert whole.code == 0, whole.stderr[-2000:]
-    ours, theirs = (torch.load(run / "checkpoints/last.ckpt") for run in (short.run, command.cwd / "whole"))
-    assert any("discriminator" in name for name in ours["state_dict"]) and any(
-        "codes.usage" in n for n in ours["state_dict"]
-    )
-    assert all(torch.equal(value, theirs["state_dict"][name]) for name, value in ours["state_dict"].items())
-    assert (
-        ours["optimizer_states"][0]["param_groups"][1]["lr"] == theirs["optimizer_states"][0]["param_groups"][1]["lr"]
-    )
-    rows = [(run / "metrics.csv").read_bytes() for run in (short.run, command.cwd / "whole")]
-    assert rows[0] == rows[1] and b"codes_used" in rows[0] and b"train/perceptual" in rows[0]

@@ -1,10 +1,9 @@
 """Lightning callbacks: checkpoints, pictures, the progress bar, warnings, the files of the run directory."""
 
 from vae_lab.callbacks.baseline import Baseline
-from vae_lab.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
+from vae_lab.callbacks.checkpoint import BestCheckpoint, LastCheckpoint, StopOnSignal
 from vae_lab.callbacks.collapse import CollapseMonitor
 from vae_lab.callbacks.images import ImageLogger
-from vae_lab.callbacks.interrupt import StopOnSignal
 from vae_lab.callbacks.metrics_csv import MetricsCSV
 from vae_lab.callbacks.progress import ModelSummaryTable, Progress
 from vae_lab.callbacks.tensorboard import TensorBoardSummary

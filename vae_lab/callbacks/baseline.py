@@ -47,18 +47,18 @@ class Baseline(Callback):
         if not trainer.is_global_zero:
             return
         model = pl_module.evaluation_model
-        row: dict[str, Any] = {"name": NAME, "num_latents": sum(math.prod(latent.shape) for latent in model.latents)}
+        num_latents = sum(math.prod(latent.shape) for latent in model.latents)
         with pl_module.stopwatch.timed("baseline"), evaluation_mode(model, pl_module.seed):
             try:
-                found, row = _compare(trainer, pl_module, row)
+                found, compared = _compare(trainer, pl_module, num_latents)
             except Stopped:
-                found, row = {}, row | {"left_out": "the run was asked to stop"}
-        pl_module.baseline = row
+                found, compared = {}, {"left_out": "the run was asked to stop"}
+        pl_module.baseline = {"name": NAME, "num_latents": num_latents, **compared}
         pl_module.metrics |= found
         for logger in trainer.loggers:
             logger.log_metrics(found, step=trainer.global_step)
         console = Console(stderr=True)
-        for line in comparison_lines(pl_module.metrics, row):
+        for line in comparison_lines(pl_module.metrics, pl_module.baseline):
             log.info(line)
             console.print(line, highlight=False, soft_wrap=True)
 
@@ -69,8 +69,8 @@ def comparison_lines(metrics: dict[str, float], row: dict[str, Any]) -> list[str
         return []
     model = {name: metrics[f"test/{name}"] for name in SHOWN if f"test/{name}" in metrics}
     name = f"{row['name']}, {row['num_latents']} latents"
-    pca = row.get("left_out") or _values(row)
-    return [f"{who:<{len(name)}}  {what}" for who, what in (("model", _values(model)), (name, pca))]
+    rows = {"model": _values(model), name: row.get("left_out") or _values(row)}
+    return [f"{who:<{len(name)}}  {what}" for who, what in rows.items()]
 
 
 def _values(row: dict[str, Any]) -> str:
@@ -87,21 +87,23 @@ def why_left_out(num_latents: int, num_dims: int, num_images: int) -> str | None
     return None
 
 
-def _compare(trainer: Trainer, module: Any, row: dict[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
-    """The model's metrics, and the completed row of PCA."""
-    data, model, latents = datamodule_of(trainer), module.evaluation_model, row["num_latents"]
+def _compare(trainer: Trainer, module: Any, num_latents: int) -> tuple[dict[str, float], dict[str, Any]]:
+    """The model's metrics, and PCA's or the reason why it is left out."""
+    data, model = datamodule_of(trainer), module.evaluation_model
     dims = model.image.num_dims
-    count = min(data.size("train"), max_images(dims, latents))
-    rows = partial(_flat_images, module, data, "train", count)
+    count = min(data.size("train"), max_images(dims, num_latents))
+
+    def rows() -> Iterator[Tensor]:
+        return (x.flatten(1) for x, _ in _images(module, data, "train", count))
+
     found = moments(rows)
-    reason = why_left_out(latents, dims, count)
-    pca = None if reason else fit_ppca(rows, latents, found)
+    reason = why_left_out(num_latents, dims, count)
+    pca = None if reason else fit_ppca(rows, num_latents, found)
     num_tested = int(sum(trainer.num_test_batches)) * data.eval_batch_size * trainer.world_size
     tested = _images(module, data, "test", min(num_tested, data.size("test")))
     ours, theirs = _test(model, pca, found.mean.cpu().view(model.image.shape), tested, module.device)
-    return {f"test/{name}": value for name, value in ours.items()}, row | (
-        {"left_out": reason} if reason else {"num_images": count, **theirs}
-    )
+    ours = {f"test/{name}": value for name, value in ours.items()}
+    return ours, {"left_out": reason} if reason else {"num_images": count, **theirs}
 
 
 def _test(
@@ -133,8 +135,3 @@ def _images(module: Any, data: Any, split: Split, count: int) -> Iterator[tuple[
         if module.stop_requested():
             raise Stopped
         yield batch
-
-
-def _flat_images(module: Any, data: Any, split: Split, count: int) -> Iterator[Tensor]:
-    for x, _ in _images(module, data, split, count):
-        yield x.flatten(1)

@@ -1,4 +1,4 @@
-"""checkpoints/best.ckpt and checkpoints/last.ckpt of a run directory."""
+"""checkpoints/best.ckpt and checkpoints/last.ckpt of a run directory, and stopping a run where nothing is lost."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
@@ -15,8 +16,10 @@ from vae_lab.data.datamodule import datamodule_of, final_step, has_validation, i
 from vae_lab.runs.checkpoint_io import BEST, LAST
 from vae_lab.training.nonfinite import NonFiniteLoss
 from vae_lab.utils.files import write_atomically
+from vae_lab.utils.signals import StopSignals
 
 MIN_RATIO = 20  # of the time between saves to the time of one
+GRACE = 2.0  # seconds that a validation may still take after a signal: schedulers kill a job within seconds
 
 
 def checkpoint_folder(trainer: Trainer) -> Path:
@@ -24,11 +27,9 @@ def checkpoint_folder(trainer: Trainer) -> Path:
     return Path(trainer.default_root_dir) / "checkpoints"
 
 
-def best_checkpoint(trainer: Trainer) -> Path | None:
-    """best.ckpt of this run (not of a run it was resumed from); None if it keeps none."""
-    kept = any(isinstance(it, BestCheckpoint) and it.save_top_k != 0 for it in trainer.checkpoint_callbacks)
-    best = checkpoint_folder(trainer) / BEST
-    return best if kept and best.exists() else None
+def keeps_best(trainer: Trainer) -> bool:
+    """Whether this session keeps best.ckpt; the run it was resumed from may have left one."""
+    return any(isinstance(it, BestCheckpoint) and it.save_top_k != 0 for it in trainer.checkpoint_callbacks)
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -154,6 +155,57 @@ class LastCheckpoint(Checkpoint):
 
     def _time_passed(self) -> bool:
         return time.monotonic() - self._saved_at >= max(self.every_n_seconds, MIN_RATIO * self._seconds)
+
+
+class StopOnSignal(Checkpoint):
+    """Saves last.ckpt with `last` and raises Interrupted once `stop_signals` has received a signal.
+
+    A validation is completed first if that takes at most GRACE seconds; if not, last.ckpt stays as it was.
+
+    Must be the last callback, so that the others have completed the epoch before it stops the run.
+    """
+
+    def __init__(self, stop_signals: StopSignals, last: LastCheckpoint | None) -> None:
+        self.stop_signals, self.last = stop_signals, last
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Reinstall our handlers: Lightning's would end the process by an exit with code 0 at its next check."""
+        self.stop_signals.install()
+        if trainer.world_size == 1:
+            self.stop_signals.raise_if_requested()
+
+    on_sanity_check_start = on_test_start = on_train_start
+
+    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+        if not is_within_epoch(trainer):
+            self._stop(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if can_stop_here(trainer):
+            self._stop(trainer)
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Stop without saving if the validation takes too long."""
+        # With several processes the numbers of batches may differ, so they can agree only at the end.
+        if not trainer.sanity_checking and trainer.world_size == 1 and self.stop_signals.seconds_since > GRACE:
+            self.stop_signals.raise_if_requested()
+
+    def on_test_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Raise without saving: training is saved by then."""
+        if trainer.world_size == 1:
+            self.stop_signals.raise_if_requested()
+
+    def _stop(self, trainer: Trainer) -> None:
+        """Save and stop, in all processes if any has received a signal: a single one would deadlock the others."""
+        requested = self.stop_signals.requested or 0
+        if trainer.world_size > 1:
+            mine = torch.tensor(requested, device=trainer.strategy.root_device)
+            requested = int(trainer.strategy.reduce(mine, reduce_op="max"))
+        if requested:  # 0: a signal that arrived meanwhile is handled at the next call
+            self.stop_signals.requested = requested
+            if self.last is not None:
+                self.last.save_now(trainer)
+            self.stop_signals.raise_if_requested()
 
 
 def can_stop_here(trainer: Trainer) -> bool:

@@ -14,7 +14,6 @@ from vae_lab.data.datamodule import datamodule_of, has_validation
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.files import fsync, write_atomically
 
-MetricsRow = dict[str, Any]
 log = logging.getLogger("vae_lab")
 
 
@@ -64,7 +63,7 @@ def csv_path(trainer: Trainer) -> Path:
     return Path(trainer.default_root_dir) / "metrics.csv"
 
 
-def read_rows(path: Path) -> list[MetricsRow]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a table, values as text. UsageError: the file is not CSV."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -73,7 +72,7 @@ def read_rows(path: Path) -> list[MetricsRow]:
         raise UsageError(f"{path}: not a metrics table ({error})\nmove the file away to start a new one") from error
 
 
-def write_rows(path: Path, rows: list[MetricsRow]) -> None:
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """Replace the table atomically; its columns are those of all rows, in order of appearance."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO(newline="")
@@ -83,7 +82,7 @@ def write_rows(path: Path, rows: list[MetricsRow]) -> None:
     write_atomically(path, text.getvalue().encode())
 
 
-def add_row(path: Path, row: MetricsRow) -> None:
+def add_row(path: Path, row: dict[str, Any]) -> None:
     """Append a row; rewrite the table if it is new or the row has a new column."""
     columns = []
     if path.exists():

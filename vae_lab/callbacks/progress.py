@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -57,7 +56,7 @@ class Progress(Callback):
         self._task = TaskID(0)
         self._shown_at, self._shown_step = 0.0, 0
 
-    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         if not trainer.is_global_zero:
             return
         self._print_line(opening_line(trainer))
@@ -66,14 +65,13 @@ class Progress(Callback):
             self._bar = RichProgress(*COLUMNS, console=self.console, transient=True, auto_refresh=False)
             self._task = self._bar.add_task("", total=datamodule_of(trainer).steps_per_epoch, shown="")
             self._bar.start()
-            self._shown_at, self._shown_step = time.monotonic(), trainer.global_step
+            self._shown_at, self._shown_step = pl_module.stopwatch.training_clock(), trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
-        seconds = time.monotonic() - self._shown_at
-        if self._bar is None or seconds < self.refresh_seconds:
+        if self._bar is None or (now := pl_module.stopwatch.training_clock()) - self._shown_at < self.refresh_seconds:
             return
-        data, steps = datamodule_of(trainer), trainer.global_step - self._shown_step
-        self._shown_at, self._shown_step = time.monotonic(), trainer.global_step
+        data, seconds, steps = datamodule_of(trainer), now - self._shown_at, trainer.global_step - self._shown_step
+        self._shown_at, self._shown_step = now, trainer.global_step
         epoch, done = divmod(trainer.global_step, data.steps_per_epoch)
         rate = steps * data.step_size * trainer.world_size / seconds
         terms = format_terms(pl_module.metrics, "train", ("elbo", "kl"))  # fits 80 columns with the rest of the bar

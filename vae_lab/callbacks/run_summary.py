@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
 from omegaconf import DictConfig
@@ -37,8 +38,8 @@ class RunSummary:
         self.folder, self.config, self.trainer, self.module = folder, config, trainer, module
         self._started = time.perf_counter()
 
-    def __enter__(self) -> RunSummary:
-        return self
+    def __enter__(self) -> None:
+        pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         failure = disk_failure(error, self.folder) or error
@@ -95,9 +96,11 @@ class RunSummary:
         }
 
     def _environment(self) -> dict[str, Any]:
+        device, count = self.trainer.strategy.root_device, self.trainer.world_size
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         return {
             "num_parameters": sum(p.numel() for p in self.module.model.parameters()),
-            "device": device_name(self.trainer),
+            "device": name if count == 1 else f"{count} x {name}",
             "precision": str(self.trainer.precision),
             "seed": self.config.seed,
             "config_hash": config_hash(self.config),
@@ -119,12 +122,3 @@ def disk_failure(error: BaseException | None, folder: Path) -> RunFailed | None:
                 "Files saved earlier are intact. Free disk space (or make the directory writable), then resume the run"
             )
     return None
-
-
-def device_name(trainer: Trainer) -> str:
-    """`cpu`, or the name of the accelerator; prefixed with the number of processes if several."""
-    import torch
-
-    device = trainer.strategy.root_device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return name if trainer.world_size == 1 else f"{trainer.world_size} x {name}"

@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from vae_lab.data.datamodule import datamodule_of
+from vae_lab.utils.stopwatch import Stopwatch
 
 
 class Throughput(Callback):
@@ -19,7 +20,7 @@ class Throughput(Callback):
         self._validating = 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self._started, self._first_step = _training_clock(pl_module), trainer.global_step
+        self._started, self._first_step = pl_module.stopwatch.training_clock(), trainer.global_step
 
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         if not trainer.sanity_checking:
@@ -44,17 +45,12 @@ class Throughput(Callback):
 
     def _count(self, trainer: Trainer, pl_module: Any) -> float | None:
         """Add the images and seconds of the epoch until now; returns its rate, None if nothing was trained."""
-        steps, data, watch = trainer.global_step - self._first_step, datamodule_of(trainer), pl_module.stopwatch
+        watch: Stopwatch = pl_module.stopwatch
+        steps, data = trainer.global_step - self._first_step, datamodule_of(trainer)
         if self._started is None or not steps:
             return None
-        seconds, self._started = _training_clock(pl_module) - self._started, None
+        seconds, self._started = watch.training_clock() - self._started, None
         images = min(steps * data.step_size * trainer.world_size, data.size("train"))
         watch.num_images += images
         watch.seconds["training"] += seconds
         return images / max(seconds, 1e-9)
-
-
-def _training_clock(pl_module: Any) -> float:
-    """A clock in seconds that stands still while pictures are drawn and checkpoints saved."""
-    seconds: dict[str, float] = pl_module.stopwatch.seconds
-    return time.perf_counter() - seconds["pictures"] - seconds["checkpoints"]

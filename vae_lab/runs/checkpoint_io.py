@@ -55,12 +55,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             write_checkpoint(checkpoint, path)
             self._held = None
 
-    def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove the file, and its held save if there is one."""
-        if self._held is not None and self._held[0] == Path(path):
-            self._held = None
-        super().remove_checkpoint(path)
-
     def teardown(self) -> None:
         """Discard what is held: it is newer than the state that a run resumes from."""
         self._held = None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,13 @@ MIN_SCALE = 1e-6  # for a latent dimension that hardly varies
 HELD_OUT_EVERY = 20  # without validation images, every 20th training image is held out
 SCORING_BATCH = 2000
 
-# Called after each piece of work with its name, the amount done and the total; may raise to end the fit.
-ProgressCallback = Callable[[str, int, int], None]
+T = TypeVar("T")
+
+
+class Track(Protocol):
+    """Yields the items of some work and shows how many of `total` are done; may raise after one, to end the fit."""
+
+    def __call__(self, items: Iterable[T], what: str, total: int) -> Iterator[T]: ...
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ class FittingTask(NamedTuple):
     latents: LatentSamples
     held_out: LatentSamples  # for model selection and scores
     seed: int
-    report_progress: ProgressCallback
+    track: Track
 
     def log_prob(self, latents: LatentSamples, rows: Tensor | slice = slice(None)) -> Tensor:
         """log p(z) of latents in nats, (n,); for codes a log probability mass."""
@@ -127,7 +132,6 @@ class DirectFit:
             )
         for device in {torch.device("cpu"), task.latents.values.device}:
             seed_noise(device, task.seed, FIT, NOISE)
-        task.report_progress("fit", 0, 1)
         try:
             task.prior.fit(task.latents.z())
         except ValueError as error:
@@ -163,7 +167,7 @@ class GradientFit:
         optimizer = torch.optim.Adam(task.prior.parameters(), self.lr)
         best, kept = task.mean_log_prob(task.held_out), copy.deepcopy(task.prior.state_dict())
         for epoch in range(self.epochs):
-            self._train(task, optimizer, epoch, f"fit (held out {best:.2f} nats)")
+            self._train(task, optimizer, epoch, f"epoch {epoch + 1}/{self.epochs} (held out {best:.2f} nats)")
             score = task.mean_log_prob(task.held_out)
             if not math.isfinite(score):
                 raise RunFailed(
@@ -178,17 +182,15 @@ class GradientFit:
         device = task.latents.values.device
         order = epoch_permutation(len(task.latents), mix(task.seed, FIT, ORDER), epoch)
         batches = order.to(device).split(self.batch_size)
-        total = self.epochs * len(batches)
         task.prior.train()
-        for step, rows in enumerate(batches, epoch * len(batches)):
+        for step, rows in enumerate(task.track(batches, what, len(batches)), epoch * len(batches)):
             seed_noise(device, task.seed, FIT, NOISE, step)
-            optimizer.param_groups[0]["lr"] = self.lr * Cosine()(step, total)
+            optimizer.param_groups[0]["lr"] = self.lr * Cosine()(step, self.epochs * len(batches))
             optimizer.zero_grad()
             loss = -task.log_prob(task.latents, rows).mean()
             loss.backward()
             nn.utils.clip_grad_norm_(task.prior.parameters(), self.clip_norm)
             optimizer.step()
-            task.report_progress(what, step + 1, total)
 
 
 def second_stage_error(error: ValueError) -> UsageError:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -32,7 +32,7 @@ from vae_lab.second_stage.fitting import (
     SAMPLES,
     FittingTask,
     LatentSamples,
-    ProgressCallback,
+    Track,
     sample_posteriors,
 )
 from vae_lab.second_stage.stage import SecondStage, build_prior, require_single_layer
@@ -41,10 +41,9 @@ from vae_lab.utils.errors import UsageError
 from vae_lab.utils.rng import FIT, seed_noise
 
 Metrics = dict[str, float | None]  # in nats per image; None where the ELBO is not a bound on log p(x)
-B = TypeVar("B", bound=tuple[Any, ...])  # a batch: images first
 EVALUATED: tuple[Split, ...] = ("val", "test")
 MIN_TRAINING_IMAGES = 512  # used even after a shorter training, if the split has as many
-IMPORTANCE_BATCH = 50  # images per estimate of the importance bound, between two progress reports
+IMPORTANCE_BATCH = 50  # images per estimate of the importance bound
 
 
 class PriorFit:
@@ -60,9 +59,9 @@ class PriorFit:
         node: DictConfig,
         device: torch.device,
         seed: int,
-        report_progress: ProgressCallback,
+        track: Track,
     ) -> None:
-        self.device, self.seed, self.report_progress = device, seed, report_progress
+        self.device, self.seed, self.track = device, seed, track
         self.stage: SecondStage = build_node(node)
         self.model = require_single_layer(restore_model(saved, run_config).to(device))
         self.prior = build_prior(self.stage, self.model, seed).to(device)  # before the images are read, to fail early
@@ -92,7 +91,7 @@ class PriorFit:
             held_out = self._sample_posteriors("val", 1)
         else:
             latents, held_out = latents.split_held_out(self.stage.samples_per_image)
-        task = FittingTask(self.prior, latents, held_out, self.seed, self.report_progress)
+        task = FittingTask(self.prior, latents, held_out, self.seed, self.track)
         self.stage.fitting(task)
         log_pz = {"fitted": task.mean_log_prob(latents), "held_out": task.mean_log_prob(held_out)}
         fitted_at = time.perf_counter()
@@ -103,7 +102,7 @@ class PriorFit:
         return {"metrics": metrics, "log_pz": log_pz, "protocol": self._protocol(), "seconds": seconds}
 
     def _sample_posteriors(self, split: Split, number: int) -> LatentSamples:
-        images = self._counted("latents", self.images(split, self.sizes[split]), self.sizes[split])
+        images = self.track(self.images(split, self.sizes[split]), "latents", self._num_batches(split))
         return sample_posteriors(self.model, images, self.stage.samples_per_image, self.seed, FIT, LATENTS, number)
 
     def _metrics(self) -> Metrics:
@@ -111,32 +110,23 @@ class PriorFit:
         found: Metrics = {}
         for split in [split for split in EVALUATED if self.sizes[split]]:
             loader = self.data.val_dataloader() if split == "val" else self.data.test_dataloader()
-            batches = islice(loader, math.ceil(self.sizes[split] / self.data.eval_batch_size))
+            batches = self.track(islice(loader, self._num_batches(split)), "ELBO", self._num_batches(split))
             on_device = (Batch(x.to(self.device), None if y is None else y.to(self.device)) for x, y in batches)
-            counted = self._counted("ELBO", on_device, self.sizes[split])
-            found |= elbo_terms(self.evaluator, self.model, split, counted)
-        if count := self.num_scored:
-            found[f"test/iw_elbo_{self.stage.num_samples}"] = mean_importance_bound(
-                self.model,
-                self.images("test", count),
-                self.stage.num_samples,
-                self.seed,
-                lambda done: self.report_progress("importance bound", done, count),
+            found |= elbo_terms(self.evaluator, self.model, split, on_device)
+        if self.num_scored:
+            images, num_samples = self.images("test", self.num_scored), self.stage.num_samples
+            found[f"test/iw_elbo_{num_samples}"] = mean_importance_bound(
+                self.model, images, num_samples, self.seed, self.track
             )
         return found
+
+    def _num_batches(self, split: Split) -> int:
+        return math.ceil(self.sizes[split] / self.data.eval_batch_size)
 
     def images(self, split: Split, count: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """The first `count` images of a split, preprocessed as for evaluation; labels for a conditional model only."""
         for x, y in self.data.first_images(split, count):
             yield x.to(self.device), y.to(self.device) if y is not None and self.model.conditional else None
-
-    def _counted(self, what: str, batches: Iterator[B], total: int) -> Iterator[B]:
-        """The batches; reports the images done after each."""
-        done = 0
-        for batch in batches:
-            yield batch
-            done += len(batch[0])
-            self.report_progress(what, done, total)
 
     @torch.no_grad()
     def samples(self, prior: Prior, num_latents: int, num_classes: int | None = None) -> Tensor:
@@ -200,15 +190,15 @@ def elbo_terms(evaluator: SplitEvaluator, model: VAE, split: Split, batches: Ite
 
 
 def mean_importance_bound(
-    model: VAE, images: LabelledBatches, num_samples: int, seed: int, report: Callable[[int], None]
+    model: VAE, images: LabelledBatches, num_samples: int, seed: int, track: Track
 ) -> float | None:
-    """Importance-weighted bound in nats, mean over images; None without a bound. report: called with images done."""
+    """Importance-weighted bound in nats, mean over images; None without a bound."""
     if parts_without_density(model):
         return None
     bounds: list[Tensor] = []
     for number, (x, y) in enumerate(images):
-        for rows in torch.arange(len(x), device=x.device).split(IMPORTANCE_BATCH):
+        parts = torch.arange(len(x), device=x.device).split(IMPORTANCE_BATCH)
+        for rows in track(parts, "importance bound", len(parts)):
             seed_noise(x.device, seed, FIT, IMPORTANCE, number, int(rows[0]))
             bounds.append(importance_bound(model, x[rows], num_samples, y=None if y is None else y[rows]))
-            report(sum(map(len, bounds)))
     return float(torch.cat(bounds).double().mean())

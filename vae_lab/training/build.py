@@ -18,17 +18,14 @@ from vae_lab.data.datamodule import ImageDataModule, LoaderOptions
 from vae_lab.models.base import Model
 from vae_lab.runs.checkpoint_io import load_checkpoint
 from vae_lab.training.lightning_module import VAEModule
+from vae_lab.training.nonfinite import can_skip_on_device
 from vae_lab.training.optimizer import OptimizerSettings
-from vae_lab.training.step import Execution
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.rng import INITIALIZE, mix
 
 
 def build_node(node: DictConfig, **parts: Any) -> Any:
-    """Instantiate a config node; a `_partial_` is called with `parts`.
-
-    UsageError: a constructor rejected its values.
-    """
+    """Instantiate a config node; a `_partial_` is called with `parts`. UsageError: a constructor refused its values."""
     try:
         if node.get("_partial_"):
             return instantiate(node, _convert_="all")(**parts)
@@ -50,7 +47,8 @@ def build(config: DictConfig, stop_requested: Callable[[], bool] = lambda: False
         LoaderOptions(config.seed, settings.accumulate, trainer.steps_per_execution, trainer.limit_train_batches)
     )
     data.load()
-    require_capturable(settings, config.trainer.cuda_graphs)
+    if trainer.cuda_graphs:
+        require_capturable(settings)
     return data, build_module(config, data, data.image, data.size("train"), settings, stop_requested)
 
 
@@ -73,7 +71,8 @@ def build_module(
         batch_size=data.batch_size,
         seed=config.seed,
         config=cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True)),
-        execution=Execution(config.trainer.compile, config.trainer.cuda_graphs),
+        compile=config.trainer.compile,
+        cuda_graphs=config.trainer.cuda_graphs,
         on_nonfinite=config.trainer.on_nonfinite,
         stop_requested=stop_requested,
     )
@@ -82,13 +81,14 @@ def build_module(
     return module
 
 
-def require_capturable(settings: OptimizerSettings, cuda_graphs: bool) -> None:
-    """UsageError for an optimiser whose step reads back from the device, which a CUDA graph cannot record."""
+def require_capturable(settings: OptimizerSettings) -> None:
+    """UsageError: an optimiser that reads back from the device, or cannot skip a non-finite step there."""
     optimizer = settings.build([torch.nn.Parameter(torch.zeros(1))])
-    if cuda_graphs and "capturable" not in optimizer.defaults:
+    if "capturable" not in optimizer.defaults or not can_skip_on_device(optimizer):
         raise UsageError(
-            f"trainer.cuda_graphs=true: {type(optimizer).__name__} cannot be recorded in a CUDA graph "
-            "(it has no option 'capturable').\nUse optimizer=adam or adamw, or leave trainer.cuda_graphs=false"
+            f"trainer.cuda_graphs=true: {type(optimizer).__name__} cannot be recorded in a CUDA graph (it has no "
+            "option 'capturable', or no fused kernels that skip a non-finite step).\n"
+            "Use optimizer=adam or adamw with optimizer.algorithm.fused=true, or leave trainer.cuda_graphs=false"
         )
 
 

@@ -28,48 +28,33 @@ class CUDAGraphRunner:
         self, function: Callable[[Tensor, Tensor | None, Sequence[Tensor]], Outputs], device: torch.device
     ) -> None:
         self._function, self._device = function, device
+        self._stream = torch.cuda.Stream(device)
         self._calls = 0
-        self._images: Tensor | None = None
-        self._labels: Tensor | None = None
-        self._numbers: list[Tensor] = []
-        self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, images: Tensor, labels: Tensor | None, numbers: Sequence[float]) -> Outputs:
         """images: uint8 (N, C, H, W); labels: (N,); numbers: floats that may change between calls."""
-        self._copy_inputs(images, labels, numbers)
-        self._calls += 1
-        if self._calls <= WARM_UP_STEPS:
-            return self._run_eagerly()
-        if self._graph is None:
-            self._record()
-        assert self._graph is not None
-        self._graph.replay()
-        return tuple(None if it is None else it.clone() for it in self._outputs)  # the next replay overwrites them
-
-    def _copy_inputs(self, images: Tensor, labels: Tensor | None, numbers: Sequence[float]) -> None:
-        """Copy the inputs to the memory that the graph reads."""
-        if self._images is None:
+        if self._calls == 0:  # the memory that the graph reads
             self._images = torch.empty_like(images, device=self._device)
             self._labels = None if labels is None else torch.empty_like(labels, device=self._device)
             self._numbers = [torch.zeros((), device=self._device) for _ in numbers]
-            self._stream = torch.cuda.Stream(self._device)
         self._images.copy_(images, non_blocking=True)
         if self._labels is not None and labels is not None:
             self._labels.copy_(labels, non_blocking=True)
         for tensor, number in zip(self._numbers, numbers, strict=True):
             tensor.fill_(number)
+        self._calls += 1
+        if self._calls <= WARM_UP_STEPS:
+            return self._run_eagerly()
+        if self._calls == WARM_UP_STEPS + 1:
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
+                self._outputs = self._function(self._images, self._labels, self._numbers)
+        self._graph.replay()
+        return tuple(None if it is None else it.clone() for it in self._outputs)  # the next replay overwrites them
 
     def _run_eagerly(self) -> Outputs:
-        assert self._images is not None
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             outputs = self._function(self._images, self._labels, self._numbers)
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
         return outputs
-
-    def _record(self) -> None:
-        assert self._images is not None
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-            self._outputs = self._function(self._images, self._labels, self._numbers)
-        self._graph = graph

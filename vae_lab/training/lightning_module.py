@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -26,7 +26,7 @@ from vae_lab.training.ddp import AllReduceStrategy
 from vae_lab.training.nonfinite import NonFinitePolicy, OnNonFinite, require_finite
 from vae_lab.training.optimizer import OptimizerSettings, WeightAverage
 from vae_lab.training.resume import continue_at_step
-from vae_lab.training.step import Execution, TrainingStep, term_names
+from vae_lab.training.step import TrainingStep, term_names
 from vae_lab.training.step_log import StepLog
 from vae_lab.utils.stopwatch import Stopwatch
 
@@ -51,7 +51,8 @@ class VAEModule(LightningModule):
         batch_size: int,
         seed: int,
         config: Mapping[str, Any],
-        execution: Execution | None = None,
+        compile: bool | Literal["reduce-overhead"] = False,
+        cuda_graphs: bool = False,
         on_nonfinite: OnNonFinite = "stop",
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -61,7 +62,7 @@ class VAEModule(LightningModule):
         self.average = WeightAverage(model, optimizer.ema_decay) if optimizer.ema_decay else None
         self.objective, self.settings, self.preprocess = objective, optimizer, preprocess
         self.batch_size, self.seed, self.config = batch_size, seed, config
-        self.execution = execution or Execution()
+        self.compile_step, self.cuda_graphs = compile, cuda_graphs
         self.sums = ElboSums.for_latents(model.latents)  # a submodule, so that it moves with the model
         self.diagnostics = Diagnostics(model)
         self.evaluation = SplitEvaluator(self.sums, self.diagnostics, objective, preprocess, seed)
@@ -117,7 +118,8 @@ class VAEModule(LightningModule):
             rank=self.global_rank,
             average=self.average,
             reduce_gradients=strategy.reduce_gradients if isinstance(strategy, AllReduceStrategy) else None,
-            execution=self.execution,
+            compile=self.compile_step,
+            cuda_graphs=self.cuda_graphs,
             on_nonfinite=self.on_nonfinite,
         )
         if (last := self._total_steps()) is not None:  # a run shorter than that is validated once, at its end
@@ -143,7 +145,7 @@ class VAEModule(LightningModule):
             self._count_steps(1)
             if logs:
                 self.log_steps()
-            elif self.step.checks_every_step and record.nonfinite:
+            elif self.step.skipped:
                 self.read_steps()
 
     def _count_steps(self, steps: int) -> None:
@@ -173,11 +175,10 @@ class VAEModule(LightningModule):
     def log_steps(self) -> None:
         """Read the steps since the last log entry and log their mean."""
         self.read_steps()
-        sums = self.step_log.since_log
-        if not sums.num_images:
+        means = self.step_log.means_since_log()
+        if not means:
             return
-        shown = {**sums.means(), **self._rates()}
-        sums.reset()
+        shown = means | self._rates()
         if self.step_log.last_norm is not None:
             shown["gradient_norm"] = float(self.step_log.last_norm)
         if self.on_nonfinite == "skip":
@@ -199,20 +200,17 @@ class VAEModule(LightningModule):
     def on_train_epoch_start(self) -> None:
         """Reset the sums of the epoch, unless a resumed run continues it."""
         if not is_within_epoch(self.trainer):
-            self.step_log.epoch.reset()
+            self.step_log.start_epoch()
 
     def epoch_means(self) -> dict[str, float]:
         """Means of the training terms over the epoch so far, in nats per image."""
         self.log_steps()
-        means = self.step_log.epoch.means()
+        means = self.step_log.epoch_means()
         self.metrics |= means
         return means
 
     def record_metrics(self) -> dict[str, float]:
-        """Metrics at the end of an epoch, kept as the best if they are; whatever the logging interval.
-
-        Functions of the weights and the step.
-        """
+        """Metrics at the end of an epoch, functions of the weights and the step; kept as the best if they are."""
         found = {name: value for name, value in self.metrics.items() if not name.startswith(NOT_VALIDATED)}
         row = {**self.epoch_means(), **self._rates(), **found}
         best, score = self.best_metrics.get("val/elbo"), row.get("val/elbo")
@@ -226,19 +224,16 @@ class VAEModule(LightningModule):
         """Read all steps first, so that non-finite weights are neither validated nor saved."""
         if not self.trainer.sanity_checking:
             self.log_steps()
-        self._start_split()
+        self.on_test_epoch_start()
 
     def on_test_epoch_start(self) -> None:
-        self._start_split()
+        self.evaluation.start(self.evaluation_model, self._training_batches())
 
     def on_train_epoch_end(self) -> None:
         """Without validation, fit the likelihood to the last weights: they are saved as the best after this."""
         self.log_steps()
         if not has_validation(self.trainer):
             self.evaluation.fit_likelihood(self.evaluation_model, self._training_batches())
-
-    def _start_split(self) -> None:
-        self.evaluation.start(self.evaluation_model, self._training_batches())
 
     def _training_batches(self) -> LabelledBatches:
         for x, y in datamodule_of(self.trainer).first_images("train", NUM_FITTED):

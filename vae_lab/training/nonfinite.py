@@ -15,22 +15,22 @@ from torch import Tensor, nn
 
 from vae_lab.utils.errors import RunFailed
 
+log = logging.getLogger("vae_lab")
 OnNonFinite = Literal["stop", "skip"]
+MAX_LOCATED = 3  # skipped steps that are repeated to locate the first non-finite value
+MAX_CONSECUTIVE = 100
+ADVICE = (
+    "Training stopped; the checkpoints hold the last finite weights. Try a smaller optimizer.lr, "
+    "optimizer.clip_norm=1, or trainer.precision=32-true."
+)
 
 
 def nonfinite_flag(loss: Tensor, gradients: Sequence[Tensor]) -> Tensor:
     """1 if the loss () or any gradient holds an infinity or NaN, else 0: float32, (), on their device."""
-    nonfinite = (~loss.isfinite()).float()
-    if gradients:
-        # The check of torch's GradScaler: one pass over all gradients, here with a scale of 1.
-        torch._amp_foreach_non_finite_check_and_unscale_(list(gradients), nonfinite, torch.ones_like(nonfinite))
+    nonfinite = torch.zeros_like(loss)
+    # The check of torch's GradScaler: one pass over all of them, here with a scale of 1.
+    torch._amp_foreach_non_finite_check_and_unscale_([loss, *gradients], nonfinite, torch.ones_like(loss))
     return nonfinite
-
-
-def propagate_nonfinite(loss: Tensor, gradients: Sequence[Tensor]) -> None:
-    """Make a gradient non-finite where the loss is, so that averaging gradients propagates it to all processes."""
-    if gradients:
-        gradients[0].view(-1)[:1].add_(loss.detach() * 0)
 
 
 def can_skip_on_device(optimizer: torch.optim.Optimizer) -> bool:
@@ -42,22 +42,12 @@ def can_skip_on_device(optimizer: torch.optim.Optimizer) -> bool:
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False)) and not momentum
 
 
-def set_skip_flag(optimizer: torch.optim.Optimizer, nonfinite: Tensor) -> None:
-    """Make the next `optimizer.step()` change nothing, its state included, if `nonfinite` is 1."""
-    optimizer.found_inf, optimizer.grad_scale = nonfinite, None  # type: ignore[attr-defined]
-
-
 class BufferSnapshot:
     """A copy of the buffers that a training forward pass changes (codebooks, running means), to restore them."""
 
     def __init__(self, *parts: nn.Module) -> None:
-        self._buffers = [
-            buffer
-            for part in parts
-            for module in part.modules()
-            for name, buffer in module.named_buffers(recurse=False)
-            if name not in module._non_persistent_buffers_set
-        ]
+        states = (value for part in parts for value in part.state_dict(keep_vars=True).values())
+        self._buffers = [value for value in states if not isinstance(value, nn.Parameter)]
         self._before: list[Tensor] = []
 
     def save(self) -> None:
@@ -115,15 +105,6 @@ def watch_nonfinite(model: nn.Module) -> Iterator[NonFiniteSource]:
             hook.remove()
 
 
-log = logging.getLogger("vae_lab")
-MAX_LOCATED = 3  # skipped steps that are repeated to locate the first non-finite value
-MAX_CONSECUTIVE = 100
-ADVICE = (
-    "Training stopped; the checkpoints hold the last finite weights. Try a smaller optimizer.lr, "
-    "optimizer.clip_norm=1, or trainer.precision=32-true."
-)
-
-
 class NonFiniteLoss(RunFailed):
     """A term of the loss, a gradient or a weight became infinite or NaN."""
 
@@ -137,12 +118,12 @@ class NonFinitePolicy:
         self._at, self._in_a_row = -1, 0
 
     def handle(self, step: int, terms: dict[str, float], locate: Callable[[], str]) -> None:
-        """Handle non-finite step number `step` (from 0); `locate` names its first non-finite module and parameter.
-
-        NonFiniteLoss: training must stop.
-        """
+        """Handle non-finite step number `step` (from 0). locate: names where it arose. NonFiniteLoss: stop."""
         values = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
-        message = f"{_first_nonfinite_term(terms)} at optimiser step {step + 1} ({values})."
+        order = ("log_px", "kl", "loss")  # the loss is computed from the others
+        named = [f"{name} became {terms[name]}" for name in order if not math.isfinite(terms[name])]
+        found = named[0] if named else "a gradient became infinite or NaN"
+        message = f"{found} at optimiser step {step + 1} ({values})."
         if self.stops:
             raise NonFiniteLoss(f"{message}\n{locate()}\n{ADVICE}")
         self.num_skipped += 1
@@ -166,9 +147,3 @@ def require_finite(parts: Sequence[nn.Module], step: int) -> None:
     nonfinite = next((name for name, weight in weights if not weight.isfinite().all()), None)
     if nonfinite is not None:
         raise NonFiniteLoss(f"the weights {nonfinite} became infinite or NaN by optimiser step {step}.\n{ADVICE}")
-
-
-def _first_nonfinite_term(terms: dict[str, float]) -> str:
-    # log_px and kl before the loss, which is computed from them.
-    named = [name for name in ("log_px", "kl", "loss") if not math.isfinite(terms[name])]
-    return f"{named[0]} became {terms[named[0]]}" if named else "a gradient became infinite or NaN"

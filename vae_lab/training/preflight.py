@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 from torch import Tensor
 
-from vae_lab.core import LatentSpec
 from vae_lab.data.datamodule import ImageDataModule
 from vae_lab.data.images import Split
 from vae_lab.likelihoods import ColorGaussian
@@ -74,11 +73,20 @@ def _require_shared_scale(likelihood: str, objective: Objective, batch_size: int
 
 
 def _require_finite_log_px(model: Model, objective: Objective, x: Tensor, y: Tensor | None) -> None:
+    """UsageError: log p(x|z) is not finite, or a part of the objective does not support the model."""
     modes = model.training, objective.training
     model.eval(), objective.eval()
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        log_px = _score(model, objective, x, y)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            trace = model(x, objective.num_samples, y)
+            terms = objective.terms(trace, x)
+            inputs = model.regularizer_inputs(trace, x, y)
+            objective(inputs, terms, Weights())
+            objective.discriminator_loss(inputs)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     model.train(modes[0]), objective.train(modes[1])
+    log_px = terms.log_px
     num_nonfinite = (~log_px.isfinite()).sum().item()
     if num_nonfinite:
         raise UsageError(
@@ -86,19 +94,6 @@ def _require_finite_log_px(model: Model, objective: Objective, x: Tensor, y: Ten
             f"images no finite log p(x|z) (found {log_px.flatten()[~log_px.flatten().isfinite()][0].item()}).\n"
             f"Their pixels lie in [{x.min():.3g}, {x.max():.3g}]; choose a model/likelihood for such values"
         )
-
-
-def _score(model: Model, objective: Objective, x: Tensor, y: Tensor | None) -> Tensor:
-    """log p(x|z), (S, B). UsageError: a part of the objective does not support the model."""
-    try:
-        trace = model(x, objective.num_samples, y)
-        terms = objective.terms(trace, x)
-        inputs = model.regularizer_inputs(trace, x, y)
-        objective(inputs, terms, Weights())
-        objective.discriminator_loss(inputs)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    return terms.log_px
 
 
 def _image_warnings(x: Tensor) -> Iterator[str]:
@@ -145,17 +140,10 @@ def _latent_warnings(model: Model, objective: Objective, num_images: int) -> Ite
             "importance weights are ratios of densities, which these latents do not have in training: choose "
             "objective/bound=elbo"
         )
-    if (warning := codebook_size_warning(model.latents, num_images)) is not None:
-        yield warning
-
-
-def codebook_size_warning(latents: Sequence[LatentSpec], num_images: int) -> str | None:
-    """A warning if a codebook has more codes than the training set has images, else None."""
-    num_codes = max((latent.num_codes or 0 for latent in latents), default=0)
-    if num_codes <= num_images:
-        return None
-    fewer = 2 ** max(1, int(math.log2(max(num_images, 1))) - 2)
-    return (
-        f"model.posterior: a codebook of {num_codes} codes is larger than the training set of {num_images} images; "
-        f"choose fewer codes, such as model.posterior.num_codes={fewer}"
-    )
+    num_codes = max(latent.num_codes or 0 for latent in model.latents)
+    if num_codes > num_images:
+        fewer = 2 ** max(1, int(math.log2(num_images)) - 2)
+        yield (
+            f"model.posterior: a codebook of {num_codes} codes is larger than the training set of {num_images} images; "
+            f"choose fewer codes, such as model.posterior.num_codes={fewer}"
+        )

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Timer
 
 from vae_lab.data.datamodule import ImageDataModule, final_step
 from vae_lab.runs.checkpoint_io import BEST, load_checkpoint
-from vae_lab.runs.resume import read_summary, resume_checkpoint
+from vae_lab.runs.resume import read_summary
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.files import write_json
 
@@ -19,11 +19,6 @@ REQUIRED_STATE = (
     *("global_step", "state_dict", "optimizer_states", "callbacks", "loops"),
     *("steps_per_epoch", "step_log", "nonfinite_policy", "kl_per_dim", "metrics"),
 )
-
-
-def load_resumed(resume: str) -> dict[str, Any]:
-    """The checkpoint to resume from. UsageError: missing, damaged, or without a part of the state."""
-    return load_checkpoint(resume_checkpoint(resume), needed=REQUIRED_STATE)
 
 
 def prepare_resume(

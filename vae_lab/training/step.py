@@ -6,8 +6,8 @@ This is the unit that is compiled or recorded. All noise of a step comes from a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vae_lab.data.transforms import Preprocess
 from vae_lab.models.base import Model
-from vae_lab.objectives.bounds import Weight, total_kl
+from vae_lab.objectives.bounds import total_kl
 from vae_lab.objectives.objective import Objective, Weights
 from vae_lab.training.cuda_graphs import CUDAGraphRunner, Outputs
 from vae_lab.training.nonfinite import (
@@ -23,12 +23,9 @@ from vae_lab.training.nonfinite import (
     OnNonFinite,
     can_skip_on_device,
     nonfinite_flag,
-    propagate_nonfinite,
-    set_skip_flag,
     watch_nonfinite,
 )
 from vae_lab.training.optimizer import OptimizerSettings, WeightAverage, adapt_optimizer_state
-from vae_lab.utils.errors import UsageError
 from vae_lab.utils.rng import TRAIN, seed_noise
 
 TERMS = ("loss", "log_px", "kl")
@@ -62,22 +59,16 @@ class ScheduledValues(NamedTuple):
         return Weights(self.beta, self.capacity)
 
 
-@dataclass(frozen=True)
-class Execution:
-    """How a step is executed; the options change results by rounding only.
-
-    compile: torch.compile for the forward and backward pass; `reduce-overhead` also records their kernels as CUDA
-    graphs. cuda_graphs: record a whole step once on a GPU and replay it. Both apply to full batches; the short one at
-    the end of an epoch runs eagerly.
-    """
-
-    compile: bool | Literal["reduce-overhead"] = False
-    cuda_graphs: bool = False
-
-
 @dataclass
 class TrainingStep:
-    """One optimiser step as a callable."""
+    """One optimiser step as a callable.
+
+    reduce_gradients: averages gradients over devices; called once per step, after the last backward pass.
+    compile: torch.compile for the forward and backward pass; `reduce-overhead` also records their kernels as CUDA
+    graphs. cuda_graphs: record a whole step once on a GPU and replay it. Both change results by rounding only; a short
+    batch at the end of an epoch runs eagerly.
+    on_nonfinite: a non-finite step changes nothing; with `stop`, neither do those after it, until the flags are read.
+    """
 
     model: Model
     objective: Objective
@@ -89,10 +80,9 @@ class TrainingStep:
     seed: int
     rank: int = 0
     average: WeightAverage | None = None
-    # Averages gradients over devices; called once per step, after the last backward pass.
     reduce_gradients: Callable[[list[nn.Parameter]], None] | None = None
-    execution: Execution = field(default_factory=Execution)
-    # A non-finite step changes nothing. stop: neither do the steps after it, until the flags are read.
+    compile: bool | Literal["reduce-overhead"] = False
+    cuda_graphs: bool = False
     on_nonfinite: OnNonFinite = "stop"
 
     def __post_init__(self) -> None:
@@ -100,26 +90,24 @@ class TrainingStep:
         self.device = self.parameters[0].device
         discriminators = [discriminator.discriminator.parameters() for discriminator in self.objective.discriminators]
         self.trained = [*self.parameters, *(p for parameters in discriminators for p in parameters)]
-        adapt_optimizer_state(self.optimizer, self.execution.cuda_graphs)
-        # Compile a function, not the model: parameter names in checkpoints stay the same.
-        compiled = self.execution.compile
+        adapt_optimizer_state(self.optimizer, self.cuda_graphs)
         # torch's own generator, since short batches run eagerly and would otherwise use another one.
-        options: dict[str, str | int | bool | Callable[..., Any]] = {
+        options: dict[str, Any] = {
             "fallback_random": True,
-            "triton.cudagraphs": compiled == "reduce-overhead",
+            "triton.cudagraphs": self.compile == "reduce-overhead",
         }
-        self._compiled = torch.compile(self._score, dynamic=False, options=options) if compiled else self._score
-        self._replayed = CUDAGraphRunner(self._update_from_tensors, self.device) if self.execution.cuda_graphs else None
+        # Compile a function, not the model: parameter names in checkpoints stay the same.
+        self._compiled = torch.compile(self._score, dynamic=False, options=options) if self.compile else self._score
+        self._replayed = None
+        if self.cuda_graphs:
+            self._replayed = CUDAGraphRunner(
+                lambda images, y, rates: self._update(images, y, ScheduledValues(*rates)), self.device
+            )
         self._buffers = BufferSnapshot(self.model, self.objective)
         self._stopped = torch.zeros((), device=self.device)
         # On the CPU the check costs no synchronisation; elsewhere only fused kernels accept a skip flag.
         self.checks_every_step = self.device.type == "cpu" or not can_skip_on_device(self.optimizer)
-        if self.execution.cuda_graphs and not can_skip_on_device(self.optimizer):
-            raise UsageError(
-                f"trainer.cuda_graphs=true: a non-finite step is skipped by the optimiser's fused kernels, "
-                f"which {type(self.optimizer).__name__} as configured does not have.\n"
-                "Set optimizer.algorithm.fused=true (Adam, AdamW, Adagrad), or trainer.cuda_graphs=false"
-            )
+        self.skipped = False  # whether a check found the last step non-finite
 
     def __call__(self, images: Tensor, step: int, measure: bool = False, labels: Tensor | None = None) -> StepRecord:
         """Optimiser step number `step` (from 0) on uint8 images (N, C, H, W), N = batch_size * accumulate or less.
@@ -167,9 +155,9 @@ class TrainingStep:
         self._set_learning_rates(rates)
         self._buffers.save()
         terms = self._accumulate_gradients(images, y, rates.weights)
-        gradients = [p.grad for p in self.trained if p.grad is not None]
+        gradients = [gradient for p in self.trained if (gradient := p.grad) is not None]
         if self.reduce_gradients is not None:
-            propagate_nonfinite(terms[0], gradients)
+            gradients[0].view(-1)[:1].add_(terms[0] * 0)  # a non-finite loss becomes a gradient of all processes
             self.reduce_gradients(self.trained)
         norm = self._clip(measure)
         nonfinite = nonfinite_flag(terms[0], gradients)
@@ -177,9 +165,6 @@ class TrainingStep:
         for parameter in self.trained:
             parameter.grad = None  # as zero_grad does, ten times faster
         return terms, nonfinite, norm
-
-    def _update_from_tensors(self, images: Tensor, y: Tensor | None, rates: Sequence[Tensor]) -> Outputs:
-        return self._update(images, y, ScheduledValues(*rates))
 
     def _set_learning_rates(self, rates: ScheduledValues) -> None:
         model, *groups = self.optimizer.param_groups
@@ -190,23 +175,23 @@ class TrainingStep:
     def _apply_update(self, nonfinite: Tensor, rates: ScheduledValues) -> None:
         """Update the weights and their average, or nothing if `nonfinite` is 1."""
         if self.checks_every_step:
-            if nonfinite:
+            self.skipped = bool(nonfinite)
+            if self.skipped:
                 self._buffers.restore()
                 return
             self.optimizer.step()
-            self._update_average(rates.average)
+            if self.average is not None:
+                self.average.update(self.model, rates.average)
             return
         if self.on_nonfinite == "stop":
             nonfinite.copy_(torch.maximum(nonfinite, self._stopped))
             self._stopped.copy_(nonfinite)
-        set_skip_flag(self.optimizer, nonfinite)
+        # The fused kernels then change nothing, their state included, where the flag is 1.
+        self.optimizer.found_inf, self.optimizer.grad_scale = nonfinite, None  # type: ignore[attr-defined]
         self.optimizer.step()
         self._buffers.restore(nonfinite)
-        self._update_average(rates.average * (1 - nonfinite))
-
-    def _update_average(self, weight: Weight) -> None:
         if self.average is not None:
-            self.average.update(self.model, weight)
+            self.average.update(self.model, rates.average * (1 - nonfinite))
 
     def _accumulate_gradients(self, images: Tensor, y: Tensor | None, weights: Weights) -> Tensor:
         """Accumulate gradients of the mean loss over all images, batch by batch; returns the means of the terms."""
@@ -221,18 +206,16 @@ class TrainingStep:
         return zip(parts, [None] * len(parts) if y is None else y.split(self.batch_size), strict=True)
 
     def _backward(self, images: Tensor, y: Tensor | None, weights: Weights, share: float) -> Tensor:
-        if self.execution.compile and len(images) == self.batch_size:
+        if self.compile and len(images) == self.batch_size:
             torch.compiler.cudagraph_mark_step_begin()  # of reduce-overhead: the last step's outputs may be overwritten
-            loss, means = self._compiled(images, y, Weights(*map(self._on_device, weights)))
+            # A number would be a constant of the compiled code; tensors are filled, since a copy would synchronise.
+            filled = (w if isinstance(w, Tensor) else torch.full((), w, device=self.device) for w in weights)
+            loss, means = self._compiled(images, y, Weights(*filled))
             means = means.clone()
         else:
             loss, means = self._score(images, y, weights)
         (loss if share == 1.0 else loss * share).backward()
         return means if share == 1.0 else means * share
-
-    def _on_device(self, number: Weight) -> Tensor:
-        """A tensor of a value that changes per step, for compiled code; filled, since a copy would synchronise."""
-        return number if isinstance(number, Tensor) else torch.full((), number, device=self.device)
 
     def _score(self, images: Tensor, y: Tensor | None, weights: Weights) -> tuple[Tensor, Tensor]:
         """The loss to differentiate, (), and the detached means of the terms, (terms,).

@@ -14,6 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 
 from vae_lab.runs.checkpoint_io import AtomicCheckpointIO
 from vae_lab.training.ddp import AllReduceStrategy
@@ -24,6 +25,7 @@ from vae_lab.utils.errors import UsageError
 DEFAULT_LOG_EVERY_N_STEPS = 50
 GPU_NAMES = ("gpu", "cuda")
 PRECISIONS = ("32-true", "bf16-mixed", "32")
+PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
 
 def build_trainer(
@@ -45,10 +47,9 @@ def build_trainer(
 ) -> Trainer:
     """A Trainer that writes below `default_root_dir`; options are Lightning's, named and typed in `TrainerConfig`.
 
-    steps_per_execution and limit_train_batches are read by the data module, which forms the calls; channels_last,
-    compile, cuda_graphs and on_nonfinite by `build`, for the step. hold_best: see
-    `AtomicCheckpointIO`. The progress bar is a callback of vae_lab.
-    UsageError: an unavailable device, or an option incompatible with several steps per call.
+    Some options are only checked here: the data module, which forms the calls, and `build` read them from the config.
+    hold_best: see `AtomicCheckpointIO`. UsageError: an unavailable device, or an option incompatible with several steps
+    per call.
     """
     _refuse(_wrong_options(options, steps_per_execution, limit_train_batches, num_threads, compile))
     devices = options.get("devices", 1)  # on this machine
@@ -80,6 +81,8 @@ def _lightning_trainer(
         "enable_progress_bar": False,
         "plugins": [AtomicCheckpointIO(hold_best)],
     }
+    if profiler := PROFILERS.get(str(options.get("profiler"))):  # Lightning's own would only log, and is silenced
+        ours["profiler"] = profiler(dirpath=folder, filename="profile")
     if options.get("accelerator", "auto") == "auto":  # Lightning would also choose devices that are not supported here
         ours["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,8 +36,7 @@ class StopSignals:
     """A context in which SIGINT, SIGTERM and SIGUSR1 stop the run.
 
     At first each of them raises Interrupted at once, since nothing can be lost yet. After `defer_to_safe_points` they
-    only set `requested`, which is read where stopping is safe; a second Ctrl-C raises ForcedInterrupt. Python sets
-    handlers in the main thread only: in another thread, the context leaves the handlers unchanged.
+    only set `requested`, which is read where stopping is safe; a second Ctrl-C raises ForcedInterrupt.
     """
 
     def __init__(self) -> None:
@@ -54,12 +52,9 @@ class StopSignals:
     def __exit__(self, *_: object) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
-        self._previous = {}
 
     def install(self) -> dict[signal.Signals, Any]:
         """Install the handlers (again, if a library replaced them); returns the previous ones."""
-        if threading.current_thread() is not threading.main_thread():
-            return {}
         return {signum: signal.signal(signum, self._handle) for signum in SIGNALS}
 
     def defer_to_safe_points(self) -> None:
@@ -89,10 +84,7 @@ class StopSignals:
 
 @contextmanager
 def defer_sigint() -> Iterator[None]:
-    """Defer a Ctrl-C to the end of the context, e.g. while a file is written."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    """Defer a Ctrl-C to the end of the context: the second of two in a row often comes as summary.json is written."""
     received: list[int] = []
     before = signal.signal(signal.SIGINT, lambda signum, _: received.append(signum))
     try:

@@ -26,6 +26,10 @@ class Stopwatch:
         finally:
             self.seconds[name] += time.perf_counter() - start
 
+    def training_clock(self) -> float:
+        """A clock in seconds that stands still in validation, while pictures are drawn and checkpoints saved."""
+        return time.perf_counter() - sum(self.seconds[name] for name in ("validation", "pictures", "checkpoints"))
+
     @property
     def images_per_second(self) -> float | None:
         """Median over the epochs after the first, which includes start-up costs; the first if it is the only one."""
