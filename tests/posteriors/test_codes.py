@@ -23,7 +23,6 @@ from vae_lab.posteriors import DiagonalGaussian, NearestCode, RelaxedCategorical
 from vae_lab.posteriors.codes import Codebook
 from vae_lab.priors import AutoregressiveCodes, UniformCodes
 from vae_lab.priors.temperature import with_temperature
-from vae_lab.training.preflight import codebook_size_warning
 
 IMAGE = ImageSpec(1, 4, 4)
 
@@ -421,14 +420,6 @@ def test_a_temperature_sharpens_each_code_given_those_before(make):
 def test_options_that_make_no_sense_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
-
-
-def test_a_codebook_larger_than_the_training_set_is_told():
-    latents = (latent_spec(NearestCode(4, num_codes=512), (), IMAGE), latent_spec(DiagonalGaussian(2), (), IMAGE))
-    assert codebook_size_warning(latents, 512) is None
-    assert codebook_size_warning(latents[1:], 0) is None
-    warning = codebook_size_warning(latents, 511)
-    assert "512 codes" in warning and "511 images" in warning and "model.posterior.num_codes=64" in warning
 
 
 def test_usage_of_codes_over_a_split():
