@@ -23,6 +23,7 @@ from vae_lab.metrics.baseline import (
     max_images,
     moments,
     reconstruction_metrics,
+    why_no_pca,
 )
 from vae_lab.models.base import Model, parts_without_density
 
@@ -79,15 +80,6 @@ def _values(row: dict[str, Any]) -> str:
     return "  ".join(f"{name} {row[name]:{digits.get(name, '.2f')}}" for name in SHOWN if name in row)
 
 
-def why_left_out(num_latents: int, num_dims: int, num_images: int) -> str | None:
-    """The reason why PCA cannot be fitted; None if it can."""
-    if num_latents >= num_dims:
-        return f"{num_latents} latents hold all {num_dims} values of an image"
-    if num_latents >= num_images - 1:
-        return f"{num_latents} latents need at least {num_latents + 2} training images; {num_images} can be used"
-    return None
-
-
 def _compare(trainer: Trainer, module: Any, row: dict[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
     """The model's metrics, and the completed row of PCA."""
     data, model, latents = datamodule_of(trainer), module.evaluation_model, row["num_latents"]
@@ -95,7 +87,7 @@ def _compare(trainer: Trainer, module: Any, row: dict[str, Any]) -> tuple[dict[s
     count = min(data.size("train"), max_images(dims, latents))
     rows = partial(_flat_images, module, data, "train", count)
     found = moments(rows)
-    reason = why_left_out(latents, dims, count)
+    reason = why_no_pca(latents, dims, count)
     pca = None if reason else fit_ppca(rows, latents, found)
     num_tested = int(sum(trainer.num_test_batches)) * data.eval_batch_size * trainer.world_size
     tested = _images(module, data, "test", min(num_tested, data.size("test")))
