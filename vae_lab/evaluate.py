@@ -117,7 +117,7 @@ def _likelihood(subject: Subject, options: DictConfig) -> Iterator[Row]:
     yield from likelihood.elbo_rows(subject)
     yield from likelihood.importance_rows(subject, options.num_samples, options.num_images)
     yield from likelihood.kl_parts_rows(subject)
-    if (ais := options.ais) is not None:
+    if (ais := options.ais).num_steps is not None:
         sizes = (ais.num_steps, ais.num_chains, ais.num_leapfrog, ais.num_images)
         yield from likelihood.annealed_rows(subject, *sizes)
         if ais.simulated:
@@ -232,8 +232,10 @@ def show(run: Path, found: dict[str, list[Row]], subject: Subject) -> None:
 
 
 def _words(protocol: Iterable[tuple[str, Any]]) -> str:
-    texts = {str: str, bool: str, int: "{:,}".format, float: "{:.3g}".format}
-    return ", ".join(f"{key} {texts[type(value)](value)}" for key, value in protocol if key != "measured")
+    def word(value: Any) -> str:
+        return f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+    return ", ".join(f"{key} {word(value)}" for key, value in protocol if key != "measured")
 
 
 def _number(value: float) -> str:

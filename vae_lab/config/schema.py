@@ -95,7 +95,7 @@ class FitPriorConfig:
 class AnnealingConfig:
     """Annealed importance sampling by HMC, and both bounds on simulated images."""
 
-    num_steps: int = 500
+    num_steps: int | None = None  # null: none
     num_chains: int = 16
     num_leapfrog: int = 10
     num_images: int = 100
@@ -106,7 +106,7 @@ class AnnealingConfig:
 class LikelihoodConfig:
     num_samples: int = 100  # K of the importance-weighted bound
     num_images: int | None = None  # for that bound; null: the whole split
-    ais: AnnealingConfig | None = None
+    ais: AnnealingConfig = field(default_factory=AnnealingConfig)
 
 
 @dataclass
