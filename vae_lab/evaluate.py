@@ -100,7 +100,7 @@ def sections(subject: Subject, options: DictConfig) -> dict[str, Section]:
     if options.baseline:
         found["baseline"] = partial(baseline.baseline_rows, subject)
     if options.against is not None:
-        found["anomaly"] = partial(_anomaly, subject, options.against)
+        found["anomaly"] = partial(_anomaly, subject, _strangers(subject, options.against), options.against)
     found["reconstruction"] = partial(representation.reconstruction_rows, subject)
     if options.representation is not None:
         found["representation"] = partial(representation.representation_rows, subject, options.representation.num_train)
@@ -134,32 +134,37 @@ def _quality(subject: Subject, options: DictConfig) -> Iterator[Row]:
     yield from quality_rows(subject, build_features(options.features, subject, cache), options.num_images)
 
 
-def _anomaly(subject: Subject, other: str) -> Iterator[Row]:
-    """`auroc`: whether the ELBO is higher for the images of the run than for those of another data config."""
+def _strangers(subject: Subject, other: str) -> Subject:
+    """The same model before the images of another data config. UsageError: images of another shape."""
     from dataclasses import replace
 
     from hydra import compose
 
-    from vae_lab.metrics.cost import auroc
-    from vae_lab.metrics.evaluation import Row, left_out
-    from vae_lab.metrics.likelihood import elbo_rows
     from vae_lab.training.build import build_node
 
     node = compose("train", overrides=[f"data={other}", f"data.binarize={subject.data.preprocess.binarize}"]).data
-    data = build_node(node)
+    data: ImageDataModule = build_node(node)
     data.setup()
     if data.image.shape != subject.model.image.shape:
-        yield from left_out(f"{other} has images of {data.image.shape}, not {subject.model.image.shape}", "auroc")
-        return
-    strangers = replace(subject, data=data, per_image={})
+        shapes = f"{data.image.shape} instead of {subject.model.image.shape}"
+        raise UsageError(f"evaluation.against={other}: its images (C, H, W) are {shapes}")
+    return replace(subject, data=data, per_image={})
+
+
+def _anomaly(subject: Subject, strangers: Subject, other: str) -> Iterator[Row]:
+    """`auroc`: whether the ELBO is higher for the images of the run than for those of another data config."""
+    from vae_lab.metrics.cost import auroc
+    from vae_lab.metrics.evaluation import Row, left_out
+    from vae_lab.metrics.likelihood import elbo_rows
+
     for each in (subject, strangers):
-        if "elbo" not in each.per_image:
-            list(elbo_rows(each))
-    if "elbo" not in strangers.per_image:
-        yield from left_out("no bound on log p(x)", "auroc")
-        return
+        if "elbo" not in each.per_image and "elbo" in {row.name for row in elbo_rows(each) if row.value is None}:
+            yield from left_out("no bound on log p(x)", "auroc")
+            return
     value = auroc(subject.per_image["elbo"], strangers.per_image["elbo"])
-    yield Row("auroc", value, protocol={"score": "elbo", "against": other, "images": data.size(subject.split)})
+    yield Row(
+        "auroc", value, protocol={"score": "elbo", "against": other, "their images": len(strangers.per_image["elbo"])}
+    )
 
 
 def protocol(config: DictConfig, lab: Lab, subject: Subject, step: int) -> dict[str, Any]:
