@@ -161,10 +161,9 @@ def _anomaly(subject: Subject, strangers: Subject, other: str) -> Iterator[Row]:
         if "elbo" not in each.per_image and "elbo" in {row.name for row in elbo_rows(each) if row.value is None}:
             yield from left_out("no bound on log p(x)", "auroc")
             return
-    value = auroc(subject.per_image["elbo"], strangers.per_image["elbo"])
-    yield Row(
-        "auroc", value, protocol={"score": "elbo", "against": other, "their images": len(strangers.per_image["elbo"])}
-    )
+    own, theirs = subject.per_image["elbo"], strangers.per_image["elbo"]
+    protocol = {"score": "elbo", "against": other, "images": len(own), "their images": len(theirs)}
+    yield Row("auroc", auroc(own, theirs), protocol=protocol)
 
 
 def protocol(config: DictConfig, lab: Lab, subject: Subject, step: int) -> dict[str, Any]:

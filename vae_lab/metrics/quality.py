@@ -5,6 +5,7 @@ Frechet and kernel distance are torchmetrics'; the names of what is measured alw
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -77,6 +78,7 @@ def kernel_distance(real: Tensor, generated: Tensor, subset_size: int = 1000, se
     from torchmetrics.image.kid import KernelInceptionDistance
 
     size = min(subset_size, len(real), len(generated))
+    warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save all extracted features")
     distance = KernelInceptionDistance(feature=_Features(real.shape[1]), subset_size=size)
     distance.update(real, real=True)
     distance.update(generated, real=False)
@@ -98,7 +100,10 @@ NAMES = ("fid", "kid", "precision", "recall", "density", "coverage", "memorisati
 
 @torch.inference_mode()
 def samples(subject: Subject, num_images: int, temperature: float = 1.0) -> Iterator[Tensor]:
-    """Mean images of prior samples, BLOCK at a time, with labels in turn. NotImplementedError: no samples."""
+    """Images of prior samples, BLOCK at a time, with labels in turn. NotImplementedError: no samples.
+
+    Means of p(x|z); for binary images samples of it, since the images beside them are binary.
+    """
     num_classes = subject.model.image.num_classes
     for start in range(0, num_images, BLOCK):
         seed_noise(subject.device, subject.seed, FIT, *b"samples", start)
@@ -106,7 +111,8 @@ def samples(subject: Subject, num_images: int, temperature: float = 1.0) -> Iter
         labels = None
         if subject.model.conditional:
             labels = torch.arange(start, start + count, device=subject.device) % num_classes
-        yield subject.model.sample(count, labels, temperature).mean
+        px = subject.model.sample(count, labels, temperature)
+        yield px.sample() if subject.model.image.levels == 2 else px.mean
         subject.report_progress("samples", start + count, num_images)
 
 
@@ -127,7 +133,8 @@ def quality_rows(subject: Subject, features: Features, num_images: int = 5000, k
         return
     real = features.of(x for x, _ in subject.blocks(count, "features of images"))
     train = features.of(x for x, _ in subject.blocks(num_images, "features of training images", "train"))
-    protocol: dict[str, Any] = {"features": features.name, "images": count, "samples": "means of p(x|z)"}
+    kind = "of p(x|z)" if subject.model.image.levels == 2 else "means of p(x|z)"
+    protocol: dict[str, Any] = {"features": features.name, "images": count, "samples": kind}
     yield Row("fid", frechet_distance(real, generated), protocol=protocol)
     kid, deviation = kernel_distance(real, generated, seed=subject.seed)
     size = min(1000, count)
