@@ -12,6 +12,7 @@ from torch import nn
 from vae_lab import load
 
 EVALUATE = {"module": "vae_lab.evaluate"}
+LIKELIHOOD = ("evaluation.likelihood.num_samples=20", "evaluation.likelihood.num_images=50")
 SMALL = (*LIKELIHOOD, "evaluation.quality.num_images=60", "evaluation.quality.features=random")
 
 
