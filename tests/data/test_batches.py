@@ -39,46 +39,26 @@ def joined(steps) -> list[int]:
     return list(itertools.chain.from_iterable(steps))
 
 
-def epoch_order(split: ImageSplit, epoch: int, seed: int = 0) -> list[int]:
-    calls = calls_of(split, step_size=4, seed=seed)
-    return joined(flat(calls_of(split, step_size=4, seed=seed, at=epoch * calls.steps_per_epoch)))
-
-
-@given(count=st.integers(1, MOST_IMAGES), step_size=st.integers(1, 70), epoch=st.integers(0, 10**6))
-def test_an_epoch_shows_each_image_once(count, step_size, epoch):
-    split = split_of(count)
-    steps = steps_per_epoch(count, step_size, 1, None)
-    shown = flat(calls_of(split, step_size, at=epoch * steps))
-    assert sorted(joined(shown)) == sorted(split.indices.tolist())
-    assert [len(step) for step in shown[:-1]] == [step_size] * (steps - 1)
-
-
 @given(st.integers(0, 300), st.integers(0, 2**62), st.integers(0, 10**9))
-def test_a_permutation_is_a_pure_function_of_seed_and_epoch(count, seed, epoch):
+def test_an_order_is_a_permutation_and_a_pure_function_of_seed_and_epoch(count, seed, epoch):
+    before = torch.get_rng_state()
     first = epoch_permutation(count, seed, epoch)
+    assert torch.equal(torch.get_rng_state(), before)
     torch.rand(3)  # no other generator matters
     assert torch.equal(epoch_permutation(count, seed, epoch), first)
     assert torch.equal(first.sort().values, torch.arange(count))
 
 
-def test_epochs_and_seeds_have_orders_of_their_own():
-    split = split_of(40)
-    orders = {tuple(epoch_order(split, epoch, seed)) for epoch in range(5) for seed in range(5)}
-    assert len(orders) == 25
-    assert epoch_order(split, 3, seed=2) == epoch_order(split, 3, seed=2)
-
-
-def test_no_generator_but_its_own_is_used_by_the_order():
-    torch.manual_seed(5)
-    expected = torch.rand(2)
-    torch.manual_seed(5)
-    flat(calls_of(split_of(30)))
-    assert torch.equal(torch.rand(2), expected)
+def test_epochs_and_seeds_have_orders_of_their_own_which_stay_the_same():
+    """Pinned: with another order, a resumed run would no longer be the run that was stopped."""
+    assert len({tuple(epoch_permutation(40, seed, epoch).tolist()) for epoch in range(5) for seed in range(5)}) == 25
+    assert epoch_permutation(10, 0, 0).tolist() == [7, 0, 2, 1, 4, 8, 6, 3, 5, 9]
+    assert epoch_permutation(10, 3, 2).tolist() == [8, 7, 3, 4, 1, 9, 5, 6, 2, 0]
 
 
 @given(
     count=st.integers(1, MOST_IMAGES),
-    step_size=st.integers(1, 12),
+    step_size=st.integers(1, 70),
     start=st.integers(0, 500),
     k=st.integers(1, 70),
     boundaries=st.lists(st.integers(1, 20), max_size=3),
@@ -91,6 +71,7 @@ def test_from_any_step_the_rest_of_the_epoch_follows_whatever_the_pace(count, st
     order = split.indices[epoch_permutation(count, 0, epoch)].tolist()
     rest = [order[i * step_size : (i + 1) * step_size] for i in range(at, calls.steps_per_epoch)]
     assert flat(calls) == rest
+    assert numbers(calls.step(start)) == rest[0]
 
 
 @given(
@@ -100,7 +81,7 @@ def test_from_any_step_the_rest_of_the_epoch_follows_whatever_the_pace(count, st
     boundaries=st.lists(st.integers(1, 15), max_size=3),
     last_step=st.none() | st.integers(0, 220),
 )
-def test_calls_are_as_long_as_may_be_and_end_at_stops_the_epoch_and_the_last_step(
+def test_calls_are_as_long_as_may_be_and_end_at_boundaries_the_epoch_and_the_last_step(
     step_size, start, k, boundaries, last_step
 ):
     calls = calls_of(split_of(50), step_size, at=start, k=k, boundaries=boundaries, last_step=last_step)
@@ -110,8 +91,7 @@ def test_calls_are_as_long_as_may_be_and_end_at_stops_the_epoch_and_the_last_ste
     for call in calls:
         end = step + len(call)
         assert 1 <= len(call) <= k
-        inside = range(step + 1, end)
-        assert not any(i % every == 0 for i in inside for every in boundaries)
+        assert not any(i % every == 0 for i in range(step + 1, end) for every in boundaries)
         # No shorter than it has to be, either.
         assert len(call) == k or end == final or any(end % every == 0 for every in boundaries)
         step = end
@@ -120,24 +100,21 @@ def test_calls_are_as_long_as_may_be_and_end_at_stops_the_epoch_and_the_last_ste
 
 @given(count=st.integers(3, MOST_IMAGES), step_size=st.integers(1, 20), world_size=st.integers(1, 3))
 def test_devices_cover_every_image_together_in_equally_many_steps(count, step_size, world_size):
-    split = split_of(count)
+    split, steps = split_of(count), steps_per_epoch(count, step_size, world_size, None)
     ranks = [
-        flat(calls_of(split, step_size, at=steps_per_epoch(count, step_size, world_size, None) * 2,
-                      rank=rank, world_size=world_size))
-        for rank in range(world_size)
-    ]  # fmt: skip
+        flat(calls_of(split, step_size, at=2 * steps, rank=rank, world_size=world_size)) for rank in range(world_size)
+    ]
     assert len({tuple(len(step) for step in steps) for steps in ranks}) == 1
-    assert len(ranks[0]) == steps_per_epoch(count, step_size, world_size, None)
-    shown = [number for steps in ranks for step in steps for number in step]
+    assert len(ranks[0]) == steps
+    shown = joined(joined(ranks))
     assert set(shown) == set(split.indices.tolist())
     assert len(shown) - count == -count % world_size  # repeated: only what makes devices equal
 
 
 def test_devices_share_what_one_device_shows_in_a_step():
     """Two devices at batch 4 show in each step the images that one device shows at batch 8."""
-    split = split_of(32)
-    one = flat(calls_of(split, 8))
-    two = [flat(calls_of(split, 4, rank=rank, world_size=2)) for rank in (0, 1)]
+    one = flat(calls_of(split_of(32), 8))
+    two = [flat(calls_of(split_of(32), 4, rank=rank, world_size=2)) for rank in (0, 1)]
     assert [sorted(step) for step in one] == [sorted(a + b) for a, b in zip(*two, strict=True)]
 
 
@@ -157,9 +134,8 @@ def test_iterating_again_asks_the_clock_again():
 
 
 @given(count=st.integers(1, MOST_IMAGES), batch_size=st.integers(1, 70), world_size=st.integers(1, 4))
-def test_evaluation_shows_each_image_once_over_devices(count, batch_size, world_size):
-    split = split_of(count)
-    shown = []
+def test_evaluation_shows_each_image_once_over_devices_and_in_order_on_one(count, batch_size, world_size):
+    split, shown = split_of(count), []
     for rank in range(world_size):
         batches = EvaluationBatches(split, batch_size, rank, world_size)
         found = [numbers(batch) for batch in batches]
@@ -167,13 +143,7 @@ def test_evaluation_shows_each_image_once_over_devices(count, batch_size, world_
         assert all(len(batch) == batch_size for batch in found[:-1])
         shown += joined(found)
     assert sorted(shown) == sorted(split.indices.tolist())
-
-
-def test_evaluation_on_one_device_keeps_the_order_of_the_split():
-    split = split_of(25)
-    batches = EvaluationBatches(split, 10)
-    assert joined(numbers(batch) for batch in batches) == split.indices.tolist()
-    assert [numbers(batch) for batch in batches] == [numbers(batch) for batch in batches]
+    assert world_size > 1 or shown == split.indices.tolist()
 
 
 @pytest.mark.parametrize(
@@ -182,11 +152,8 @@ def test_evaluation_on_one_device_keeps_the_order_of_the_split():
         ((100, 10, 1, None), 10),
         ((101, 10, 1, None), 11),
         ((100, 10, 3, None), 4),
-        ((9, 10, 1, None), 1),
         ((100, 10, 1, 3), 3),
         ((100, 10, 1, 300), 10),
-        ((100, 10, 1, 1), 1),
-        ((100, 10, 1, 1.0), 10),
         ((100, 10, 1, 0.35), 3),
         ((100, 10, 1, 0.01), 1),
         ((100, 10, 2, 0.5), 2),
@@ -212,17 +179,20 @@ class Clock:
 
 
 @pytest.mark.parametrize(
-    ("seconds_per_step", "lengths"),
+    ("pace", "seconds_per_step", "lengths"),
     [
-        (0.0001, [1, 2, 4, 8, 16, 32, 64, 64]),
-        (0.0099, [1, 2, 4, 8, 10, 10, 10, 10]),
-        (0.03, [1, 2, 3, 3, 3, 3, 3, 3]),
-        (0.5, [1] * 8),
-        (0.0, [1, 2, 4, 8, 16, 32, 64, 64]),
+        (StepsPerCall("auto"), 0.0001, [1, 2, 4, 8, 16, 32, 64, 64]),
+        (StepsPerCall("auto"), 0.0099, [1, 2, 4, 8, 10, 10, 10, 10]),
+        (StepsPerCall("auto"), 0.03, [1, 2, 3, 3]),
+        (StepsPerCall("auto"), 0.5, [1, 1, 1]),
+        (StepsPerCall("auto", most=5), 0.0, [1, 2, 4, 5, 5]),
+        (StepsPerCall(7), 1.0, [7, 7, 7]),
     ],
 )
-def test_the_automatic_pace_takes_a_tenth_of_a_second_a_call(monkeypatch, seconds_per_step, lengths):
-    assert Clock(monkeypatch).lengths(StepsPerCall("auto"), seconds_per_step, 8) == lengths
+def test_the_automatic_pace_takes_a_tenth_of_a_second_a_call_and_a_given_one_is_kept(
+    monkeypatch, pace, seconds_per_step, lengths
+):
+    assert Clock(monkeypatch).lengths(pace, seconds_per_step, len(lengths)) == lengths
 
 
 def test_the_automatic_pace_slows_down_at_once_and_rises_again(monkeypatch):
@@ -232,20 +202,7 @@ def test_the_automatic_pace_slows_down_at_once_and_rises_again(monkeypatch):
     assert clock.lengths(steps_per_call, 0.0001, 4) == [2, 4, 8, 16]
 
 
-def test_a_given_pace_is_kept(monkeypatch):
-    assert Clock(monkeypatch).lengths(StepsPerCall(7), 1.0, 3) == [7, 7, 7]
-    assert Clock(monkeypatch).lengths(StepsPerCall("auto", most=5), 0.0001, 5) == [1, 2, 4, 5, 5]
-
-
-def test_calls_follow_the_automatic_pace(monkeypatch):
-    clock, found = Clock(monkeypatch), []
-    for call in calls_of(split_of(60), step_size=1, k="auto"):
-        found.append(len(call))
-        clock.now += 0.0099 * len(call)
-    assert found == [1, 2, 4, 8, 10, 10, 10, 10, 5]
-
-
-def test_time_between_epochs_does_not_slow_the_pace(monkeypatch):
+def test_calls_follow_the_automatic_pace_and_time_between_epochs_is_not_counted(monkeypatch):
     """Validation and pictures stand between two epochs: they are no steps."""
     clock, at = Clock(monkeypatch), [0]
     calls, found = calls_of(split_of(60), step_size=1, k="auto", clock=lambda: at[0]), []
@@ -255,4 +212,5 @@ def test_time_between_epochs_does_not_slow_the_pace(monkeypatch):
             found.append(len(call))
             clock.now += 0.0099 * len(call)
         clock.now += 60  # validation
+    assert found[:9] == [1, 2, 4, 8, 10, 10, 10, 10, 5]
     assert found[9] > 2, found

@@ -1,8 +1,8 @@
-"""ImageDataModule: the Lightning data module of a source's images, and its helpers for the trainer."""
+"""ImageDataModule: the Lightning data module of a data set, and helpers for the trainer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict
 
@@ -11,13 +11,12 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 
 from vae_lab.core import ImageSpec
-from vae_lab.data.batches import Batch, EvaluationBatches, ImageSplit, StepsPerCall, TrainingBatches, steps_per_epoch
-from vae_lab.data.images import DecodedImages, ImageSource, Split
+from vae_lab.data.batches import EvaluationBatches, ImageSplit, StepsPerCall, TrainingBatches, steps_per_epoch
+from vae_lab.data.images import SPLITS, DecodedImages, Split
 from vae_lab.data.transforms import Binarize, Corruption, Preprocess, binarize_fixed
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.rng import BINARIZE, mix
 
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 RESIDENT_SHARE = 0.25  # maximum fraction of the device's free memory for images under `auto`
 
 
@@ -47,8 +46,9 @@ class LoaderOptions:
 
 
 class ImageDataModule(LightningDataModule):
-    """Batches of a source's images.
+    """Batches of the images of a data set.
 
+    source: loads the images, at the first `load()` or `setup()`.
     batch_size: training images per batch on each device. eval_batch_size: the same for validation and test.
     binarize, flip, shift, zoom, hue, corruption: see `Preprocess`. binarize_seed: seed of the pixels sampled under
     `fixed`, and of validation and test under `dynamic`. device_resident: keep the training images on the accelerator
@@ -57,7 +57,7 @@ class ImageDataModule(LightningDataModule):
 
     def __init__(
         self,
-        source: ImageSource,
+        source: Callable[[], DecodedImages],
         batch_size: int = 128,
         eval_batch_size: int = 500,
         binarize: Binarize = "none",
@@ -88,23 +88,21 @@ class ImageDataModule(LightningDataModule):
     def load(self) -> DecodedImages:
         """Decode all images on the first call; the result is kept for the life of the process."""
         if self._loaded is None:
-            self._loaded = self.source.load()
+            self._loaded = self.source()
         return self._loaded
 
     @property
     def images(self) -> DecodedImages:
         """The images, once loaded."""
-        if self._loaded is None:
-            raise RuntimeError("no images yet: call load() or setup() first")
+        assert self._loaded is not None, "call load() or setup() first"
         return self._loaded
 
     @property
     def image(self) -> ImageSpec:
         """Shape, levels per pixel and number of classes of the images."""
-        images = self.images
-        channels, height, width = images.pixels.shape[1:]
+        channels, height, width = self.images.pixels.shape[1:]
         levels = 256 if self.preprocess.binarize == "none" else 2
-        return ImageSpec(channels, height, width, levels, len(images.class_names))
+        return ImageSpec(channels, height, width, levels, len(self.class_names))
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -118,13 +116,13 @@ class ImageDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Load the images and sample the fixed binarisation. Raises UsageError."""
         self.load()
+        num_devices = self._world()["world_size"]
         for split in SPLITS:
             if split not in self._splits:
                 self._splits[split] = self._prepare_split(split)
-        for split in SPLITS:
-            if 0 < self.size(split) < self._world()["world_size"]:
+            if 0 < self.size(split) < num_devices:
                 raise UsageError(
-                    f"{split}: {self.size(split)} images for {self._world()['world_size']} devices; "
+                    f"{split}: {self.size(split)} images for {num_devices} devices; "
                     f"use fewer devices or another data.{split}_size".replace("train_size", "val_size")
                 )
         if self.trainer is not None and stage == "fit":
@@ -180,14 +178,13 @@ class ImageDataModule(LightningDataModule):
         )
 
     def val_dataloader(self) -> EvaluationBatches | list[Any]:
-        """Validation batches in order; an empty list if the split is empty."""
         return self._evaluation("val")
 
     def test_dataloader(self) -> EvaluationBatches | list[Any]:
-        """Test batches in order; an empty list if the split is empty."""
         return self._evaluation("test")
 
     def _evaluation(self, split: Split) -> EvaluationBatches | list[Any]:
+        """Batches of the split in order; an empty list if it is empty."""
         part = self._splits[split]
         return EvaluationBatches(part, self.eval_batch_size, **self._world()) if len(part) else []
 
@@ -214,9 +211,8 @@ class ImageDataModule(LightningDataModule):
         """The first images of a split, preprocessed as for evaluation: x (n, C, H, W), labels (n,) or None; on CPU."""
         self.setup()
         part = self._splits[split]
-        batch: Batch = part.batch(part.indices[:num_images])
-        labels = None if batch.labels is None else batch.labels.cpu()
-        return self.preprocess.evaluate(batch.images).cpu(), labels
+        images, labels = part.batch(part.indices[:num_images])
+        return self.preprocess.evaluate(images).cpu(), None if labels is None else labels.cpu()
 
 
 def final_step(trainer: Any, steps_per_epoch: int) -> int | None:

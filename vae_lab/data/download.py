@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
-from typing import TypeVar
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from PIL import Image
+from rich.console import Console
+from rich.progress import track
 
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.files import write_atomically
@@ -22,37 +24,39 @@ from vae_lab.utils.files import write_atomically
 ARTWORK = "https://raw.githubusercontent.com/PokeAPI/sprites/master/sprites/pokemon/other/official-artwork"
 LAST_POKEMON = 1025
 TIMEOUT = 30.0  # seconds without receiving a byte
-T = TypeVar("T")
 
 
-class DownloadError(Exception):
-    """A file could not be downloaded; the message is the reason."""
+def fetch_file(urls: Sequence[str], path: Path, md5: str | None = None) -> None:
+    """Save the file of the first address that has it and sends it whole; md5: its checksum, else it is a PNG.
 
-
-class NotFoundError(DownloadError):
-    """HTTP 404."""
-
-
-def read_url(url: str) -> bytes:
-    """The file at an address, whole and in memory. Raises DownloadError."""
-    request = Request(url, headers={"User-Agent": "vae_lab"})  # some servers refuse Python's default
+    Raises OSError or HTTPException with the problem of the last address.
+    """
+    url, *mirrors = urls
     try:
+        request = Request(url, headers={"User-Agent": "vae_lab"})  # some servers refuse Python's default
         with urlopen(request, timeout=TIMEOUT) as response:
-            content: bytes = response.read()  # raises IncompleteRead, an HTTPException, if it is cut short
-    except HTTPError as error:
-        kind = NotFoundError if error.code == 404 else DownloadError
-        raise kind(f"HTTP {error.code} {error.reason}") from error
-    except (OSError, HTTPException) as error:
-        raise DownloadError(str(getattr(error, "reason", error)) or type(error).__name__) from error
-    return content
+            content = response.read()  # raises IncompleteRead, an HTTPException, if it is cut short
+        _verify(content, md5)
+    except (OSError, HTTPException):
+        if not mirrors:
+            raise
+        fetch_file(mirrors, path, md5)
+    else:
+        write_atomically(path, content)
 
 
-def with_progress(items: Sequence[T], description: str) -> Iterator[T]:
-    """The items, with a progress bar on stderr if it is a terminal."""
-    from rich.console import Console
-    from rich.progress import track
-
-    yield from track(items, description, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+def _verify(content: bytes, md5: str | None) -> None:
+    """Raise OSError unless the content has the checksum, or without one is a PNG."""
+    if md5 is not None:
+        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        if found != md5:
+            raise OSError(f"the downloaded file has the checksum {found}, expected {md5}")
+        return
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
+            picture.verify()
+    except (OSError, SyntaxError) as error:
+        raise OSError("the server did not send a complete PNG") from error
 
 
 def fetch_pictures(base_url: str, folder: Path, numbers: Sequence[int]) -> Counter[str]:
@@ -62,39 +66,33 @@ def fetch_pictures(base_url: str, folder: Path, numbers: Sequence[int]) -> Count
     before the error are kept.
     """
     outcomes: Counter[str] = Counter()
-    for number in with_progress(numbers, "Fetching pictures"):
+    for number in track(numbers, "Fetching pictures", console=Console(stderr=True), transient=True):
+        url, path = f"{base_url}/{number}.png", folder / f"{number:04d}.png"
         try:
-            outcomes[_fetch(f"{base_url}/{number}.png", folder / f"{number:04d}.png")] += 1
-        except DownloadError as error:
-            raise _failed(str(error), f"{base_url}/{number}.png", folder) from error
-        except OSError as error:
-            raise UsageError(
-                f"{folder}: cannot be written ({error.strerror}).\nSet --folder DIR to a writable folder."
-            ) from error
+            outcomes[_fetch_picture(url, path)] += 1
+        except (OSError, HTTPException) as error:
+            raise download_failed("The pictures", error, f"{url}, to save in {folder}") from error
     if outcomes["not there"] == len(numbers):
-        raise _failed(f"the server has none of the {len(numbers)} (404)", f"{base_url}/{numbers[0]}.png", folder)
+        problem = OSError(f"the server has none of the {len(numbers)} (404)")
+        raise download_failed("The pictures", problem, f"{base_url}/{numbers[0]}.png, to save in {folder}")
     return outcomes
 
 
-def _fetch(url: str, final: Path) -> str:
-    if final.is_file():
+def _fetch_picture(url: str, path: Path) -> str:
+    if path.is_file():
         return "already here"
     try:
-        content = read_url(url)
-    except NotFoundError:
-        return "not there"
-    try:
-        with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
-            picture.verify()
-    except (OSError, SyntaxError) as error:
-        raise DownloadError("the server did not send a complete PNG") from error
-    write_atomically(final, content)
+        fetch_file([url], path)
+    except HTTPError as error:
+        if error.code == 404:
+            return "not there"
+        raise
     return "fetched"
 
 
-def _failed(reason: str, url: str, folder: Path) -> UsageError:
+def download_failed(what: str, error: Exception, looked_for: str) -> UsageError:
     return UsageError(
-        f"The pictures could not be downloaded: {reason}\nLooked for {url}, to save in {folder}\n"
+        f"{what} could not be downloaded: {str(error) or type(error).__name__}\nLooked for {looked_for}\n"
         "Run the same command to resume; to start now, without a download: data=digits"
     )
 

@@ -6,14 +6,16 @@ Random numbers come from torch's default generators, which are seeded at every t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 Binarize = Literal["none", "threshold", "fixed", "dynamic"]
+Corruption = Callable[[Tensor], Tensor]  # clean images, float (B, C, H, W) in [0, 1], to corrupted ones
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,11 @@ class Preprocess:
 
     def train(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) to float x in [0, 1] or {0, 1}, augmented."""
-        images = augment(images, self.flip, self.shift)
+        if self.flip:
+            flipped = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+            images = torch.where(flipped, images.flip(-1), images)
+        if self.shift:
+            images = random_shift(images, self.shift)
         if self.zoom or self.hue:
             x = random_hue(random_zoom(images.float(), self.zoom), self.hue)
             images = x.round_().clamp_(0, 255).byte()
@@ -61,16 +67,8 @@ class Preprocess:
         return images.float().div_(255)
 
 
-def augment(images: Tensor, flip: bool, shift: int) -> Tensor:
-    """Flip each image with probability 1/2 and shift it by up to `shift` pixels, edges repeated."""
-    if flip:
-        flipped = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
-        images = torch.where(flipped, images.flip(-1), images)
-    return random_shift(images, shift) if shift else images
-
-
 def random_shift(images: Tensor, most: int) -> Tensor:
-    """Shift each image by its own random integers in [-most, most], vertically and horizontally."""
+    """Shift each image by its own random integers in [-most, most], down and right, edges repeated."""
     batch, channels, height, width = images.shape
     moves = torch.randint(-most, most + 1, (2, batch, 1), device=images.device)
     rows = (torch.arange(height, device=images.device) + moves[0]).clamp(0, height - 1)
@@ -122,14 +120,6 @@ def binarize_fixed(images: Tensor, seed: int, chunk: int = 4096) -> Tensor:
         chance = torch.empty(part.shape).uniform_(0, 255, generator=generator)
         binarized[start : start + chunk] = (chance < part) * 255
     return binarized
-
-
-class Corruption(Protocol):
-    """Maps clean images to corrupted ones."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x: float (B, C, H, W) in [0, 1]; same shape and range out."""
-        ...
 
 
 @dataclass(frozen=True)

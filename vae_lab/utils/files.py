@@ -5,12 +5,21 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 
 def write_atomically(path: Path, data: bytes | memoryview, flush: bool = True) -> None:
-    """Write a temporary file beside `path`, then rename it to `path`. An OSError names `path`.
+    """Write the data into `atomic_file`."""
+    with atomic_file(path, flush) as file:
+        file.write(data)
+
+
+@contextmanager
+def atomic_file(path: Path, flush: bool = True) -> Iterator[IO[bytes]]:
+    """A temporary file beside `path`, renamed to `path` at the end unless an exception was raised: an OSError names it.
 
     flush: wait for the disk; without it a power cut may leave an empty file.
     """
@@ -18,7 +27,7 @@ def write_atomically(path: Path, data: bytes | memoryview, flush: bool = True) -
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            yield file
             if flush:
                 fsync(file)
         temporary.replace(path)

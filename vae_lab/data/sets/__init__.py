@@ -1,0 +1,10 @@
+"""The data sets, one file for each format: functions that return a data module, as the `_target_` of `conf/data`.
+
+The files have other names than the functions, because a dotted path finds a module before a function.
+"""
+
+from vae_lab.data.sets.idx import fashion_mnist, mnist
+from vae_lab.data.sets.pictures import folder
+from vae_lab.data.sets.scikit_learn import digits
+
+__all__ = ["digits", "fashion_mnist", "folder", "mnist"]

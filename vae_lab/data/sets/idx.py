@@ -1,0 +1,108 @@
+"""MNIST and Fashion-MNIST: four IDX files, downloaded if missing."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import zlib
+from collections.abc import Sequence
+from http.client import HTTPException
+from pathlib import Path
+from typing import Unpack
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vae_lab.data.datamodule import BatchOptions, ImageDataModule
+from vae_lab.data.images import DecodedImages, split_by_count
+from vae_lab.utils.errors import UsageError
+
+FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+CLOTHES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+
+
+def mnist(
+    root: str, val_size: int = 5_000, test_size: int = 10_000, **options: Unpack[BatchOptions]
+) -> ImageDataModule:
+    """70,000 grey handwritten digits, 28x28, of the files in `root`/MNIST/raw.
+
+    The official training images come first; `val_size` and `test_size` count images from the end.
+    """
+    classes = tuple("0123456789")
+    return ImageDataModule(lambda: _load("MNIST", classes, root, val_size, test_size), **options)
+
+
+def fashion_mnist(
+    root: str, val_size: int = 5_000, test_size: int = 10_000, **options: Unpack[BatchOptions]
+) -> ImageDataModule:
+    """70,000 grey pictures of clothes, otherwise as MNIST. Xiao et al. 2017, arXiv:1708.07747."""
+    return ImageDataModule(lambda: _load("FashionMNIST", CLOTHES, root, val_size, test_size), **options)
+
+
+def _load(name: str, classes: tuple[str, ...], root: str, val_size: int, test_size: int) -> DecodedImages:
+    """Pixels (70000, 1, 28, 28). Raises UsageError if a file is damaged, or missing and cannot be downloaded.
+
+    name: that of the folder, and of the class in torchvision.datasets that has the addresses.
+    """
+    folder = Path(root).expanduser().absolute() / name / "raw"
+    if missing := [file for file in FILES if not _find(folder, file).is_file()]:
+        _download(name, folder, missing)
+    train, train_labels, test, test_labels = (read_idx(_find(folder, file)) for file in FILES)
+    pixels, labels = torch.cat([train, test]).unsqueeze(1), torch.cat([train_labels, test_labels]).long()
+    if (len(train), len(test)) != (len(train_labels), len(test_labels)) or labels.max() >= len(classes):
+        raise UsageError(
+            f"{folder}: {len(train)} and {len(test)} images with {len(train_labels)} and {len(test_labels)} labels up "
+            f"to {int(labels.max())}.\nExpected a label below {len(classes)} for each image; remove the files, and the "
+            "next run downloads them again."
+        )
+    return DecodedImages(pixels, split_by_count(len(pixels), val_size, test_size), labels, classes)
+
+
+def _find(folder: Path, file: str) -> Path:
+    """Path of the file: with .gz only if that exists and the raw file does not."""
+    raw, packed = folder / file, folder / f"{file}.gz"
+    return packed if packed.is_file() and not raw.is_file() else raw
+
+
+def read_idx(path: Path) -> Tensor:
+    """The uint8 tensor of a raw or gzipped IDX file: a magic number, the dimensions, then one byte per value.
+
+    The name says how many dimensions it has. Raises UsageError.
+    """
+    num_dims = 3 if "idx3" in path.name else 1
+    try:
+        content = path.read_bytes()
+        if content.startswith(b"\x1f\x8b"):  # not by suffix: browsers may decompress a .gz but keep its name
+            content = gzip.decompress(content)
+        magic, *shape = struct.unpack_from(f">{1 + num_dims}I", content)
+        if magic != 0x0800 + num_dims:
+            raise ValueError(f"its magic number is {magic:08x}, expected {0x0800 + num_dims:08x}")
+        return torch.tensor(np.frombuffer(content, np.uint8, offset=4 + 4 * num_dims).reshape(shape))
+    except (OSError, EOFError, ValueError, zlib.error, struct.error) as error:
+        raise UsageError(
+            f"{path}: cannot be read ({error}).\nExpected an intact IDX file of {num_dims} dimensions.\n"
+            "Remove the file, and the next run downloads it again."
+        ) from error
+
+
+def _download(name: str, folder: Path, missing: Sequence[str]) -> None:
+    """Download the missing files, gzipped, into the folder."""
+    import torchvision.datasets
+    from rich.console import Console
+    from rich.progress import track
+
+    from vae_lab.data.download import download_failed, fetch_file
+
+    source = getattr(torchvision.datasets, name)
+    checksums = dict(source.resources)  # MD5, by name
+    try:
+        for file in track(missing, f"Downloading {name}", console=Console(stderr=True), transient=True):
+            packed = f"{file}.gz"
+            fetch_file([mirror + packed for mirror in source.mirrors], folder / packed, checksums[packed])
+    except (OSError, HTTPException) as error:
+        looked_for = f"{missing[0]} (or .gz) in {folder}, then at {' and '.join(source.mirrors)}"
+        raise download_failed(name, error, looked_for) from error
