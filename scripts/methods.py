@@ -86,26 +86,27 @@ def drawing(runs: dict[str, Path], title: str) -> Any:
     """A row for each method: reconstructions at the left, samples at the right."""
     import torch
 
-    from vae_lab.figures.canvas import fit_axes, styled
-    from vae_lab.figures.mosaic import arrange, draw
+    from vae_lab.figures.mosaic import Mosaic
 
-    @styled
-    def drawn() -> Any:
-        columns = NUM_RECONSTRUCTED + NUM_SAMPLED
-        parts = {name: shown(run) for name, run in runs.items()}
-        lengths = {name: json.loads((run / "summary.json").read_text())["epochs"] for name, run in runs.items()}
-        originals = next(iter(parts.values()))[0]
-        images, cells = [originals], list(range(NUM_RECONSTRUCTED))
-        for row, (_, reconstructed, samples) in enumerate(parts.values(), 1):
-            images += [reconstructed] if samples is None else [reconstructed, samples]
-            width = NUM_RECONSTRUCTED if samples is None else columns
-            cells += range(row * columns, row * columns + width)
-        mosaic = arrange(torch.cat(images), columns, cells, gaps_below=[0], gaps_right=[NUM_RECONSTRUCTED - 1], gap=16)
-        names = ["test images", *(f"{name}, {epochs} epochs" for name, epochs in lengths.items())]
-        xlabel = "reconstructions at the left, samples of the prior at the right"
-        return fit_axes(draw(mosaic, title, xlabel=xlabel, row_labels=names))
-
-    return drawn()
+    columns = NUM_RECONSTRUCTED + NUM_SAMPLED
+    parts = {name: shown(run) for name, run in runs.items()}
+    lengths = {name: json.loads((run / "summary.json").read_text())["epochs"] for name, run in runs.items()}
+    originals = next(iter(parts.values()))[0]
+    images, cells = [originals], list(range(NUM_RECONSTRUCTED))
+    for row, (_, reconstructed, samples) in enumerate(parts.values(), 1):
+        images += [reconstructed] if samples is None else [reconstructed, samples]
+        width = NUM_RECONSTRUCTED if samples is None else columns
+        cells += range(row * columns, row * columns + width)
+    return Mosaic(
+        torch.cat(images),
+        columns,
+        title=title,
+        xlabel="reconstructions at the left, samples of the prior at the right",
+        row_labels=["test images", *(f"{name}, {epochs} epochs" for name, epochs in lengths.items())],
+        cells=cells,
+        gaps_below=[0],
+        gaps_right=[NUM_RECONSTRUCTED - 1],
+    )
 
 
 def main() -> None:
@@ -123,16 +124,15 @@ def main() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from vae_lab.figures.canvas import render
-    from vae_lab.figures.encoding import encode_png
+    from vae_lab.figures.canvas import figure_png
 
     bound = f"iw_elbo_{given.num_samples} ({given.num_images:,} images)"
     table = Table("experiment", "test/elbo", "log_px", "kl", bound, "seconds")
     for name, run in runs.items():
         table.add_row(*cells(name, run, given.num_images, given.num_samples))
     Console(width=120).print(table)
-    figure = drawing(runs, "Test images, and what each method makes of them")
-    given.out.write_bytes(encode_png(render(figure), 0))
+    mosaic = drawing(runs, "Test images, and what each method makes of them")
+    given.out.write_bytes(figure_png(mosaic.figure()))
 
 
 if __name__ == "__main__":

@@ -84,11 +84,9 @@ def test_pictures_of_a_run_are_joined_side_by_side(fast_run, tmp_path):
 
 
 def test_methods_are_measured_and_drawn_from_their_runs(fast_run, tmp_path):
-    from vae_lab.figures.canvas import render
-
     name, *values, seconds = methods.cells("vae", fast_run.run, num_images=20, num_samples=5)
     elbo, log_px, kl, bound = map(float, values)
     assert name == "vae" and elbo == round(fast_run.summary["metrics"]["test/elbo"], 2) and float(seconds) > 0
     assert abs(elbo - log_px + kl) < 0.02 and bound < 0
-    height, width, _ = render(methods.drawing({"vae": fast_run.run, "again": fast_run.run}, "title")).shape
+    height, width, _ = methods.drawing({"vae": fast_run.run, "again": fast_run.run}, "title").pixels().shape
     assert width > height > 100

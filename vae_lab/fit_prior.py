@@ -129,21 +129,20 @@ def render_samples(fit: PriorFit, step: int) -> bytes:
     """
     import torch
 
-    from vae_lab.figures import tiles
-    from vae_lab.figures.canvas import render
-    from vae_lab.figures.encoding import encode_png
+    from vae_lab.figures.canvas import figure_png, printable
+    from vae_lab.figures.grids import rows_of_samples
 
     title = f"Samples of the prior '{fit.stage.name}', fitted to the latents of step {step:,}"
     if fit.model.conditional:
-        classes = fit.data.class_names[:MAX_CLASSES]
-        figure = tiles.sample_rows(fit.samples(fit.prior, COLUMNS, len(classes)), classes, ylabel="class", title=title)
+        classes = [printable(name) for name in fit.data.class_names[:MAX_CLASSES]]
+        mosaic = rows_of_samples(fit.samples(fit.prior, COLUMNS, len(classes)), classes, title=title, ylabel="class")
     else:
         images, names = fit.samples(fit.prior, COLUMNS**2 // 2), [fit.stage.name] * (COLUMNS // 2)
         with suppress(NotImplementedError):  # a trained prior that cannot be sampled
             images = torch.cat([fit.samples(fit.model.prior, COLUMNS**2 // 2), images])
             names = ["trained"] * (COLUMNS // 2) + names
-        figure = tiles.sample_rows(images.unflatten(0, (-1, COLUMNS)), names, ylabel="prior", title=title)
-    return encode_png(render(figure), step)
+        mosaic = rows_of_samples(images.unflatten(0, (-1, COLUMNS)), names, title=title, ylabel="prior")
+    return figure_png(mosaic.figure())
 
 
 def show(run: Path, name: str, results: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -10,13 +11,12 @@ from torch import nn
 from torch.distributions import ExpTransform, Independent, Normal, TransformedDistribution
 from torch.testing import assert_close
 
-from vae_lab import figures
 from vae_lab.core import ImageSpec, Latent, LatentSpec, Posterior, Trace
-from vae_lab.figures.context import ExampleImages, FigureContext, FigureSizes, evaluation_mode
-from vae_lab.figures.pictures import PICTURES, TIMES, network_drawing
-from vae_lab.figures.requirements import REQUIREMENTS, available_pictures, require_available
+from vae_lab.figures.context import ExampleImages, FigureContext, FigureSizes
+from vae_lab.figures.network import TIMES, Autoencoder, network_inputs
+from vae_lab.figures.pictures import PICTURES, available_pictures, draw_figure, network, require_available
 from vae_lab.likelihoods import ContinuousBernoulli
-from vae_lab.models.base import Model
+from vae_lab.models.base import Model, evaluation_mode
 from vae_lab.models.vae import VAE
 from vae_lab.posteriors.codes import NearestCode, RelaxedCategorical
 from vae_lab.posteriors.gaussian import Deterministic, DiagonalGaussian
@@ -27,6 +27,7 @@ from vae_lab.utils.errors import UsageError
 
 IMAGE = ImageSpec(1, 8, 8, num_classes=3)
 SIZES = FigureSizes(num_images=4, num_samples=4, grid_size=3, num_steps=3, num_pairs=2, num_traversed=2)
+MOSAICS = ("reconstructions", "samples", "samples_per_class", "interpolations", "traversals", "latent_grid")
 OF_ALL = {"reconstructions", "samples"}
 OF_POINTS = {"interpolations", "latent_scatter", *OF_ALL}
 OF_VECTORS = {"aggregate_posterior", "latent_grid", "traversals", *OF_POINTS}
@@ -37,22 +38,11 @@ def _seed():
     torch.manual_seed(0)
 
 
-class ToMap(nn.Sequential):
-    """Leaves a map of 2x3."""
-
-    spatial_shape = (2, 3)
-
-    def __init__(self, shape, size):
-        super().__init__(nn.Flatten(), nn.Linear(math.prod(shape), 6 * size), nn.Unflatten(1, (size, 2, 3)))
-
-
-def encoder(shape, size):
-    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), size))
-
-
-def decoder(places, size, shape):
-    network = nn.Sequential(nn.Flatten(), nn.Linear(places * size, math.prod(shape)), nn.Unflatten(1, shape))
-    network.spatial_shape = (2, 3) if places > 1 else ()
+def linear(shape, out_shape, places):
+    """A linear network; places: shape of the map that z is, if any."""
+    layers = nn.Linear(math.prod(shape), math.prod(out_shape)), nn.Unflatten(1, out_shape)
+    network = nn.Sequential(nn.Flatten(), *layers)
+    network.spatial_shape = places
     return network
 
 
@@ -95,10 +85,16 @@ def grey(values):
     return Independent(Normal(values[..., None, None, None].expand(*values.shape, *IMAGE.shape), 1.0), 3)
 
 
-def vae(posterior=DiagonalGaussian, prior=StandardNormal, *, kind=VAE, places=1, size=4, conditional=False):
+def vae(posterior=DiagonalGaussian, prior=StandardNormal, *, kind=VAE, places=(), size=4, conditional=False):
     """A linear VAE of 8x8 images."""
-    networks = (encoder if places == 1 else ToMap, partial(decoder, places))
-    return kind(IMAGE, size, *networks, posterior, prior, ContinuousBernoulli, conditional)
+
+    def encoder(shape, num_params):
+        return linear(shape, (num_params, *places), places)
+
+    def decoder(num_features, shape):
+        return linear((num_features, *places), shape, places)
+
+    return kind(IMAGE, size, encoder, decoder, posterior, prior, ContinuousBernoulli, conditional)
 
 
 class Ladder(Model):
@@ -106,6 +102,10 @@ class Ladder(Model):
 
     image, conditional = IMAGE, False
     latents = (LatentSpec("vector", (2,), IMAGE), LatentSpec("vector", (1, 4, 4), IMAGE))
+
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(()))
 
     def trace_sampler(self, x, y=None):
         def trace(num_samples):
@@ -129,16 +129,12 @@ class Ladder(Model):
 def looked_at(model, count=12, **options):
     x = torch.rand(count, *IMAGE.shape, generator=torch.Generator().manual_seed(0))
     examples = ExampleImages(x, torch.arange(count).flip(0) % 3, ("ant", "bee", "cat"))
-    with evaluation_mode(model, torch.device("cpu"), 0):
-        yield FigureContext(model, torch.device("cpu"), examples, SIZES, **options)
+    with evaluation_mode(model, 0):
+        yield FigureContext(model, examples, SIZES, **options)
 
 
-def shown_by(monkeypatch, context, what, draw):
-    """The arguments with which a picture has its figure drawn."""
-    seen = []
-    monkeypatch.setattr(f"vae_lab.figures.tiles.{draw}", lambda *args, **options: seen.append(args))
-    PICTURES[what](context)
-    return seen[0]
+def mosaic_of(context, what):
+    return PICTURES[what].draw(context)
 
 
 CODES = {"code_usage", *OF_ALL}
@@ -148,9 +144,9 @@ KINDS = {
     "another Gaussian prior": (lambda: vae(prior=ShiftedNormal), {"kl_per_dimension", *OF_VECTORS}),
     "a prior without samples": (lambda: vae(Deterministic, Flat), OF_VECTORS - {"samples"}),
     "a sphere": (lambda: vae(VonMisesFisher, UniformSphere), {"aggregate_posterior", *OF_POINTS}),
-    "a map": (lambda: vae(places=6), {"kl_per_dimension", *OF_POINTS}),
-    "a map of spheres": (lambda: vae(VonMisesFisher, UniformSphere, places=6), OF_POINTS),
-    "a codebook": (lambda: vae(partial(NearestCode, num_codes=5), UniformCodes, places=6), CODES),
+    "a map": (lambda: vae(places=(2, 3)), {"kl_per_dimension", *OF_POINTS}),
+    "a map of spheres": (lambda: vae(VonMisesFisher, UniformSphere, places=(2, 3)), OF_POINTS),
+    "a codebook": (lambda: vae(partial(NearestCode, num_codes=5), UniformCodes, places=(2, 3)), CODES),
     "categories": (lambda: vae(partial(RelaxedCategorical, num_categories=5), UniformCodes), CODES),
     "labels": (lambda: vae(conditional=True), {"kl_per_dimension", "samples_per_class", *OF_VECTORS}),
     "a prior of labels": (
@@ -161,84 +157,81 @@ KINDS = {
 }
 
 
-@pytest.fixture
-def unfitted(monkeypatch):
-    """Figures as they are before they are fitted to their texts, which is most of the work."""
-    for module in ("tiles", "charts", "network"):
-        monkeypatch.setattr(f"vae_lab.figures.{module}.fit_axes", lambda axes: axes.figure)
-    monkeypatch.setattr("vae_lab.figures.charts.fit", lambda figure: figure)
-
-
-@pytest.mark.usefixtures("unfitted")
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_of_model_has_its_pictures(kind):
     make, expected = KINDS[kind]
     with looked_at(make()) as context:
         assert set(available_pictures(context)) == expected
         for what in expected:
-            assert PICTURES[what](context).axes, what
-
-
-def test_each_picture_says_what_it_needs():
-    assert list(REQUIREMENTS) == list(PICTURES)
-
-
-def test_the_network_of_a_map_and_of_a_conditional_model_is_drawn():
-    for model, latent in ((vae(places=6), "4x2x3"), (vae(conditional=True), "4")):
-        with looked_at(model) as context:
-            title = network_drawing(context).axes[0].get_title(loc="left")
-        assert f"from 1x8x8 to {latent} latent dimensions" in title.replace(TIMES, "x")
+            assert draw_figure(what, context).axes[0].get_title(loc="left"), what
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("kind", ["a flow", "a map of spheres", "categories", "labels"])
-def test_the_networks_of_each_kind_are_one_module_that_a_tracer_follows(kind):
+@pytest.mark.parametrize(("kind", "latent"), [("a flow", "4"), ("a map of spheres", "4x2x3"), ("labels", "4")])
+def test_the_network_is_drawn_and_can_be_traced(kind, latent):
     with looked_at(KINDS[kind][0]()) as context:
-        module, seen = figures.autoencoder(context.space.model, context.examples.x[:1], context.labels(1))
-        traced = torch.jit.trace(module, seen)
-    assert module(seen).shape == (1, *IMAGE.shape)
-    assert {"encoder", "z", "decoder"} == {name for name, _ in traced.named_children()}
+        title = network(context).axes[0].get_title(loc="left")
+        seen, z = network_inputs(context.space.model, context.examples.x[:1], context.labels(1))
+        traced = torch.jit.trace(Autoencoder(context.space.model, z), seen)
+        assert_close(traced(seen), context.space.model.decoder(z))
+    assert f"from 1x8x8 to {latent} latent dimensions" in title.replace(TIMES, "x")
+    assert {"encoder", "decoder"} == {name for name, _ in traced.named_children()}
 
 
 def test_a_picture_that_a_model_cannot_have_is_refused_with_those_that_it_can():
-    with looked_at(Ladder(), count=0) as context, pytest.raises(UsageError) as refused:
+    with looked_at(Ladder()) as context, pytest.raises(UsageError) as refused:
         require_available(context, ["samples", "traversals"])
     assert "'traversals', which needs one vector of latents" in str(refused.value)
-    assert "Available for this model: kl_per_layer, reconstructions, samples, samples_by_temperature" in str(
-        refused.value
-    )
+    able = "Available for this model: kl_per_layer, reconstructions, samples, samples_by_temperature"
+    assert able in str(refused.value)
 
 
-def test_without_images_only_a_standard_normal_says_where_to_look():
-    with looked_at(vae(), count=0) as context:
-        assert set(available_pictures(context)) == {"samples", "latent_grid", "traversals"}
-        assert "from the origin" in PICTURES["traversals"](context).axes[0].get_title(loc="left")
-    with looked_at(vae(prior=ShiftedNormal), count=0) as context:
-        assert set(available_pictures(context)) == {"samples"}
-    with looked_at(vae(prior=ClassNormal, conditional=True), count=0) as context:
-        assert set(available_pictures(context)) == {"samples", "samples_per_class"}
+def test_a_single_image_has_every_picture_but_interpolations():
+    with looked_at(vae(), count=1) as context:
+        assert set(available_pictures(context)) == {"kl_per_dimension", *OF_VECTORS} - {"interpolations"}
+        for what in available_pictures(context):
+            draw_figure(what, context)
 
 
-def test_what_is_shown_does_not_depend_on_what_was_drawn_before(monkeypatch):
+def test_what_is_shown_does_not_depend_on_what_was_drawn_before():
     model = vae(LogNormal)
     with looked_at(model) as context:
-        alone = shown_by(monkeypatch, context, "reconstructions", "reconstructions")[1]
+        alone = mosaic_of(context, "reconstructions").images
     with looked_at(model) as context:
         torch.rand(7)
-        shown_by(monkeypatch, context, "samples", "samples")
-        assert shown_by(monkeypatch, context, "reconstructions", "reconstructions")[1].equal(alone)
+        mosaic_of(context, "samples")
+        assert mosaic_of(context, "reconstructions").images.equal(alone)
+
+
+def test_the_latent_grid_has_its_smallest_values_at_the_lower_left():
+    with looked_at(vae(size=2)) as context:
+        grid, (low, high) = mosaic_of(context, "latent_grid"), torch.special.ndtri(torch.tensor([0.05, 0.95]))
+        corners = context.space.decode(torch.tensor([[low, high], [low, low], [high, low]]))
+    assert_close(grid.images[[0, 6, 8]], corners)
+    assert grid.xlabel == "z₀, and the share of N(0, 1) below it" and grid.ylabel == "z₁"
+    assert grid.column_labels[0] == "\N{MINUS SIGN}1.64\n5%"
+    assert grid.row_labels == ["1.64", "0.00", "\N{MINUS SIGN}1.64"]
+
+
+def test_each_image_is_above_its_reconstruction_and_between_its_interpolations():
+    with looked_at(vae(), count=11) as context:
+        x = context.examples.x
+        pairs = mosaic_of(replace(context, sizes=FigureSizes()), "reconstructions")
+        ways = mosaic_of(context, "interpolations")
+    assert pairs.columns == 8 and list(pairs.cells) == [*range(8), 16, 17, 18, *range(8, 16), 24, 25, 26]
+    assert list(pairs.gaps_below) == [1] and pairs.row_labels == ["original", "reconstruction"] * 2
+    assert pairs.images[:11].equal(x) and len(pairs.captions) == 11
+    assert ways.images[[0, 4, 5, 9]].equal(x[:4]) and ways.column_labels[0] == ways.column_labels[-1] == "original"
 
 
 def test_latents_of_another_prior_are_looked_for_where_the_images_are():
     model = vae(Deterministic, Flat, size=2)
     with looked_at(model) as context:
         z = model.encode(context.examples.x).mean
-        assert_close(context.space.location.mean, z.mean(0))
-        assert_close(context.space.location.scale, z.std(0, correction=0))
-        axes = PICTURES["latent_grid"](context).axes[0]
-        middle = z.mean(0)[0].item() + 0.0
-    assert axes.get_xticklabels()[1].get_text() == f"{middle:.2f}\n50%".replace("-", "\N{MINUS SIGN}")
-    assert "a normal with q(z)'s mean" in axes.get_xlabel()
+        assert_close(context.space.location, (z.mean(0), z.std(0, correction=0)))
+        grid = mosaic_of(context, "latent_grid")
+    assert grid.column_labels[1] == f"{z.mean(0)[0]:.2f}\n50%".replace("-", "\N{MINUS SIGN}")
+    assert "a normal with q(z)'s mean" in grid.xlabel
 
 
 def test_a_kl_that_was_not_measured_is_that_of_the_images():
@@ -246,13 +239,13 @@ def test_a_kl_that_was_not_measured_is_that_of_the_images():
         q = context.model.encode(context.examples.x)
         exact = 0.5 * ((q.mean - 7) ** 2 + q.variance - 1 - q.variance.log())
         assert_close(context.space.kl, exact.mean(0))
-    with looked_at(vae(places=6), validation_kl=torch.arange(24.0)) as context:
+    with looked_at(vae(places=(2, 3)), validation_kl=torch.arange(24.0)) as context:
         assert context.space.kl.tolist() == [15, 51, 87, 123]  # of each feature, over six places
 
 
 def test_layers_have_a_kl_each_in_nats():
     with looked_at(Ladder()) as context:
-        assert_close(context.layer_kl, torch.tensor([0.5 * 2 * 1.0, 0.5 * 16 * 4.0]))
+        assert_close(context.layer_kl(), torch.tensor([0.5 * 2 * 1.0, 0.5 * 16 * 4.0]))
 
 
 def classes(images):
@@ -260,51 +253,45 @@ def classes(images):
     return (images.mean((-1, -2, -3)) * IMAGE.num_classes).round().int().tolist()
 
 
-def test_a_conditional_model_is_told_the_right_classes(monkeypatch):
+def test_a_conditional_model_is_told_the_right_classes():
     with looked_at(vae(kind=Classes, conditional=True)) as context:
-        own = context.examples.labels.tolist()
-        assert own[:4] == [2, 1, 0, 2]
-        _, reconstructed, _, names = shown_by(monkeypatch, context, "reconstructions", "reconstructions")
-        assert classes(reconstructed) == own[:4] and names == ["cat", "bee", "ant", "cat"]
-        (samples,) = shown_by(monkeypatch, context, "samples", "samples")
-        assert classes(samples) == [0, 1, 2, 0]
-        rows, names = shown_by(monkeypatch, context, "samples_per_class", "sample_rows")
-        assert classes(rows) == [[0] * 8, [1] * 8, [2] * 8] and names == ["ant", "bee", "cat"]
-        way, _ = shown_by(monkeypatch, context, "interpolations", "interpolations")
-        assert classes(way) == [[2] * 3, [0] * 3]  # of images 0 and 2
-        for what in ("traversals", "latent_grid"):
-            assert {label for row in classes(shown_by(monkeypatch, context, what, what)[0]) for label in row} == {2}
-        monkeypatch.undo()
-        assert "(class cat)" in PICTURES["latent_grid"](context).axes[0].get_title(loc="left")
+        shown = {what: mosaic_of(context, what) for what in available_pictures(context) if what in MOSAICS}
+    told = {what: classes(mosaic.images) for what, mosaic in shown.items()}
+    assert told["reconstructions"][4:] == [2, 1, 0, 2]  # the images' own
+    assert shown["reconstructions"].names == ["cat", "bee", "ant", "cat"]
+    assert told["samples"] == [0, 1, 2, 0]
+    assert told["samples_per_class"] == [0] * 8 + [1] * 8 + [2] * 8
+    assert shown["samples_per_class"].row_labels == ["ant", "bee", "cat"]
+    assert told["interpolations"][1:4] == [2] * 3 and told["interpolations"][6:9] == [0] * 3  # of images 0 and 2
+    for what in ("traversals", "latent_grid"):
+        assert set(told[what]) == {2} and "(class cat)" in shown[what].title
 
 
-def test_the_rows_of_classes_and_of_temperatures_share_their_random_numbers(monkeypatch):
+def test_the_rows_of_classes_and_of_temperatures_share_their_random_numbers():
     with looked_at(vae(conditional=True)) as context:
         context.model.label_features.forward = lambda z, y: nn.functional.pad(z, (0, 3))  # deaf to the class
-        rows, _ = shown_by(monkeypatch, context, "samples_per_class", "sample_rows")
+        rows = mosaic_of(context, "samples_per_class").images.unflatten(0, (3, 8))
         assert_close(rows[0], rows[2], rtol=0, atol=0)
         assert not rows[0, 0].equal(rows[0, 1])
     with looked_at(Ladder()) as context:
-        rows, names = shown_by(monkeypatch, context, "samples_by_temperature", "sample_rows")
-        assert_close(rows[0], 0.6 * rows[4])
-        assert names == ["0.6", "0.7", "0.8", "0.9", "1.0"]
+        mosaic = mosaic_of(context, "samples_by_temperature")
+        assert_close(mosaic.images[:8], 0.6 * mosaic.images[-8:])
+        assert mosaic.row_labels == ["0.6", "0.7", "0.8", "0.9", "1.0"]
 
 
-def test_what_is_restored_is_the_corrupted_image(monkeypatch):
+def test_what_is_restored_is_the_corrupted_image():
     model = vae()
     with looked_at(model, corrupted=lambda x: x * (torch.rand_like(x) < 0.5)) as context:
-        assert "denoising" in available_pictures(context)
-        clean, corrupted, restored = shown_by(monkeypatch, context, "denoising", "denoising")
+        clean, corrupted, restored = mosaic_of(context, "denoising").images.split(4)
         assert clean.equal(context.examples.x[:4])
         assert 0.2 < (corrupted == 0).float().mean() < 0.8
         assert_close(restored, model.reconstruct(corrupted).mean)
 
 
-def test_code_usage_counts_every_place(monkeypatch):
-    model, counts = vae(partial(NearestCode, num_codes=5), UniformCodes, places=6), []
-    monkeypatch.setattr("vae_lab.figures.charts.code_usage", lambda seen, *_, **options: counts.extend(seen))
+def test_code_usage_counts_every_place():
+    model = vae(partial(NearestCode, num_codes=5), UniformCodes, places=(2, 3))
     with looked_at(model) as context:
-        PICTURES["code_usage"](context)
+        (counts,) = context.code_counts().values()
         numbers = model.posterior.codes.indices(model.encode(context.examples.x).mode)
-    assert counts[0].shape == (1, 5) and counts[0].sum() == 12 * 6
-    assert counts[0][0].tolist() == [int((numbers == code).sum()) for code in range(5)]
+    assert counts.shape == (1, 5) and counts.sum() == 12 * 6
+    assert counts[0].tolist() == [int((numbers == code).sum()) for code in range(5)]

@@ -1,73 +1,38 @@
-"""A linear model that pictures are drawn of while it trains, and what is in its event files."""
-
-import math
+"""A small model that pictures are drawn of while it trains, and what is in its event files."""
 
 import lightning
 import torch
+from helpers.steps import SMALL_MLP, model_of
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from vae_lab.core import ImageSpec
 from vae_lab.data.transforms import Preprocess
-from vae_lab.likelihoods import ContinuousBernoulli
-from vae_lab.models.vae import VAE
-from vae_lab.posteriors.gaussian import DiagonalGaussian
-from vae_lab.priors.fixed import StandardNormal
 from vae_lab.utils.stopwatch import Stopwatch
 
 SMALL = {"num_images": 4, "num_samples": 4, "grid_size": 3, "num_steps": 3, "num_pairs": 2, "num_scatter": 20}
 
 
-class Model(VAE):
-    """A linear VAE with dropout, so that eval mode shows."""
-
-    def __init__(self, latent_dim, shape=(1, 8, 8), **options):
-        super().__init__(
-            ImageSpec(*shape, num_classes=3),
-            latent_dim,
-            lambda shape, size: nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(math.prod(shape), size)),
-            lambda size, shape: nn.Sequential(nn.Linear(size, math.prod(shape)), nn.Unflatten(1, shape)),
-            **{"posterior": DiagonalGaussian, "prior": StandardNormal, "likelihood": ContinuousBernoulli, **options},
-        )
-        self.largest_batch = 0
-
-    def decode(self, z, y=None):
-        self.largest_batch = max(self.largest_batch, z.shape[:-1].numel())
-        return super().decode(z, y)
+def mlp(*overrides, shape=(1, 8, 8)):
+    return model_of(*SMALL_MLP, "model/likelihood=gaussian_fixed", *overrides, image=ImageSpec(*shape, num_classes=3))
 
 
 class Experiment(lightning.LightningModule):
     """Trains the model and notes the random numbers that training sees."""
 
-    def __init__(self, model):
+    kl_per_dim = None
+
+    def __init__(self, model, preprocess, stop_requested):
         super().__init__()
         self.model = self.evaluation_model = model
-        self.kl_per_dim = None
-        self.preprocess = Preprocess()
-        self.config = {
-            "seed": 1,
-            "model": {"latent_dim": model.latent_shape[0], "act": None, "sizes": [4, 4]},
-        }
-        self.noise = []
-        self.metrics, self.best_metrics, self.caveats = {}, {}, {}
-        self.stopwatch = Stopwatch()
-        self.stop_requested = lambda: False
+        self.preprocess, self.stop_requested = preprocess, stop_requested
+        self.noise, self.caveats, self.stopwatch = [], {}, Stopwatch()
 
     def training_step(self, batch, index):
         self.noise.append(float(torch.rand(())))
         assert self.model.training
-        q = self.model.encode(batch[0])
-        return -self.model.decode(q.rsample()).log_prob(batch[0]).mean()
-
-    def validation_step(self, batch, index):
-        self.log("val/elbo", torch.tensor(-3.0))
-        self.metrics["val/elbo"] = self.best_metrics["val/elbo"] = -3.0
-
-    def test_step(self, batch, index):
-        self.log("test/elbo", torch.tensor(-4.0))
-        self.metrics["test/elbo"] = -4.0
+        return -self.model(batch[0]).likelihood.log_prob(batch[0]).mean()
 
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), lr=1e-2)
@@ -76,28 +41,25 @@ class Experiment(lightning.LightningModule):
 class Data(lightning.LightningDataModule):
     """Sixteen images; the splits given are the ones that hold any."""
 
-    def __init__(self, shape=(1, 8, 8), labels=True, splits=("train", "val", "test")):
+    steps_per_epoch = 4
+
+    def __init__(self, shape=(1, 8, 8), class_names=("ant", "bee", "cat"), splits=("train", "val", "test")):
         super().__init__()
         self.x = torch.rand(16, *shape, generator=torch.Generator().manual_seed(0))
-        self.labels = torch.arange(16) % 3 if labels else None
-        self.class_names = ("ant", "bee", "cat") if labels else ()
-        self.splits = splits
+        self.labels = torch.arange(16) % 3 if class_names else None
+        self.class_names, self.splits = class_names, splits
+
+    def size(self, split):
+        return 16 * (split in self.splits)
 
     def example_images(self, split, n):
-        n = n if split in self.splits else 0
         return self.x[:n], None if self.labels is None else self.labels[:n]
 
     def train_dataloader(self):
         return DataLoader(TensorDataset(self.x), batch_size=4)
 
-    steps_per_epoch = 4
 
-    val_dataloader = test_dataloader = train_dataloader
-
-
-def train(
-    run, *callbacks, model=None, data=None, epochs=2, test=False, preprocess=None, stop_requested=None, **options
-):
+def train(run, *callbacks, model=None, data=None, epochs=1, preprocess=None, stop_requested=lambda: False, **options):
     torch.manual_seed(0)
     trainer = lightning.Trainer(
         default_root_dir=run,
@@ -111,13 +73,8 @@ def train(
         log_every_n_steps=1,
         **options,
     )
-    experiment = Experiment(model or Model(3))
-    experiment.preprocess = preprocess or Preprocess()
-    experiment.stop_requested = stop_requested or experiment.stop_requested
-    data = data or Data()
-    trainer.fit(experiment, datamodule=data)
-    if test:
-        trainer.test(experiment, datamodule=data, verbose=False)
+    experiment = Experiment(model or mlp(), preprocess or Preprocess(), stop_requested)
+    trainer.fit(experiment, datamodule=data or Data())
     return experiment
 
 
@@ -126,5 +83,7 @@ def events(run):
     return EventAccumulator(str(run / "tensorboard"), size_guidance=sizes).Reload()
 
 
-def names(run):
-    return sorted(path.name for path in (run / "images").iterdir())
+def names(run, grids=None):
+    """Names of the pictures; of the bare grids or of the other pictures only."""
+    found = sorted(path.name for path in (run / "images").iterdir())
+    return [name for name in found if grids is None or ("=" in name) == grids]

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from vae_lab.data.datamodule import datamodule_of
 from vae_lab.data.images import Split
-from vae_lab.figures.context import evaluation_mode
 from vae_lab.metrics.baseline import (
     ProbabilisticPCA,
     channel_moments,
@@ -25,7 +24,7 @@ from vae_lab.metrics.baseline import (
     reconstruction_metrics,
     why_no_pca,
 )
-from vae_lab.models.base import Model, parts_without_density
+from vae_lab.models.base import Model, evaluation_mode, parts_without_density
 
 log = logging.getLogger("vae_lab")
 NAME = "probabilistic PCA"
@@ -50,7 +49,7 @@ class Baseline(Callback):
             return
         model = pl_module.evaluation_model
         row: dict[str, Any] = {"name": NAME, "num_latents": sum(math.prod(latent.shape) for latent in model.latents)}
-        with pl_module.stopwatch.timed("baseline"), evaluation_mode(model, pl_module.device, pl_module.seed):
+        with pl_module.stopwatch.timed("baseline"), evaluation_mode(model, pl_module.seed):
             try:
                 found, row = _compare(trainer, pl_module, row)
             except Stopped:

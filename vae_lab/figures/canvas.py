@@ -1,39 +1,43 @@
-"""Figures on a canvas of whole pixels: one shared style, resized to their content so that nothing is cut off.
+"""One style for all figures, and their PNG and GIF files.
 
-Matplotlib is imported where it is used, so importing this module is cheap. pyplot is not used: it would keep figures
-alive and need a display.
+Class names are text, never formulas, whatever signs are in them: mathtext is off and subscripts are Unicode.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
+from PIL import Image
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-P = ParamSpec("P")
-R = TypeVar("R")
 Pixels = NDArray[np.uint8]  # (H, W, 3)
 
-DPI = 128  # a power of two: pixels / DPI * DPI is exact, so a canvas has exactly the requested size
+DPI = 128  # a power of two: pixels / DPI * DPI is exact
 MARGIN = 12  # white pixels around the content
+MAX_FRAMES = 100
+GIF_SECONDS = 10.0
+SLOWEST, FASTEST, LAST = 500, 60, 1500  # milliseconds per frame
 
 INK, MUTED, FAINT = "#22252b", "#6b7280", "#d5d9e0"
 BLUE, ORANGE, GREEN = "#3b75af", "#e1812c", "#4f9d69"
+SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
+    "text.parse_math": False,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
     "axes.titlepad": 9,
+    "axes.titlelocation": "left",
     "axes.labelsize": 8.5,
     "axes.labelpad": 6,
     "axes.edgecolor": MUTED,
@@ -46,7 +50,6 @@ STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.6,
     "legend.frameon": False,
     "legend.fontsize": 8,
-    "mathtext.fontset": "dejavusans",
     "text.color": INK,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
@@ -54,64 +57,66 @@ STYLE: dict[Any, Any] = {
     "ytick.labelcolor": INK,
     "xtick.labelsize": 7.5,
     "ytick.labelsize": 7.5,
+    "savefig.dpi": "figure",
 }
-
-
-def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Run `draw` with STYLE, whatever the user's matplotlibrc says."""
-
-    @wraps(draw)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        import matplotlib as mpl
-
-        with mpl.rc_context(STYLE):
-            return draw(*args, **kwargs)
-
-    return wrapper
+styled = mpl.rc_context(STYLE)  # a decorator of functions that draw, whatever the user's matplotlibrc says
 
 
 def blank_figure() -> Figure:
-    """Empty figure with an Agg canvas; `fit` sets its size."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(dpi=DPI, figsize=(8, 8), facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
+    """Empty figure; its size is only the unit of `add_axes`, since `figure_png` crops to the content."""
+    return Figure(dpi=DPI, figsize=(8, 8), facecolor="white")
 
 
 def add_axes(figure: Figure, left: int, bottom: int, width: int, height: int) -> Axes:
     """Add axes over a rectangle of whole pixels, relative to an origin of the caller's choice."""
-    figure_width, figure_height = figure.bbox.width, figure.bbox.height
-    return figure.add_axes((left / figure_width, bottom / figure_height, width / figure_width, height / figure_height))
+    size = figure.bbox.width
+    return figure.add_axes((left / size, bottom / size, width / size, height / size))
 
 
-def fit(figure: Figure) -> Figure:
-    """Resize the figure to its content; axes keep their size and stay on whole pixels."""
-    old_width, old_height = figure.bbox.width, figure.bbox.height
-    box = figure.get_tightbbox(_canvas(figure).get_renderer())
-    right, up = math.ceil(MARGIN - box.x0 * DPI), math.ceil(MARGIN - box.y0 * DPI)
-    width, height = math.ceil(box.x1 * DPI) + right + MARGIN, math.ceil(box.y1 * DPI) + up + MARGIN
-    figure.set_size_inches(width / DPI, height / DPI)
-    for axes in figure.axes:
-        x, y, w, h = axes.get_position(original=True).bounds
-        left, bottom = round(x * old_width) + right, round(y * old_height) + up
-        axes.set_position((left / width, bottom / height, w * old_width / width, h * old_height / height))
-    return figure
+def latent_name(dim: int) -> str:
+    """Name of a latent dimension, with its number as a subscript."""
+    return f"z{str(dim).translate(SUBSCRIPTS)}"
 
 
-def fit_axes(axes: Axes) -> Figure:
-    """Fit the figure that contains the axes."""
-    return fit(cast("Figure", axes.figure))
+def printable(name: str) -> str:
+    """The name, with ? for bytes of a folder's name that are no text: fonts and files refuse them."""
+    return name.encode(errors="replace").decode()
 
 
-def render(figure: Figure) -> Pixels:
-    """Pixels of the figure, uint8 (H, W, 3)."""
-    canvas = _canvas(figure)
-    canvas.draw()
-    return np.array(canvas.buffer_rgba(), np.uint8)[..., :3]
+@styled
+def figure_png(figure: Figure) -> bytes:
+    """PNG of the figure, cropped to its content at whole pixels: elsewhere, image pixels would be resampled."""
+    content, buffer = figure.get_tightbbox().padded(MARGIN / DPI), io.BytesIO()
+    box = Bbox(np.round(content.get_points() * DPI) / DPI)
+    figure.savefig(buffer, format="png", bbox_inches=box, pil_kwargs={"compress_level": 4})
+    return buffer.getvalue()
 
 
-def _canvas(figure: Figure) -> Any:
-    """The FigureCanvasAgg; Any, since its methods are untyped."""
-    return figure.canvas
+def encode_png(pixels: Pixels) -> bytes:
+    """PNG of uint8 (H, W, 3)."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=4)
+    return buffer.getvalue()
+
+
+def encode_gif(frames: Sequence[Path]) -> bytes:
+    """GIF of at most 100 evenly spaced frames, the last one shown longer."""
+    chosen = np.linspace(0, len(frames) - 1, min(len(frames), MAX_FRAMES)).round().astype(int)
+    images, buffer = _padded([frames[index] for index in chosen]), io.BytesIO()
+    each = int(min(max(1000 * GIF_SECONDS / len(chosen), FASTEST), SLOWEST))
+    durations = [each] * (len(chosen) - 1) + [LAST]
+    next(images).save(buffer, "GIF", save_all=True, append_images=images, duration=durations, loop=0)
+    return buffer.getvalue()
+
+
+def _padded(paths: Sequence[Path]) -> Iterator[Image.Image]:
+    """Images padded with white to one size: a resumed run may draw a different one."""
+    sizes = []
+    for path in paths:
+        with Image.open(path) as image:
+            sizes.append(image.size)
+    for path in paths:
+        with Image.open(path) as image:
+            canvas = Image.new("RGB", (max(width for width, _ in sizes), max(height for _, height in sizes)), "white")
+            canvas.paste(image, (0, 0))
+            yield canvas

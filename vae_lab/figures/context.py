@@ -6,7 +6,6 @@ Random numbers are seeded where they are used, so that a picture depends neither
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, TypedDict, cast
@@ -16,13 +15,14 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from vae_lab.core import Trace
-from vae_lab.figures.latent_space import CHUNK, LatentSpace
+from vae_lab.figures.canvas import printable
+from vae_lab.figures.latent_space import CHUNK, LatentSpace, chunks
+from vae_lab.metrics.diagnostics import code_indices
 from vae_lab.models.base import Model
 from vae_lab.models.vae import VAE
 from vae_lab.objectives.bounds import closed_form_kl
 
 NUM_KL_IMAGES = 64  # images over which the KL of each layer is averaged
-
 
 Interpolation = Literal["spherical", "linear"]
 
@@ -65,7 +65,7 @@ class FigureSizes:
 
 @dataclass(frozen=True)
 class ExampleImages:
-    """Example images with labels and class names, where known; may be empty."""
+    """At least one image, with labels and class names where known."""
 
     x: Tensor  # (N, C, H, W) in [0, 1]
     labels: Tensor | None = None  # int64 (N,)
@@ -77,23 +77,7 @@ class ExampleImages:
 
     def class_name(self, label: int) -> str:
         """Name of the class; its index if the classes have no names."""
-        return self.class_names[label] if label < len(self.class_names) else str(label)
-
-
-@contextmanager
-def evaluation_mode(model: Model, device: torch.device, seed: int) -> Iterator[None]:
-    """Evaluation mode, no gradients, seeded random numbers; modes and random state are restored on exit."""
-    modes = [(module, module.training) for module in model.modules()]
-    devices = [device] if device.type == "cuda" else []
-    try:
-        for module, _ in modes:
-            module.training = False
-        with torch.no_grad(), torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+        return printable(self.class_names[label]) if label < len(self.class_names) else str(label)
 
 
 @dataclass(frozen=True)
@@ -101,7 +85,6 @@ class FigureContext:
     """A model at one step, and example images. Use it inside `evaluation_mode`."""
 
     model: Model
-    device: torch.device
     examples: ExampleImages
     sizes: FigureSizes = field(default_factory=FigureSizes)
     when: str = ""  # e.g. "epoch 7", for titles
@@ -116,48 +99,41 @@ class FigureContext:
         return [self.examples.class_name(label) for label in range(self.model.image.num_classes)]
 
     def labels(self, count: int) -> Tensor | None:
-        """Labels of the first images, (count,); None for an unconditional model."""
-        if not self.model.conditional:
-            return None
-        known = self.examples.labels
-        return torch.zeros(0, dtype=torch.int64) if known is None else known[:count]
+        """Labels of the first images, (count,) on the model's device; None for an unconditional model."""
+        known = self.examples.labels if self.model.conditional else None
+        return None if known is None else known[:count].to(self.model.device)
 
     @property
     def first_label(self) -> Tensor | None:
-        """Label of the first image, (), 0 if there is none; None for an unconditional model."""
+        """Label of the first image, (); None for an unconditional model."""
         labels = self.labels(1)
-        return labels if labels is None else torch.cat([labels, torch.zeros(1, dtype=torch.int64)])[0]
-
-    def on_device(self, values: Tensor | None) -> Tensor | None:
-        return values if values is None else values.to(self.device)
+        return None if labels is None else labels[0]
 
     @cached_property
     def space(self) -> LatentSpace:
         """Latents of a model with a single layer of them."""
-        model, x = cast(VAE, self.model), self.examples.x
-        return LatentSpace(model, self.device, x, self.labels(len(x)), self.sizes.seed, self.validation_kl)
+        x = self.examples.x
+        return LatentSpace(cast(VAE, self.model), x, self.labels(len(x)), self.sizes.seed, self.validation_kl)
 
     @property
     def has_continuous_latents(self) -> bool:
         """Whether the model has a single layer of latents that are not codes."""
         return not self.model.is_hierarchy and self.model.latents[0].kind != "codes"
 
-    def reconstructed(self, count: int) -> Distribution:
-        """p(x|z) at the centre of q(z|x) for the first images, batch (count,)."""
-        if self.has_continuous_latents:
-            # The same centres as in other pictures: some families estimate them from samples.
-            return self.space.likelihood(self.space.latents.centre[:count], self.labels(count))
-        return self.restored(self.examples.x[:count])
+    @property
+    def has_vector(self) -> bool:
+        """Whether they are a vector, not a map."""
+        return self.has_continuous_latents and len(self.model.latents[0].shape) == 1
 
-    def restored(self, x: Tensor) -> Distribution:
-        """The same with x (count, C, H, W) as the encoder's input in place of the first images."""
-        torch.manual_seed(self.sizes.seed)
-        return self.model.reconstruct(x.to(self.device), self.on_device(self.labels(len(x))))
+    @property
+    def centre_name(self) -> str:
+        """Name of the point estimate of a posterior."""
+        return "mean direction" if self.model.latents[0].kind == "sphere" else "mean"
 
-    def corrupt(self, x: Tensor) -> Tensor:
-        """Corrupt images x (count, C, H, W) as in training, with the same random numbers every time; on the CPU."""
+    def reconstruct(self, x: Tensor) -> Distribution:
+        """p(x|z) at the point estimate of q(z|x), batch (count,). x: the first images, or these corrupted."""
         torch.manual_seed(self.sizes.seed)
-        return self.corrupted(x.to(self.device)).cpu() if self.corrupted is not None else x
+        return self.model.reconstruct(x.to(self.model.device), self.labels(len(x)))
 
     def sample(self, count: int, y: Tensor | None = None, temperature: float = 1.0) -> Tensor:
         """Means of p(x|z) at latents from the prior, (count, C, H, W) on the CPU. y: labels (count,).
@@ -167,7 +143,7 @@ class FigureContext:
         torch.manual_seed(self.sizes.seed)
         images = []
         for first in range(0, count, CHUNK):
-            labels = self.on_device(y if y is None else y[first : first + CHUNK])
+            labels = None if y is None else y[first : first + CHUNK].to(self.model.device)
             images.append(self.model.sample(min(CHUNK, count - first), labels, temperature).mean.float().cpu())
         return torch.cat(images)
 
@@ -190,13 +166,9 @@ class FigureContext:
     def traces(self, count: int) -> Iterator[Trace]:
         """Traces of the first images, in chunks."""
         torch.manual_seed(self.sizes.seed)
-        y = self.labels(count)
-        for first in range(0, min(count, len(self.examples)), CHUNK):
-            last = min(first + CHUNK, count)
-            x = self.examples.x[first:last].to(self.device)
-            yield self.model(x, 1, self.on_device(y if y is None else y[first:last]))
+        for x, y in chunks(self.model.device, self.examples.x[:count], self.labels(count)):
+            yield self.model(x, 1, y)
 
-    @cached_property
     def layer_kl(self) -> Tensor:
         """KL of each layer in nats, (L,), averaged over the first images."""
         (trace,) = self.traces(NUM_KL_IMAGES)
@@ -204,8 +176,6 @@ class FigureContext:
 
     def code_counts(self) -> dict[int, Tensor]:
         """For each layer of codes, by its index: how often each of its G variables took each of K codes, (G, K)."""
-        from vae_lab.metrics.diagnostics import code_indices
-
         sizes = {layer: latent.num_codes for layer, latent in enumerate(self.model.latents) if latent.num_codes}
         counts = {layer: torch.zeros(self.model.latents[layer].code_shape[0], size) for layer, size in sizes.items()}
         for trace in self.traces(len(self.examples)):

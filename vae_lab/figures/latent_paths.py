@@ -1,10 +1,9 @@
-"""Paths and planes of latents to decode, and projections to two dimensions. Pure functions, z is (..., D)."""
+"""Paths and planes of latents to decode, and their principal components. Pure functions, z is (..., D)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,9 +21,9 @@ def plane(values: Tensor, dims: Sequence[int], latent_dim: int) -> Tensor:
 
 
 def axes_through(centre: Tensor, values: Tensor, dims: Sequence[int]) -> Tensor:
-    """(K, n, D): row k is `centre` (D,) with z_dims[k] set to `values` (n,), or to values[k] of (K, n)."""
+    """(K, n, D): row k is `centre` (D,) with z_dims[k] set to values[k] of (K, n)."""
     z = centre.repeat(len(dims), values.shape[-1], 1)
-    for row, (dim, along) in enumerate(zip(dims, values.expand(len(dims), -1), strict=True)):
+    for row, (dim, along) in enumerate(zip(dims, values, strict=True)):
         z[row, :, dim] = along
     return z
 
@@ -53,34 +52,14 @@ def arc_on_sphere(start: Tensor, end: Tensor, steps: int, shape: tuple[int, ...]
     return way.reshape(len(start), positions, steps, shape[0]).permute(0, 2, 3, 1).flatten(2)
 
 
-class Projection(NamedTuple):
-    """Points in two dimensions and the labels of both axes."""
-
-    points: Tensor  # (N, 2)
-    xlabel: str
-    ylabel: str
-
-
-def project_to_plane(means: Tensor, scale: Tensor | None = None) -> Projection:
-    """Posterior means (N, D): unchanged if D = 2, against their scale (N, 1) if D = 1, else by principal components."""
-    if scale is not None:
-        return Projection(torch.cat([means, scale], 1), "$z_{0}$", "standard deviation of $z_{0}$")
-    if means.shape[1] == 2:
-        return Projection(means, "$z_{0}$", "$z_{1}$")
-    points, explained = principal_components(means)
-    names = [f"principal component {k + 1} ({share:.0%} of the variance)" for k, share in enumerate(explained)]
-    return Projection(points, *names)
-
-
 def principal_components(points: Tensor, count: int = 2) -> tuple[Tensor, list[float]]:
     """Projections (N, count) and the share of variance explained by each component; its largest loading is positive."""
-    centred = points - points.mean(0)
-    _, _, directions = torch.linalg.svd(centred.double(), full_matrices=False)
+    centred = (points - points.mean(0)).double()
+    _, _, directions = torch.linalg.svd(centred, full_matrices=False)
     directions = directions[:count]
     # the sign of a component is arbitrary: fix it, so that the scatter does not flip between epochs
     largest = directions.abs().argmax(1, keepdim=True)
-    projected = centred.double() @ (directions * directions.gather(1, largest).sign()).T
-    if len(directions) < count:  # fewer points than components
-        projected = torch.nn.functional.pad(projected, (0, count - len(directions)))
-    total = centred.double().square().sum().clamp(min=torch.finfo(torch.float64).tiny)
+    projected = centred @ (directions * directions.gather(1, largest).sign()).T
+    projected = torch.nn.functional.pad(projected, (0, count - len(directions)))  # fewer points than components
+    total = centred.square().sum().clamp(min=torch.finfo(torch.float64).tiny)
     return projected.float(), (projected.square().sum(0) / total).tolist()

@@ -35,19 +35,11 @@ class PosteriorSummary(NamedTuple):
     kl: Tensor | None  # (D,), mean over the images; None if it is not a sum over dimensions
 
 
-class MeanAndScale(NamedTuple):
-    """Mean and standard deviation of latents, (D,) each."""
-
-    mean: Tensor
-    scale: Tensor
-
-
 @dataclass(frozen=True)
 class LatentSpace:
     """Latents of a model for images x (N, C, H, W). y: their labels, for a conditional model."""
 
     model: VAE
-    device: torch.device
     x: Tensor
     y: Tensor | None = None
     seed: int = 0
@@ -66,100 +58,89 @@ class LatentSpace:
     @cached_property
     def latents(self) -> PosteriorSummary:
         torch.manual_seed(self.seed)
-        points, kls = [torch.zeros(2, 0, self.size)], []
+        points, kls = [], []
         for q, prior in self._posteriors():
             sample = q.sample()
-            points.append(torch.stack([point_estimate(q), sample]).flatten(2).float().cpu())
-            kl = kl_per_dimension(Latent(sample, q, prior))
-            kls += [] if kl is None else [kl.flatten(1).float().cpu()]
-        centres, samples = torch.cat(points, 1).nan_to_num()
-        return PosteriorSummary(centres, samples, torch.cat(kls).mean(0).nan_to_num() if kls else None)
+            points.append(self._flat(torch.stack([point_estimate(q), sample])))
+            kls.append(kl_per_dimension(Latent(sample, q, prior)))
+        centres, samples = torch.cat(points, 1)
+        known = [self._flat(kl) for kl in kls if kl is not None]
+        return PosteriorSummary(centres, samples, torch.cat(known).mean(0).nan_to_num() if known else None)
 
     def _posteriors(self) -> Iterator[tuple[Distribution, Distribution]]:
         """q(z|x) and p(z) of the images, in chunks."""
-        for first in range(0, len(self.x), CHUNK):
-            x = self.x[first : first + CHUNK].to(self.device)
-            y = None if self.y is None else self.y[first : first + CHUNK].to(self.device)
+        for x, y in chunks(self.model.device, self.x, self.y):
             yield self.model.encode(x, y), self.model.prior_distribution(y)
 
-    @cached_property
+    def _flat(self, z: Tensor) -> Tensor:
+        """(..., *shape) to (..., D); finite, so that diverged weights do not end a picture."""
+        return z.flatten(-len(self.shape)).float().cpu().nan_to_num()
+
+    @property
     def scale(self) -> Tensor:
-        """Standard deviation of q(z|x) for every image, (N, D)."""
+        """Standard deviation of q(z|x) for every image, (N, D); from samples where the family has none."""
         torch.manual_seed(self.seed)
-        scales = [standard_deviation(q).flatten(1).float().cpu() for q, _ in self._posteriors()]
-        return torch.cat([torch.zeros(0, self.size), *scales]).nan_to_num()
+        scales = []
+        for q, _ in self._posteriors():
+            try:
+                scales.append(self._flat(q.stddev))
+            except NotImplementedError:
+                scales.append(self._flat(q.sample((NUM_STD_SAMPLES,)).std(0)))
+        return torch.cat(scales)
 
     @property
     def kl(self) -> Tensor | None:
         """KL in nats of each feature, summed over positions, (F,): from the last validation, else from the images.
 
-        None if it is not a sum over dimensions, or if there are neither.
+        None if it is not a sum over dimensions.
         """
-        known = (
-            self.latents.kl if self.validation_kl is None else self.validation_kl.detach().float().cpu().nan_to_num()
-        )
+        known = self.latents.kl if self.validation_kl is None else self.validation_kl.float().cpu().nan_to_num()
         return None if known is None else known.reshape(self.shape[0], -1).sum(1)
 
     @property
     def activity(self) -> str:
-        """Adjective for the first dimensions of `by_activity`."""
+        """Adjective for the first dimensions of `dims_by_activity`."""
         return "varied" if self.kl is None else "active"
 
     @property
     def dims_by_activity(self) -> list[int]:
         """Dimensions of a vector latent, most active first: by KL, or without one by the variance of the centres."""
-        activity = self.kl
-        if activity is None:
-            activity = (self.latents.centre - self.latents.centre.mean(0)).square().sum(0)
+        activity = self.latents.centre.var(0, correction=0) if self.kl is None else self.kl
         return [int(dim) for dim in activity.argsort(descending=True, stable=True)]
 
     @cached_property
     def prior_is_standard_normal(self) -> bool:
         """Whether p(z) is N(0, I) for all labels of the images."""
-        y = self.y
-        if y is not None:
-            y = (y if len(y) else torch.zeros(1, dtype=torch.int64)).to(self.device)
-        prior = as_diagonal_normal(self.model.prior_distribution(y))
+        prior = as_diagonal_normal(self.model.prior_distribution(self.y))
         return prior is not None and bool((prior.loc == 0).all() and (prior.scale == 1).all())
 
     @cached_property
-    def location(self) -> MeanAndScale:
-        """Range of latents to decode: N(0, I) if that is the prior, else q(z), the posterior averaged over images."""
+    def location(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, (D,) each, of the latents to decode: of N(0, I) if that is the prior, else of
+        q(z), the posterior averaged over the images.
+        """
         if self.prior_is_standard_normal:
-            return MeanAndScale(torch.zeros(self.size), torch.ones(self.size))
+            return torch.zeros(self.size), torch.ones(self.size)
         sample = self.latents.sample
-        return MeanAndScale(sample.mean(0), sample.std(0, correction=0))
+        return sample.mean(0), sample.std(0, correction=0)
 
     def prior_sample(self) -> Tensor:
         """Latents from the prior, (about 4,000, D); for a conditional model, given the labels of the images."""
         torch.manual_seed(self.seed)
         y = None if self.y is None else self.y.repeat(math.ceil(NUM_PRIOR_SAMPLES / len(self.y)))
-        count = NUM_PRIOR_SAMPLES if y is None else len(y)
-        return (
-            self.model.sample_latents(count, y if y is None else y.to(self.device))
-            .flatten(1)
-            .float()
-            .cpu()
-            .nan_to_num()
-        )
+        return self._flat(self.model.sample_latents(NUM_PRIOR_SAMPLES if y is None else len(y), y))
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         """Mean of p(x|z), float (..., C, H, W) on the CPU. z: (..., D); y: labels that expand to (...)."""
         batch = z.shape[:-1]
-        zs = torch.split(z.reshape(-1, *self.shape), CHUNK)
-        ys = [None] * len(zs) if y is None else torch.split(y.expand(batch).reshape(-1), CHUNK)
-        images = torch.cat([self.likelihood(*part).mean.float().cpu() for part in zip(zs, ys, strict=True)])
+        labels = None if y is None else y.expand(batch).reshape(-1)
+        parts = chunks(self.model.device, z.reshape(-1, *self.shape), labels)
+        images = torch.cat([self.model.decode(*part).mean.float().cpu() for part in parts])
         return images.reshape(*batch, *images.shape[1:])
 
-    def likelihood(self, z: Tensor, y: Tensor | None = None) -> Distribution:
-        """p(x|z), batch (N,). z: (N, *shape) or flat; y: labels (N,)."""
-        z = z.reshape(-1, *self.shape).to(self.device)
-        return self.model.decode(z, y if y is None else y.to(self.device))
 
-
-def standard_deviation(q: Distribution) -> Tensor:
-    """Standard deviation of each dimension, (B, *event); estimated from samples if the family has none."""
-    try:
-        return q.stddev
-    except NotImplementedError:
-        return q.sample((NUM_STD_SAMPLES,)).std(0)
+def chunks(device: torch.device, x: Tensor, y: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Images or latents and their labels, at most CHUNK at once, on the device."""
+    for first in range(0, len(x), CHUNK):
+        labels = None if y is None else y[first : first + CHUNK].to(device)
+        yield x[first : first + CHUNK].to(device), labels

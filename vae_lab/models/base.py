@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 
 import torch
@@ -25,6 +26,11 @@ class Model(nn.Module):
     conditional: bool  # on labels
     likelihood: Likelihood
     is_hierarchy = True  # False: one q(z|x), one p(z) and one p(x|z)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
 
     @property
     def latents(self) -> tuple[LatentSpec, ...]:
@@ -70,6 +76,20 @@ class Model(nn.Module):
     @cached_property
     def _layers(self) -> tuple[nn.Module, ...]:
         return tuple(self.modules())
+
+
+@contextmanager
+def evaluation_mode(model: Model, seed: int) -> Iterator[None]:
+    """Evaluation mode, no gradients, seeded random numbers; modes and random state are restored on exit."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad(), torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def latent_spec(posterior: Posterior, spatial_shape: tuple[int, ...], image: ImageSpec) -> LatentSpec:
