@@ -39,6 +39,7 @@ def test_every_number_has_its_protocol_and_twice_gives_the_same_bytes(run, comma
     assert found["anomaly"]["auroc"]["value"] == 0.5  # against its own images
     weights = [part.weight.numel() for part in load(run).model.modules() if isinstance(part, nn.Linear)]
     assert found["cost"]["multiply_adds"]["value"] == sum(weights)
+    assert (run / "images" / "nearest_training_images.png").read_bytes().startswith(b"\x89PNG")
     arrays = np.load(run / "evaluation.npz")
     assert arrays["elbo"].mean() == pytest.approx(elbo["value"]) and arrays["iw_elbo_20"].shape == (50,)
     before = [(run / name).read_bytes() for name in ("evaluation.json", "evaluation.npz")]

@@ -19,6 +19,8 @@ from vae_lab.utils.files import write_atomically, write_json
 from vae_lab.utils.signals import StopSignals
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vae_lab.data.datamodule import ImageDataModule
     from vae_lab.inference import Lab
     from vae_lab.metrics.evaluation import Row, Subject
@@ -201,7 +203,18 @@ def write(run: Path, found: dict[str, list[Row]], subject: Subject, common: dict
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     write_atomically(run / "evaluation.npz", buffer.getvalue())
+    if subject.nearest is not None:
+        write_atomically(run / "images" / "nearest_training_images.png", nearest_png(*subject.nearest))
     write_json(run / "evaluation.json", {"protocol": common, **kept})
+
+
+def nearest_png(samples: Tensor, images: Tensor) -> bytes:
+    from vae_lab.figures.canvas import figure_png
+    from vae_lab.figures.grids import stacked
+
+    parts = {"sample": samples.cpu(), "nearest": images.cpu()}
+    title = "Samples, and the training images nearest to them"
+    return figure_png(stacked(parts, title=title, xlabel="nearest in the features of the evaluation").figure())
 
 
 def _entry(row: Row) -> dict[str, Any]:

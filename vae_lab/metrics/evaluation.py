@@ -57,6 +57,7 @@ class Subject:
     seed: int = 0
     report_progress: ProgressCallback = lambda what, done, total: None
     per_image: dict[str, Tensor] = field(default_factory=dict)
+    nearest: tuple[Tensor, Tensor] | None = None  # samples and their nearest training images, (n, C, H, W) each
 
     def blocks(
         self, num_images: int | None, what: str, split: Split | None = None

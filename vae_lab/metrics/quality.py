@@ -6,7 +6,7 @@ Frechet and kernel distance are torchmetrics'; the names of what is measured alw
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -95,6 +95,7 @@ def nearest(queries: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([each.indices for each in found]), torch.cat([each.values for each in found])
 
 
+NUM_SHOWN = 16  # samples beside their nearest training images
 NAMES = ("fid", "kid", "precision", "recall", "density", "coverage", "memorisation")
 
 
@@ -119,6 +120,7 @@ def samples(subject: Subject, num_images: int, temperature: float = 1.0) -> Iter
 def quality_rows(subject: Subject, features: Features, num_images: int = 5000, k: int = 5) -> Iterator[Row]:
     """FID, KID, precision, recall, density, coverage of samples beside as many images of the split.
 
+    Also sets the subject's `nearest`: the first samples, and the training images nearest to them in the features.
     memorisation: distance in the features from a sample to its nearest training image, over that of an image of the
     split, medians: near 0 if samples are copies of training images, about 1 if they are as far away as unseen images.
     """
@@ -141,5 +143,16 @@ def quality_rows(subject: Subject, features: Features, num_images: int = 5000, k
     yield Row("kid", kid, protocol=protocol | {"subset_size": size, "standard deviation over subsets": deviation})
     for name, value in coverage(real, generated, k)._asdict().items():
         yield Row(name, value, protocol=protocol | {"neighbours": k})
-    ratio = nearest(generated, train)[1].median() / nearest(real, train)[1].median()
+    indices, distances = nearest(generated, train)
+    subject.nearest = next(samples(subject, NUM_SHOWN)), training_images(subject, indices[:NUM_SHOWN].tolist())
+    ratio = distances.median() / nearest(real, train)[1].median()
     yield Row("memorisation", float(ratio), protocol=protocol | {"training images": len(train)})
+
+
+def training_images(subject: Subject, indices: Sequence[int]) -> Tensor:
+    """Images at these places in the training split, (n, C, H, W), without holding the others."""
+    wanted, found, start = set(indices), {}, 0
+    for x, _ in subject.data.first_images("train", max(indices) + 1):
+        found |= {start + row: x[row] for row in range(len(x)) if start + row in wanted}
+        start += len(x)
+    return torch.stack([found[index] for index in indices])
