@@ -12,6 +12,7 @@ from torch.testing import assert_close
 from vae_lab.metrics.baseline import baseline_rows
 from vae_lab.metrics.cost import auroc, cost_rows
 from vae_lab.metrics.evaluation import BLOCK, Subject, mean_row
+from vae_lab.metrics.features import Features
 from vae_lab.metrics.importance import bounds_by_number
 from vae_lab.metrics.likelihood import (
     aggregate_log_probs,
@@ -21,6 +22,7 @@ from vae_lab.metrics.likelihood import (
     importance_rows,
     kl_parts_rows,
 )
+from vae_lab.metrics.quality import quality_rows, samples
 from vae_lab.metrics.representation import disentanglement_rows, reconstruction_rows, representation_rows
 
 
@@ -149,3 +151,15 @@ def test_reconstructions_and_baseline_by_hand():
 
 def test_auroc_is_the_share_of_pairs_in_order():
     assert auroc(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 2.0])) == pytest.approx(0.75)
+
+
+def test_the_samples_that_are_shown_are_those_whose_neighbours_are_shown():
+    """In the features of the pixels themselves, by hand."""
+    subject, _ = linear_subject(count=130)
+    list(quality_rows(subject, Features("pixels", lambda x: x.flatten(1)), 130))
+    shown, images = subject.nearest
+    generated = torch.cat(list(samples(subject, 130)))
+    assert_close(shown, generated[:16], rtol=0, atol=0)
+    x = subject.data.x
+    expected = torch.cdist(shown.flatten(1), x.flatten(1)).argmin(1)
+    assert_close(images, x[expected], rtol=0, atol=0)

@@ -144,14 +144,15 @@ def quality_rows(subject: Subject, features: Features, num_images: int = 5000, k
     for name, value in coverage(real, generated, k)._asdict().items():
         yield Row(name, value, protocol=protocol | {"neighbours": k})
     indices, distances = nearest(generated, train)
-    subject.nearest = next(samples(subject, NUM_SHOWN)), training_images(subject, indices[:NUM_SHOWN].tolist())
+    shown = next(samples(subject, count))[:NUM_SHOWN]  # drawn once more, so that not all have to be kept
+    subject.nearest = shown, training_images(subject, indices[: len(shown)].tolist())
     ratio = distances.median() / nearest(real, train)[1].median()
     yield Row("memorisation", float(ratio), protocol=protocol | {"training images": len(train)})
 
 
 def training_images(subject: Subject, indices: Sequence[int]) -> Tensor:
     """Images at these places in the training split, (n, C, H, W), without holding the others."""
-    wanted, found, start = set(indices), {}, 0
+    wanted, found, start = set(indices), dict[int, Tensor](), 0
     for x, _ in subject.data.first_images("train", max(indices) + 1):
         found |= {start + row: x[row] for row in range(len(x)) if start + row in wanted}
         start += len(x)
