@@ -55,6 +55,7 @@ def test_metrics_have_their_names_and_add_up(fast_run, split):
     assert metrics[f"{split}/elbo"] == pytest.approx(metrics[f"{split}/log_px"] - metrics[f"{split}/kl"], abs=1e-3)
     assert metrics[f"{split}/loss"] == pytest.approx(-metrics[f"{split}/elbo"], abs=1e-3)
     if split != "train":
+        assert 0 < metrics[f"{split}/elbo_stderr"] < -metrics[f"{split}/elbo"]
         bits = -metrics[f"{split}/elbo"] / (784 * math.log(2))
         assert metrics[f"{split}/bits_per_dim"] == pytest.approx(bits, rel=1e-5)
 

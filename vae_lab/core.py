@@ -18,15 +18,12 @@ EMPTY_SHAPE = torch.Size()
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """Shape and pixel values of one image; every size in a model is derived from it.
-
-    `levels` is the number of values a pixel takes: 2 if binarised, 256 for grey or colour.
-    """
+    """Shape and pixel values of one image; every size in a model is derived from it."""
 
     channels: int
     height: int
     width: int
-    levels: int = 256
+    levels: int = 256  # values a pixel takes: 2 if binarised, 256 for grey or colour
     num_classes: int = 0
 
     @property

@@ -35,7 +35,7 @@ class Lab:
         self.fitted_prior = fitted_prior
 
     def to(self, device: str | torch.device) -> Lab:
-        """Move the model to a device; returns this lab."""
+        """Move the model to a device, and return this lab."""
         self.model.to(device)
         return self
 
@@ -98,10 +98,8 @@ def load(
 
     prior: the one fitted to the run's latents (`vae_lab.fit_prior`) or the one the model was trained with; default: the
     fitted one if there is one. Builds only parts of vae_lab and torch, unless the run is trusted to name other code.
-    Never runs code from a checkpoint.
-
-    UsageError: not a run directory, no such checkpoint, a config with a target that is not allowed; a fitted prior that
-    is missing or was fitted to other weights.
+    Never runs code from a checkpoint. UsageError: not a run directory, no such checkpoint, a config with a target that
+    is not allowed; a fitted prior that is missing or was fitted to other weights.
     """
     if prior not in (None, "fitted", "trained"):
         raise UsageError(f"prior: found {prior!r}, expected 'fitted' or 'trained'")

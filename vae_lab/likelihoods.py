@@ -1,6 +1,5 @@
 """Likelihood families: map a decoder's output to p(x|z), a torch Distribution over images.
 
-A family is a `Likelihood`: it declares the decoder outputs it needs per pixel, and whether images set its scale.
 Densities are computed in float32 whatever the network's precision.
 """
 
@@ -14,8 +13,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
 from vae_lab.core import ImageSpec
+from vae_lab.distributions.base import UnvalidatedDistribution
 from vae_lab.distributions.gaussians import inverse_soft_clamp, soft_clamp
-from vae_lab.distributions.pixels import ChannelNormal, FastBernoulli, num_mixture_params
+from vae_lab.distributions.pixels import ChannelNormal, FastBernoulli
 from vae_lab.distributions.pixels import ContinuousBernoulli as ExactContinuousBernoulli
 from vae_lab.distributions.pixels import DiscretizedLogisticMixture as LogisticMixture
 from vae_lab.utils.callables import unwrap_partial
@@ -29,16 +29,15 @@ IMAGE_DIMS = 3
 class Likelihood(nn.Module):
     """p(x|z) from a decoder's output (*batch, num_channels, H, W): batch as given, event (C, H, W).
 
-    num_channels: decoder outputs per pixel. levels: number of pixel values of a mass function; None for a density.
     fits_batch: in training mode, the scale is the optimum for the batch being scored (so log p(x|z) of a batch is above
     that of any fixed density); in evaluation mode, what `fit` last found on training images, for a scale fitted to the
-    test images would not give a density of them. has_fixed_scale: a density whose scale is not learned.
+    test images would not give a density of them.
     """
 
-    num_channels: int
-    levels: int | None = None
+    num_channels: int  # decoder outputs per pixel
+    levels: int | None = None  # pixel values of a mass function; None for a density
     fits_batch: bool = False
-    has_fixed_scale: bool = False
+    has_fixed_scale: bool = False  # a density whose scale is not learned
     __call__: Callable[..., Distribution]  # of forward, for type checkers
 
     def error_statistics(self, error: Tensor) -> Tensor:
@@ -87,7 +86,7 @@ class ContinuousBernoulli(Likelihood):
 
     def forward(self, params: Tensor) -> Distribution:
         """params: logits."""
-        return independent_pixels(ExactContinuousBernoulli(params.float(), validate_args=False))
+        return independent_pixels(ExactContinuousBernoulli(params.float()))
 
 
 class LocationScale(Likelihood):
@@ -148,12 +147,9 @@ class ColorGaussian(Likelihood):
     """A Gaussian whose pixels share a covariance of the channels, the mean outer product of their errors.
 
     `OptimalGaussian` for colour: the errors of a pixel's channels are mostly one error of brightness, which a single
-    variance counts once per channel. At the optimum, log p(x|z) of N images of P pixels sums to
-    -N P/2 log det(covariance) and constants. In training mode the covariance of the batch is shrunk a hundredth
-    towards its mean variance: in pictures with little colour, the gradient of the nearly exact colours would drown
-    that of the outlines.
-
-    ValueError: images of one channel.
+    variance counts once per channel. In training mode the covariance of the batch is shrunk a hundredth towards its
+    mean variance: in pictures with little colour, the gradient of the nearly exact colours would drown that of the
+    outlines. ValueError: images of one channel.
     """
 
     fits_batch = True
@@ -194,17 +190,12 @@ class ColorGaussian(Likelihood):
         return optimum + SHRINKAGE * optimum.diagonal().mean() * torch.eye(len(optimum), device=optimum.device)
 
 
-class FittedNormal(Distribution):
-    """A Normal over images whose scale is fitted to the images it scores.
-
-    fit: from errors (*batch, C, H, W) to the Normal of that scale.
-    """
-
-    arg_constraints = {}  # noqa: RUF012
+class FittedNormal(UnvalidatedDistribution):
+    """A Normal over images whose scale is fitted to the images it scores. fit: from errors (*batch, C, H, W) to it."""
 
     def __init__(self, mean: Tensor, fit: Callable[[Tensor], Distribution]) -> None:
         self._mean, self._fit = mean, fit
-        super().__init__(mean.shape[:-IMAGE_DIMS], mean.shape[-IMAGE_DIMS:], validate_args=False)
+        super().__init__(mean.shape[:-IMAGE_DIMS], mean.shape[-IMAGE_DIMS:])
 
     @property
     def mean(self) -> Tensor:
@@ -223,7 +214,7 @@ class LogisticMixture256(Likelihood):
     def __init__(self, image: ImageSpec, num_components: int = 10) -> None:
         super().__init__()
         self.image_channels, self.num_components = image.channels, num_components
-        self.num_channels = num_mixture_params(num_components, image.channels)
+        self.num_channels = num_components * (1 + 2 * image.channels + math.comb(image.channels, 2))
 
     def forward(self, params: Tensor) -> Distribution:
         """params: a logit per component, then means, log scales and channel coefficients of each component."""

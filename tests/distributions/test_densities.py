@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from vae_lab.core import ImageSpec
 from vae_lab.distributions.pixels import ContinuousBernoulli, DiscretizedLogisticMixture, FastBernoulli
 from vae_lab.likelihoods import Bernoulli, LocationScale, LogisticMixture256, OptimalGaussian
-from vae_lab.posteriors.gaussian import DiagonalGaussian
+from vae_lab.posteriors import DiagonalGaussian
 
 GREY = ImageSpec(1, 4, 4)
 BINARY = ImageSpec(1, 4, 4, levels=2)
@@ -168,12 +168,6 @@ def test_a_diagonal_gaussian_is_torchs_normal_and_its_logvar_is_bounded():
     assert extreme.base_dist.scale.isfinite().all() and extreme.base_dist.scale.min() > 4e-5
 
 
-def test_every_image_gets_its_own_noise():
-    z = DiagonalGaussian(2)(torch.zeros(8, 4)).rsample((3,))
-    assert z.shape == (3, 8, 2)
-    assert len(z.flatten().unique()) == z.numel()
-
-
 def test_bernoulli_is_summed_over_pixels_and_refuses_colour():
     logits, x = torch.randn(2, 1, 4, 4), (torch.rand(2, 1, 4, 4) < 0.5).float()
     log_px = Bernoulli(BINARY)(logits).log_prob(x)
@@ -212,10 +206,3 @@ def test_the_optimal_scale_maximises_the_likelihood_and_is_frozen_in_evaluation(
     expected = torch.distributions.Normal(params.sigmoid(), mse.sqrt()).log_prob(other).sum((1, 2, 3))
     assert_close(family(params).log_prob(other), expected)
     assert_close(family.mse, mse)
-
-
-def test_densities_stay_in_float32_under_half_precision():
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        params = torch.nn.Linear(4, 4)(torch.randn(2, 4))
-        assert params.dtype == torch.bfloat16
-        assert DiagonalGaussian(2)(params).rsample((1,)).dtype == torch.float32

@@ -1,6 +1,5 @@
 """Flows: log-determinants against autograd, inverses, integrals of densities, a sample's density without an inverse."""
 
-import copy
 import functools
 
 import pytest
@@ -22,15 +21,14 @@ from vae_lab.distributions.flows import (
 )
 from vae_lab.distributions.reshaped import UnflattenedBatch
 from vae_lab.likelihoods import Bernoulli
+from vae_lab.models import VAE
 from vae_lab.models.base import point_estimate
-from vae_lab.models.vae import VAE
+from vae_lab.networks import MLPDecoder, MLPEncoder
 from vae_lab.networks.autoregressive import MADE
-from vae_lab.networks.mlp import MLPDecoder, MLPEncoder
-from vae_lab.objectives.bounds import bound_terms, closed_form_kl, elbo
-from vae_lab.posteriors.flow import HouseholderFlow, InverseAutoregressiveFlow, PlanarFlow
-from vae_lab.posteriors.gaussian import DiagonalGaussian
-from vae_lab.priors.fixed import StandardNormal
-from vae_lab.priors.flow import FlowPrior
+from vae_lab.objectives import elbo
+from vae_lab.objectives.bounds import bound_terms, closed_form_kl
+from vae_lab.posteriors import DiagonalGaussian, HouseholderFlow, InverseAutoregressiveFlow, PlanarFlow
+from vae_lab.priors import FlowPrior, StandardNormal
 from vae_lab.priors.temperature import with_temperature
 
 IMAGE = ImageSpec(1, 4, 4, levels=2)
@@ -41,8 +39,6 @@ FAMILIES = {
 }
 D = 5
 every_family = pytest.mark.parametrize("name", FAMILIES)
-FLOWS = ["iaf", "iaf_backwards", "planar", "householder", "coupling", "coupling_swapped"]
-every_flow = pytest.mark.parametrize("name", FLOWS)
 
 
 @pytest.fixture(autouse=True)
@@ -90,25 +86,18 @@ def flow_prior(dims=D, hidden=(16,), num_flows=3, shape=None):
 # --- maps -------------------------------------------------------------------------------------------------
 
 
-@every_flow
-@pytest.mark.parametrize("seed", range(5))
-def test_the_log_determinant_is_autograds(name, seed):
-    torch.manual_seed(seed)
-    flow, x = flow_of(name), torch.randn(D, dtype=torch.float64)
-    _, expected = torch.linalg.slogdet(jacrev(forward(flow))(x))
-    assert_close(flow.forward_and_log_det(x)[1], expected)
-
-
-@every_flow
-@pytest.mark.parametrize("seed", range(5))
-def test_the_inverse_undoes_the_map_and_has_its_derivative(name, seed):
+@pytest.mark.parametrize("name", ["iaf", "iaf_backwards", "planar", "householder", "coupling", "coupling_swapped"])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_log_determinant_is_autograds_and_the_inverse_undoes_the_map(name, seed):
     torch.manual_seed(seed)
     flow, x = flow_of(name), torch.randn(6, D, dtype=torch.float64)
-    y, expected = flow.forward_and_log_det(x)
-    back, log_det = flow.inverse_and_log_det(y)
+    y, log_det = flow.forward_and_log_det(x)
+    jacobian = jacrev(forward(flow))(x[0])
+    assert_close(log_det[0], torch.linalg.slogdet(jacobian)[1])
+    back, again = flow.inverse_and_log_det(y)
     assert_close(back, x, rtol=1e-8, atol=1e-8)
-    assert_close(log_det, expected, rtol=1e-8, atol=1e-8)
-    product = jacrev(lambda y: flow.inverse_and_log_det(y)[0])(y[0]) @ jacrev(forward(flow))(x[0])
+    assert_close(again, log_det, rtol=1e-8, atol=1e-8)
+    product = jacrev(lambda y: flow.inverse_and_log_det(y)[0])(y[0]) @ jacobian
     assert_close(product, torch.eye(D, dtype=torch.float64), rtol=0, atol=1e-7)
 
 
@@ -139,20 +128,15 @@ def test_masked_weights_stay_zero_and_out_of_the_norm():
         assert_close(layer.masked_weight().norm(dim=1, keepdim=True), layer.parametrizations.weight.original0.abs())
 
 
-def test_a_step_of_the_inverse_autoregressive_flow_is_the_papers():
-    """Algorithm 1: z <- sigma z + (1 - sigma) m, and -sum log sigma."""
+def test_the_steps_of_flows_are_the_papers():
+    """Inverse autoregressive, algorithm 1: z <- sigma z + (1 - sigma) m. Two equal reflections change nothing."""
     flow, x = flow_of("iaf"), torch.randn(7, D, dtype=torch.float64)
     m, s = flow.network(x, flow.context)
     sigma = torch.sigmoid(7 * torch.tanh(s / 7))
-    y, log_det = flow.forward_and_log_det(x)
-    assert_close(y, sigma * x + (1 - sigma) * m)
-    assert_close(log_det, sigma.log().sum(-1))
+    assert_close(flow.forward_and_log_det(x), (sigma * x + (1 - sigma) * m, sigma.log().sum(-1)))
     orders = [made.degrees.tolist() for made in FAMILIES["iaf"](D).networks]
     assert orders == [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [0, 1, 2, 3, 4]]
-
-
-def test_a_planar_flow_without_u_and_two_equal_reflections_change_nothing():
-    x, v = torch.randn(7, D), torch.randn(D)
+    x, v = x.float(), torch.randn(D)
     for w in (v, 1e-3 * v, torch.zeros(D)):
         assert_close(forward(Planar(torch.zeros(D), w, torch.ones(1)))(x), x, rtol=0, atol=1e-4)
     assert_close(Householder(v).reflect(Householder(3 * v).reflect(x)), x)
@@ -212,57 +196,17 @@ def test_the_density_of_a_sample_is_that_of_any_point(name, batch):
         assert_close(one, other, rtol=1e-3, atol=1e-3)
 
 
-@every_family
-def test_ways_to_sample_give_the_same_points(name):
-    _, _, posterior = posterior_distribution(name)
-    points = []
-    for sample in (posterior.sample, posterior.rsample, lambda shape: rsample_and_log_prob(posterior, shape)[0]):
-        torch.manual_seed(0)
-        points.append(sample((3,)))
-    assert_close(points[0], points[1])
-    assert torch.equal(points[1], points[2])
-    assert not points[0].requires_grad and points[1].requires_grad
-
-
-def passes_through(*networks):
-    """A list that grows with each pass."""
-    passes = []
-    for network in networks:
-        network.register_forward_hook(lambda *_: passes.append(1))
-    return passes
-
-
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.inference_mode])
 def test_the_bounds_of_a_model_invert_no_posterior_and_invert_the_prior_once(mode):
     model, x = model_of(FAMILIES["iaf"], functools.partial(FlowPrior, num_flows=2)), torch.rand(3, *IMAGE.shape)
-    posterior, prior = passes_through(*model.posterior.networks), passes_through(*model.prior.networks)
+    passes = []
+    for network in (*model.posterior.networks, *model.prior.networks):
+        network.register_forward_hook(lambda *_: passes.append(1))
     for log_ratio in (False, True):
         with mode():
             terms = bound_terms(model(x, 4), x, log_ratio=log_ratio)
-        assert terms.kl.isfinite().all() and len(posterior) == 3 and len(prior) == 2
-        posterior.clear()
-        prior.clear()
-    z = model.encode(x).sample((4,))
-    posterior.clear()
-    model.encode(x).log_prob(z)
-    assert len(posterior) == 3 * D  # a pass for each feature
-
-
-def test_a_gaussian_leaves_its_density_to_whoever_needs_it():
-    model = model_of(DiagonalGaussian, StandardNormal)
-    assert model(torch.rand(3, *IMAGE.shape), 4).latents[0].log_q is None
-    gaussian = DiagonalGaussian(D)(torch.randn(4, 2 * D, 3, 2))
-    assert rsample_and_log_prob(UnflattenedBatch(gaussian, 2), ())[1] is None
-
-
-@every_family
-def test_densities_of_all_pairs(name):
-    """z_i under q(z|x_j), as estimates of the aggregate posterior ask for."""
-    family, params, posterior = posterior_distribution(name)
-    z = posterior.sample()
-    pairs = posterior.log_prob(z.unsqueeze(1))
-    each = torch.stack([family(params[j : j + 1]).log_prob(z) for j in range(4)], 1)
-    assert_close(pairs, each, rtol=1e-4, atol=1e-4)
+        assert terms.kl.isfinite().all() and len(passes) == 3 + 2
+        passes.clear()
 
 
 # --- densities --------------------------------------------------------------------------------------------
@@ -295,18 +239,15 @@ def test_densities_integrate_to_one_and_have_the_moments_of_their_samples(name, 
     assert_close(z.double().T @ z.double() / len(z), second, rtol=0, atol=4e-2 * spread**2)
 
 
-def reflected():
-    """A Householder posterior and the same Gaussian as torch has it."""
+@pytest.mark.parametrize("prior_batch", [(), (4,)])
+def test_a_householder_posterior_is_a_gaussian_of_full_covariance(prior_batch):
+    """As torch has it: densities, moments and the KL to a diagonal Gaussian."""
     _, _, q = posterior_distribution("householder")
     axes = torch.eye(D).unsqueeze(1)
     for reflection in q.reflections:
         axes = reflection.reflect(axes)  # the image of each axis, (D, B, D)
     turned = axes.permute(1, 2, 0) * q.base.base_dist.scale.unsqueeze(1)
-    return q, MultivariateNormal(q.mean, covariance_matrix=turned @ turned.mT)
-
-
-def test_a_householder_posterior_is_a_gaussian_of_full_covariance():
-    q, reference = reflected()
+    reference = MultivariateNormal(q.mean, covariance_matrix=turned @ turned.mT)
     z = torch.randn(3, 4, D)
     assert_close(q.log_prob(z), reference.log_prob(z), rtol=1e-4, atol=1e-4)
     assert_close(q.variance, reference.variance, rtol=1e-4, atol=1e-5)
@@ -314,15 +255,11 @@ def test_a_householder_posterior_is_a_gaussian_of_full_covariance():
     density_at_mode = q.log_prob(q.mode)
     assert (q.log_prob(q.mode + 0.01 * torch.randn(50, 4, D)) < density_at_mode).all()
     assert_close(point_estimate(q), reference.mean)
-
-
-@pytest.mark.parametrize("prior_batch", [(), (4,)])
-def test_its_kl_is_in_closed_form(prior_batch):
-    q, reference = reflected()
     mean, scale = torch.randn(*prior_batch, D), torch.rand(*prior_batch, D) + 0.5
-    prior = MultivariateNormal(mean, scale_tril=torch.diag_embed(scale))
-    expected = kl_divergence(reference, prior)
+    expected = kl_divergence(reference, MultivariateNormal(mean, scale_tril=torch.diag_embed(scale)))
     assert_close(kl_divergence(q, Independent(Normal(mean, scale), 1)), expected, rtol=1e-4, atol=1e-4)
+    samples, flow = q.rsample((2,)), flow_prior()()  # a KL to another family is left to samples
+    assert_close(closed_form_kl(Latent(samples, q, flow)), q.log_prob(samples) - flow.log_prob(samples))
 
 
 @every_family
@@ -368,7 +305,6 @@ def test_the_flow_prior_starts_as_a_standard_normal_and_can_be_tempered():
     assert cold.sample((5_000,)).std().item() == pytest.approx(0.5, abs=0.01)
     assert_close(cold.log_prob(z), Normal(0, 0.5).log_prob(z).sum((1, 2, 3)))
     learned = flow_prior(shape=(3, 2, 2))()
-    assert with_temperature(learned, 1.0) is learned
     z = learned.sample((5,))
     x = z.flatten(1)
     for flow in reversed(learned.base_dist.flows):
@@ -390,34 +326,14 @@ def model_of(posterior, prior):
     ("posterior", "prior"),
     [*((family, StandardNormal) for family in FAMILIES.values()), (DiagonalGaussian, FlowPrior)],
 )
-def test_every_parameter_has_a_gradient_by_the_second_step_and_the_bound_rises(posterior, prior):
-    model = model_of(posterior, prior)
+def test_every_parameter_has_a_gradient_by_the_second_step(posterior, prior):
+    model, x = model_of(posterior, prior), torch.rand(16, *IMAGE.shape).round()
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    x = (torch.rand(16, *IMAGE.shape) < torch.linspace(0.05, 0.95, 16).reshape(4, 4)).float()
-    bounds = []
-    for _ in range(25):
+    for _ in range(2):
         optimizer.zero_grad()
-        loss = -elbo(bound_terms(model(x, 4), x)).mean()
-        loss.backward()
-        bounds.append(-loss.item())
-        if len(bounds) == 2:
-            missing = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-            assert not missing and all(p.grad.isfinite().all() for p in model.parameters())
+        (-elbo(bound_terms(model(x, 4), x)).mean()).backward()
         optimizer.step()
-    assert sum(bounds[-5:]) > sum(bounds[:5]) + 1
-
-
-@pytest.mark.parametrize("name", [*FAMILIES, "prior"])
-def test_copies_and_checkpoints_are_the_same_density(name):
-    part = flow_prior() if name == "prior" else FAMILIES[name](D)
-    arguments = () if name == "prior" else (torch.randn(4, part.num_params),)
-    other = FlowPrior(LatentSpec("vector", (D,), IMAGE), 3, [16]) if name == "prior" else FAMILIES[name](D)
-    z = torch.randn(2, 4, D)
-    expected = part(*arguments).log_prob(z)
-    assert_close(copy.deepcopy(part)(*arguments).log_prob(z), expected, rtol=0, atol=0)
-    other.load_state_dict(part.state_dict())
-    assert_close(other(*arguments).log_prob(z), expected, rtol=0, atol=0)
-    assert not any(buffer in name for name in part.state_dict() for buffer in ("mask", "degrees", "mean", "scale"))
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, "prior"])
@@ -457,12 +373,3 @@ def test_autocast_does_not_round_densities(name):
 def test_flows_that_make_no_sense_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
-
-
-def test_a_householder_kl_to_another_family_is_left_to_samples():
-    _, _, q = posterior_distribution("householder")
-    z = q.rsample((2,))
-    prior = Independent(torch.distributions.Laplace(torch.zeros(D), torch.ones(D)), 1)
-    assert_close(closed_form_kl(Latent(z, q, prior)), q.log_prob(z) - prior.log_prob(z))
-    prior = flow_prior()()
-    assert_close(closed_form_kl(Latent(z, q, prior)), q.log_prob(z) - prior.log_prob(z))

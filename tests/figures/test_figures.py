@@ -19,7 +19,7 @@ from vae_lab.figures.mosaic import FRAME, GAP, Mosaic, to_pixels
 from vae_lab.figures.network import network_drawing, trace_layers
 from vae_lab.likelihoods import ContinuousBernoulli
 from vae_lab.models.vae import VAE
-from vae_lab.posteriors.gaussian import DiagonalGaussian
+from vae_lab.posteriors.vectors import DiagonalGaussian
 from vae_lab.priors.fixed import StandardNormal
 
 mosaic = partial(Mosaic, title="title", xlabel="label")

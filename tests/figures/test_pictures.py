@@ -19,8 +19,7 @@ from vae_lab.likelihoods import ContinuousBernoulli
 from vae_lab.models.base import Model, evaluation_mode
 from vae_lab.models.vae import VAE
 from vae_lab.posteriors.codes import NearestCode, RelaxedCategorical
-from vae_lab.posteriors.gaussian import Deterministic, DiagonalGaussian
-from vae_lab.posteriors.sphere import VonMisesFisher
+from vae_lab.posteriors.vectors import Deterministic, DiagonalGaussian, VonMisesFisher
 from vae_lab.priors.codes import UniformCodes
 from vae_lab.priors.fixed import Flat, StandardNormal, UniformSphere
 from vae_lab.utils.errors import UsageError

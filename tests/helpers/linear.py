@@ -8,8 +8,8 @@ from torch.distributions import MultivariateNormal
 
 from vae_lab.core import ImageSpec, Posterior
 from vae_lab.likelihoods import LocationScale
-from vae_lab.models.vae import VAE
-from vae_lab.priors.fixed import StandardNormal
+from vae_lab.models import VAE
+from vae_lab.priors import StandardNormal
 
 SIDE, LATENTS, SCALE = 3, 2, 0.4
 

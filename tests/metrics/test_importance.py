@@ -26,13 +26,7 @@ def test_the_bound_rises_with_the_number_of_samples_to_the_evidence():
     assert_close(importance_bound(model, x, 20_000), evidence, rtol=0, atol=3e-2)
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 7, 100, None])
-def test_the_samples_may_be_decoded_in_parts(chunk):
-    model, x, evidence = linear_model(1.0)
-    assert_close(importance_bound(model, x, 7, chunk), evidence, rtol=1e-3, atol=1e-3)
-
-
-def test_many_images_are_taken_a_few_at_a_time(monkeypatch):
+def test_many_images_are_taken_a_few_at_a_time_and_their_samples_in_parts(monkeypatch):
     monkeypatch.setattr("vae_lab.metrics.importance.MAX_VALUES_PER_CHUNK", 2 * SIDE * SIDE)
     model, x, evidence = linear_model(1.0)
     encoded = []
@@ -41,10 +35,11 @@ def test_many_images_are_taken_a_few_at_a_time(monkeypatch):
     assert encoded == [2, 2, 1]
 
 
-def test_no_samples_are_refused():
+@pytest.mark.parametrize("num_samples", [0, 1.5])
+def test_less_than_a_sample_is_refused(num_samples):
     model, x, _ = linear_model(1.0)
-    with pytest.raises(ValueError, match="at least 1 sample; found 0"):
-        importance_bound(model, x, 0)
+    with pytest.raises(ValueError, match=f"at least 1 sample; found {num_samples}"):
+        importance_bound(model, x, num_samples)
 
 
 def test_a_loaded_run_tells_the_likelihood_of_images(fast_run):
@@ -54,8 +49,6 @@ def test_a_loaded_run_tells_the_likelihood_of_images(fast_run):
     few, many = lab.log_likelihood(images, 1), lab.log_likelihood(images, 200)
     assert few.shape == many.shape == (4,) and many.mean() > few.mean()
     assert many.max() < 0 and math.isfinite(float(many.min()))
-    with pytest.raises(ValueError, match=r"expected a float32 torch\.Tensor"):
-        lab.log_likelihood(images.byte())
 
 
 @pytest.mark.parametrize(
@@ -67,9 +60,3 @@ def test_a_loaded_run_tells_the_likelihood_of_images(fast_run):
 def test_what_is_no_batch_of_images_is_refused_with_what_was_found(fast_run, images, found):
     with pytest.raises(ValueError, match=rf"(?s)expected a float32 torch.Tensor \(B, 1, 28, 28\) in \[0, 1\].*{found}"):
         load(fast_run.run).log_likelihood(images)
-
-
-def test_half_a_sample_is_refused():
-    model, x, _ = linear_model(1.0)
-    with pytest.raises(ValueError, match=r"at least 1 sample; found 1\.5"):
-        importance_bound(model, x, 1.5)

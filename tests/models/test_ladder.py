@@ -1,34 +1,40 @@
 """Ladders: one layer is a plain VAE, every layer's terms are exact, what does not fit is refused with what does."""
 
-import copy
 import math
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 from torch.distributions import Independent, Normal, kl_divergence
 from torch.testing import assert_close
 
-import vae_lab
-from vae_lab.core import ImageSpec
+from vae_lab.core import ImageSpec, LatentSpec
 from vae_lab.distributions.reshaped import UnflattenedBatch, unflatten_batch
 from vae_lab.likelihoods import Bernoulli, LogisticMixture256
 from vae_lab.metrics.importance import importance_bound
-from vae_lab.models.ladder import LadderVAE
-from vae_lab.models.vae import VAE
+from vae_lab.models import VAE, LadderVAE
 from vae_lab.networks.ladder_sizes import default_strides, nearest_size, resolutions
-from vae_lab.objectives.bounds import bound_terms, elbo, importance_weighted_bound, kl_per_dimension
+from vae_lab.objectives import elbo, importance_weighted_bound
+from vae_lab.objectives.bounds import bound_terms, kl_per_dimension
 from vae_lab.objectives.objective import apply_free_bits
-from vae_lab.posteriors.codes import NearestCode, RelaxedCategorical
-from vae_lab.posteriors.flow import InverseAutoregressiveFlow
-from vae_lab.posteriors.gaussian import DiagonalGaussian, FullCovarianceGaussian, ResidualGaussian
-from vae_lab.priors.codes import UniformCodes
-from vae_lab.priors.fixed import Flat, StandardNormal
-from vae_lab.priors.gaussian import ClassGaussian, ConditionalGaussian, GaussianMixture
-from vae_lab.priors.vamp import VampPrior
+from vae_lab.posteriors import (
+    DiagonalGaussian,
+    FullCovarianceGaussian,
+    InverseAutoregressiveFlow,
+    NearestCode,
+    RelaxedCategorical,
+    ResidualGaussian,
+)
+from vae_lab.priors import (
+    ClassGaussian,
+    ConditionalGaussian,
+    Flat,
+    GaussianMixture,
+    StandardNormal,
+    UniformCodes,
+    VampPrior,
+)
 
 BINARY = ImageSpec(1, 8, 8, levels=2, num_classes=3)
 FAMILIES = {
@@ -66,20 +72,17 @@ def images(count=5, image=BINARY):
 @pytest.mark.parametrize(
     ("sides", "strides"),
     [
-        ((8, 8), [2, 4]),
-        ((28, 28), [2, 2, 7]),
-        ((32, 32), [2, 2, 2, 4]),
-        ((27, 27), [3, 3, 3]),
-        ((50, 50), [2, 5, 5]),
-        ((128, 128), [2] * 5 + [4]),
+        ((8, 8), [(2, 2), (4, 4)]),
+        ((28, 28), [(2, 2), (2, 2), (7, 7)]),
+        ((32, 32), [(2, 2)] * 3 + [(4, 4)]),
+        ((27, 27), [(3, 3)] * 3),
+        ((50, 50), [(2, 2), (5, 5), (5, 5)]),
+        ((24, 40), [(2, 2)] * 3 + [(3, 5)]),
+        ((128, 128), [(2, 2)] * 5 + [(4, 4)]),
     ],
 )
 def test_an_image_is_divided_down_to_one_place(sides, strides):
-    assert default_strides(sides) == [(stride, stride) for stride in strides]
-
-
-def test_sides_that_differ_end_in_one_place_too():
-    assert default_strides((24, 40)) == [(2, 2), (2, 2), (2, 2), (3, 5)]
+    assert default_strides(sides) == strides
 
 
 def sizes(image=(28, 28), layers=1, channels=None, strides=None, patch_size=1):
@@ -111,8 +114,8 @@ def test_options_of_a_ladder_say_its_maps():
         ({"layers": [2, 0]}, r"Choose model.layers=\[2, 1\]"),
         ({"layers": 0}, r"Choose model.layers=\[0, 0, 1\]"),
         ({"layers": []}, r"Choose model.layers=\[1, 1, 1\]"),
-        ({"layers": [1, 1], "channels": [8, 8, 8]}, r"Choose model.channels=\[8, 8\], or null"),
-        ({"channels": [8, -8]}, r"Choose model.channels=\[8, 1\], or null"),
+        ({"layers": [1, 1], "channels": [8, 8, 8]}, r"Choose model.channels=\[8, 8\]"),
+        ({"channels": [8, -8]}, r"Choose model.channels=\[8, 1\]"),
     ],
 )
 def test_resolutions_that_cannot_be_name_the_nearest_that_can(options, message):
@@ -120,37 +123,25 @@ def test_resolutions_that_cannot_be_name_the_nearest_that_can(options, message):
         sizes(**options)
 
 
-@pytest.mark.parametrize("size", [29, 31, 44, 58, 101, 215, 999])
-def test_the_size_that_is_named_works(size):
-    assert default_strides((nearest_size(size),) * 2)
+def test_the_size_that_is_named_works():
+    assert all(default_strides((nearest_size(size),) * 2) for size in (29, 31, 44, 58, 101, 215, 999))
 
 
 # --- one layer is a plain VAE ---
 
 
-class Up(nn.Module):
-    """A ladder's way up as the encoder of a plain VAE."""
+class Part(nn.Module):
+    """A ladder's way up as the encoder of a plain VAE, or its way down as the decoder."""
 
-    def __init__(self, model):
+    def __init__(self, model, is_encoder):
         super().__init__()
-        self.model, self.spatial_shape = model, model.latents[0].shape[1:]
+        self.model, self.is_encoder, self.spatial_shape = model, is_encoder, model.latents[0].shape[1:]
 
-    def forward(self, x):
-        features = self.model.bottom_up(x)[-1]
-        return self.model.top_down_blocks[0].posterior_params(
-            self.model.start(None).expand(len(x), -1, -1, -1), features
-        )
-
-
-class Down(nn.Module):
-    """Its way down as the decoder."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model, self.spatial_shape = model, model.latents[0].shape[1:]
-
-    def forward(self, z):
-        return self.model.head(self.model.top_down_blocks[0](self.model.start(None).expand(len(z), -1, -1, -1), z))
+    def forward(self, inputs):
+        [block], start = self.model.top_down_blocks, self.model.start(None).expand(len(inputs), -1, -1, -1)
+        if self.is_encoder:
+            return block.posterior_params(start, self.model.bottom_up(inputs)[-1])
+        return self.model.head(block(start, inputs))
 
 
 @pytest.mark.parametrize("families", ["residual", "plain", "full_covariance", "mixture"])
@@ -161,8 +152,8 @@ def test_a_ladder_of_one_layer_is_a_plain_vae(families, layers):
     vae = VAE(
         BINARY,
         4,
-        encoder=lambda *_: Up(model),
-        decoder=lambda *_: Down(model),
+        encoder=lambda *_: Part(model, True),
+        decoder=lambda *_: Part(model, False),
         posterior=lambda _: layer.posterior,
         prior=lambda _: layer.prior,
         likelihood=Bernoulli,
@@ -196,25 +187,16 @@ def test_each_sample_goes_down_by_itself(families, num_samples):
     assert terms.kl.shape == (3, num_samples, 5)
     for s in range(num_samples):
         for b in (0, 4):
-            alone, params = [], model.bottom_up(x[b : b + 1])
+            alone = []
 
-            def again(block, layer, h, prior, s=s, b=b, alone=alone, params=params):
+            def again(prior, posterior, s=s, b=b, alone=alone):
                 z = trace.latents[len(alone)].z[s, b : b + 1]
-                posterior = layer.posterior_distribution(block.posterior_params(h, params[block.level]), prior)
-                alone.append(posterior.log_prob(z) - prior.log_prob(z))
+                alone.append(posterior().log_prob(z) - prior.log_prob(z))
                 return z
 
-            likelihood = model.likelihood(model.top_down_pass(again, None))
+            likelihood = model.likelihood(model.top_down_pass(again, None, model.bottom_up(x[b : b + 1])))
             assert_close(likelihood.log_prob(x[b : b + 1])[0], terms.log_px[s, b], rtol=1e-4, atol=1e-4)
             assert_close(sum(alone)[0], terms.log_ratio[s, b], rtol=1e-4, atol=1e-4)
-
-
-def test_samples_of_one_image_differ_in_every_layer():
-    model, x = ladder(), images()
-    for latent in model(x, 3).latents:
-        first, second, third = latent.z
-        assert min((first - second).abs().amin(), (second - third).abs().amin()) > 0
-    assert model(x, 3).latents[0].z.shape == (3, 5, 4, 1, 1)
 
 
 def test_the_kl_of_each_layer_is_torchs_and_the_mean_of_its_log_ratio():
@@ -236,15 +218,7 @@ def test_the_importance_bound_of_a_new_ladder_is_the_mean_over_its_prior():
     terms = bound_terms(model(x, 8), x)
     assert terms.kl.abs().max() == 0 and terms.log_ratio.abs().max() == 0
     assert_close(importance_weighted_bound(terms), terms.log_px.logsumexp(0) - math.log(8))
-    assert importance_bound(model, x, 8, chunk=3).isfinite().all()
-
-
-def test_codes_cost_the_logarithm_of_their_number_at_each_place():
-    model, x = ladder("codes"), images()
-    for num_samples in (1, 2):
-        kl = bound_terms(model(x, num_samples), x).kl
-        assert_close(kl, math.log(5) * torch.tensor([2.0, 32.0, 32.0]).view(3, 1, 1).expand_as(kl))
-    assert [spec.code_shape for spec in model.latents] == [(2, 1, 1), (2, 4, 4), (2, 4, 4)]
+    assert importance_bound(model, x, 8).isfinite().all()
 
 
 def test_free_bits_floor_every_layer():
@@ -278,7 +252,7 @@ def test_every_parameter_has_a_gradient(families, options):
 
 
 def test_no_kl_and_no_density_overflows():
-    prior = ConditionalGaussian(ladder().latents[1]).conditioned_on(
+    prior = ConditionalGaussian(LatentSpec("vector", (4, 1, 1), BINARY)).conditioned_on(
         torch.tensor([[1e30, -1e30]]).repeat(4, 4)[..., None, None]
     )
     params = torch.tensor([1e30, -1e30]).repeat(4, 4).view(4, 8, 1, 1).requires_grad_()
@@ -309,17 +283,6 @@ def test_weight_normalisation_keeps_lengths_apart_from_directions():
     assert len(convolutions) == len([k for k in model.state_dict() if k.endswith("weight.original0")])
 
 
-def test_a_copy_is_a_ladder_of_its_own():
-    model, x = ladder(weight_norm=True), images()
-    twin = copy.deepcopy(model)
-    assert_close(twin.reconstruct(x).mean, model.reconstruct(x).mean, rtol=0, atol=0)
-    with torch.no_grad():
-        next(twin.head.parameters()).add_(1)
-    assert not torch.equal(twin.reconstruct(x).mean, model.reconstruct(x).mean)
-    twin.load_state_dict(model.state_dict())
-    assert_close(twin.reconstruct(x).mean, model.reconstruct(x).mean, rtol=0, atol=0)
-
-
 @pytest.mark.parametrize("image", [ImageSpec(3, 32, 32), ImageSpec(3, 24, 40), ImageSpec(1, 27, 27)])
 def test_a_ladder_takes_every_size_that_can_be_divided(image):
     model = ladder(image=image, likelihood=partial(LogisticMixture256, num_components=2), layers=1)
@@ -341,6 +304,20 @@ def test_a_ladder_of_patches_begins_at_their_map():
         ladder(image=image, patch_size=3)
 
 
+def test_the_bounded_parameters_of_relative_and_conditional_gaussians():
+    params = torch.tensor([[2.0, 0, -2, 0, 1, -1]])
+    prior = ConditionalGaussian(LatentSpec("vector", (3,), BINARY))
+    scales = torch.exp(5 * torch.tanh(params[:, 3:] / 5))
+    given = prior.conditioned_on(params)
+    assert_close((given.mean, given.stddev), (params[:, :3], scales))
+    posterior = ResidualGaussian(3)(params)
+    differences = 10 * torch.tanh(params[:, :3] / 10)
+    assert_close((posterior.mean, posterior.stddev), (differences, scales))
+    relative = ResidualGaussian(3).relative_to(given, params)
+    assert_close((relative.mean, relative.stddev), (params[:, :3] + differences, scales.square()))
+    assert_close((prior().mean, prior().stddev), (torch.zeros(3), torch.ones(3)))
+
+
 # --- sampling, labels ---
 
 
@@ -355,27 +332,6 @@ def test_temperatures_of_zero_leave_nothing_to_chance():
     assert torch.equal(usual, model.sample(2, temperature=[1, 1, 1]).mean)
     with pytest.raises(ValueError, match="each of the 3 stochastic layers"):
         model.sample(2, temperature=[1, 1])
-
-
-def test_samples_have_the_moments_of_the_priors():
-    """With the way down cut, every layer's prior is what its parameters' biases say."""
-    model, seen = ladder(), []
-    with torch.no_grad():
-        for block in model.top_down_blocks[1:]:
-            block.prior[-1].weight.zero_()
-
-    def choose_latent(block, layer, h, prior):
-        z = prior.sample(() if prior.batch_shape else (4000,))
-        seen.append((z, prior))
-        return z
-
-    torch.manual_seed(0)
-    model.top_down_pass(choose_latent, None)
-    for (z, prior), block in zip(seen, model.top_down_blocks, strict=True):
-        assert_close(z.mean(0), prior.mean.expand_as(z).mean(0), atol=0.1, rtol=0.1)
-        if block.prior is not None:
-            scale = block.prior[-1].bias[4:8].div(5).tanh().mul(5).exp()
-            assert_close(z.std(0), scale[:, None, None].expand(z.shape[1:]), atol=0.05, rtol=0.1)
 
 
 def test_labels_are_seen_on_the_way_up_and_on_the_way_down():
@@ -427,15 +383,6 @@ def test_sizes_below_one_are_refused(option):
         ladder(**{option: 0})
 
 
-def test_the_families_of_a_ladder_are_families_of_a_plain_vae():
-    posterior = ResidualGaussian(3)(torch.tensor([[2.0, 0, -2, 0, 1, -1]]))
-    assert_close(posterior.mean, 10 * torch.tanh(torch.tensor([[0.2, 0, -0.2]])))
-    assert_close(posterior.stddev, torch.exp(5 * torch.tanh(torch.tensor([[0, 0.2, -0.2]]))))
-    prior = ConditionalGaussian(ladder().latents[1])()
-    assert prior.event_shape == (4, 4, 4) and prior.batch_shape == ()
-    assert prior.mean.abs().max() == 0 and prior.stddev.sub(1).abs().max() == 0
-
-
 # --- batches of samples and images ---
 
 
@@ -455,27 +402,3 @@ def test_folding_changes_the_shape_alone(as_normal):
     assert_close(q.mean.flatten(0, 1), flat_q.mean)
     assert_close(q.mode.flatten(0, 1), flat_q.mode)
     assert unflatten_batch(standard, 2) is standard and unflatten_batch(flat_q, 1) is flat_q
-
-
-def test_the_flows_of_a_ladder_are_not_inverted_for_its_own_samples():
-    model, x = ladder("flow"), images(3)
-    passes = []
-    flows = [made for layer in model.layers for made in layer.posterior.networks]
-    for made in flows:
-        made.register_forward_hook(lambda *_: passes.append(1))
-    assert bound_terms(model(x, 2), x).log_ratio.isfinite().all()
-    assert len(passes) == len(flows) > 2
-
-
-# --- config ---
-
-
-def test_the_large_ladder_has_dozens_of_layers():
-    files = [Path(vae_lab.__file__).parents[1] / f"conf/model/{name}.yaml" for name in ("ladder", "ladder_large")]
-    options = OmegaConf.to_container(OmegaConf.merge(*map(OmegaConf.load, files)))
-    options = {key: value for key, value in options.items() if key != "defaults" and not key.startswith("_")}
-    parts = {"posterior": ResidualGaussian, "prior": ConditionalGaussian, "likelihood": LogisticMixture256}
-    with torch.device("meta"):  # its weights are not needed
-        model = LadderVAE(ImageSpec(3, 64, 64), **parts, **options)
-    assert len(model.latents) == 30
-    assert model.latents[-1].shape == (16, 32, 32)

@@ -1,4 +1,4 @@
-"""Networks: sizes follow from shapes, and an image that cannot be halved is refused."""
+"""Networks: sizes follow from shapes, patches are undone by shuffles, and an image that cannot be halved is refused."""
 
 import pytest
 import torch
@@ -6,9 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vae_lab.networks.conv import ConvDecoder, ConvEncoder, group_norm, num_halvings
-from vae_lab.networks.mlp import MLPDecoder, MLPEncoder
-from vae_lab.networks.resnet import ResNetDecoder, ResNetEncoder
+from vae_lab.networks import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder, ResNetDecoder, ResNetEncoder, group_norm
+from vae_lab.networks.conv import num_halvings
 
 PAIRS = [(MLPEncoder, MLPDecoder), (ConvEncoder, ConvDecoder), (ResNetEncoder, ResNetDecoder)]
 SMALL = {"width": 4, "max_width": 8}
@@ -41,9 +40,15 @@ def test_halvings_stop_at_an_odd_or_small_side():
 
 @pytest.mark.parametrize("network", [ConvDecoder, ResNetDecoder])
 def test_a_side_that_cannot_be_halved_names_a_size_that_can(network):
-    with pytest.raises(ValueError, match="50x50 image cannot be halved 3 times") as error:
+    with pytest.raises(ValueError, match=r"(?s)50x50 image cannot be halved 3 times.*data\.image_size=48"):
         network(4, (1, 50, 50), channels=[8, 8, 8])
-    assert "data.image_size=48" in str(error.value)
+    with pytest.raises(ValueError, match=r"(?s)52x52 image in 4x4 patches cannot be halved 2.*data\.image_size=48"):
+        network(4, (1, 52, 52), channels=[8, 8, 8], patch_size=4)
+
+
+def test_every_width_has_a_normalisation():
+    for channels in range(1, 70):
+        assert group_norm(channels)(torch.randn(2, channels, 3, 3)).shape == (2, channels, 3, 3)
 
 
 def test_a_map_used_up_by_valid_convolutions_is_refused():
@@ -54,16 +59,8 @@ def test_a_map_used_up_by_valid_convolutions_is_refused():
 
 
 def test_valid_convolutions_leave_the_keras_sizes():
-    encoder = ConvEncoder(
-        (3, 128, 128),
-        10,
-        channels=[32, 64, 64, 64, 64, 64],
-        strides=[2] * 5 + [1],
-        kernel_size=3,
-        padding="valid",
-    )
-    head = encoder[-1]
-    assert isinstance(head, nn.Linear) and head.in_features == 64
+    options = {"channels": [32, 64, 64, 64, 64, 64], "strides": [2] * 5 + [1], "kernel_size": 3, "padding": "valid"}
+    assert ConvEncoder((3, 128, 128), 10, **options)[-1].in_features == 64
 
 
 def test_an_initializer_reaches_every_weight_and_zeroes_biases():
@@ -80,6 +77,60 @@ def test_a_residual_block_starts_as_the_identity():
     assert torch.equal(block(x), x)
 
 
-@pytest.mark.parametrize("channels", range(1, 70))
-def test_every_width_has_a_normalisation(channels):
-    assert group_norm(channels)(torch.randn(2, channels, 3, 3)).shape == (2, channels, 3, 3)
+# --- patches of an image as channels of a smaller map ---
+
+
+def maps_of(network, x):
+    """Channels and sides of the output of each convolution."""
+    maps = []
+    for layer in network:
+        x = layer(x)
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            maps.append(tuple(x.shape[1:3]))
+    return maps
+
+
+def test_a_decoder_of_identities_inverts_an_encoder_of_identities():
+    shape, options = (2, 6, 10), {"patch_size": 2, "channels": [8], "activation": nn.Identity}
+    options["initializer"] = lambda weight: (nn.init.dirac_ if weight.dim() == 4 else nn.init.eye_)(weight)
+    encoder, decoder = ConvEncoder(shape, 120, **options), ConvDecoder(120, shape, **options)
+    x = torch.rand(3, *shape)
+    z = encoder(x)
+    assert torch.equal(z[:, :15], x[:, 0, ::2, ::2].flatten(1))
+    assert torch.equal(decoder(z), x)
+
+
+def test_the_maps_of_large_images_in_patches():
+    options = {"patch_size": 4, "width": 64, "max_width": 256}
+    encoder, decoder = ConvEncoder((3, 128, 128), 7, **options), ConvDecoder(5, (3, 128, 128), **options)
+    assert maps_of(encoder, torch.rand(1, 3, 128, 128)) == [(64, 32), (128, 16), (256, 8), (256, 4)]
+    assert maps_of(decoder, torch.rand(1, 5)) == [(256, 8), (128, 16), (64, 32), (64, 32), (48, 32)]
+    assert decoder[0].out_features == 256 * 4 * 4
+
+
+@pytest.mark.parametrize(("encoder", "decoder"), PAIRS[1:])
+@pytest.mark.parametrize(
+    ("shape", "patch_size", "channels"),
+    [((1, 8, 8), 2, None), ((1, 28, 28), 7, [6]), ((3, 24, 40), 2, None), ((2, 36, 12), 3, [8, 4])],
+)
+def test_patches_of_every_shape(encoder, decoder, shape, patch_size, channels):
+    options = {"patch_size": patch_size, "width": 4, "max_width": 8, "channels": channels}
+    assert encoder(shape, 7, **options)(torch.rand(2, *shape)).shape == (2, 7)
+    assert decoder(5, (30, *shape[1:]), **options)(torch.randn(2, 5)).shape == (2, 30, *shape[1:])
+
+
+def test_patches_of_one_pixel_leave_networks_and_their_checkpoints_as_they_were():
+    encoder, decoder = ConvEncoder((1, 8, 8), 7, patch_size=1), ConvDecoder(5, (1, 8, 8), patch_size=1)
+    assert [key for key in encoder.state_dict() if "weight" in key] == ["0.weight", "3.weight"]
+    assert [key for key in decoder.state_dict() if "weight" in key] == ["0.weight", "3.weight", "5.weight"]
+    assert encoder[0].weight.shape == (32, 1, 4, 4) and decoder[5].weight.shape == (1, 32, 3, 3)
+
+
+@pytest.mark.parametrize(("encoder", "decoder"), PAIRS[1:])
+def test_a_patch_size_that_does_not_fit_names_those_that_do(encoder, decoder):
+    for network, sizes, key in ((encoder, ((3, 24, 40), 7), "encoder"), (decoder, (7, (3, 24, 40)), "decoder")):
+        with pytest.raises(ValueError, match=rf"model\.{key}\.patch_size is at least 1; found 0"):
+            network(*sizes, patch_size=0)
+        choice = rf"Choose model.{key}.patch_size from 1, 2, 4, 8, or .*data\.image_size=25"
+        with pytest.raises(ValueError, match=rf"(?s)=5 does not divide both sides of 24x40 images.*{choice}"):
+            network(*sizes, patch_size=5)

@@ -7,15 +7,14 @@ import torch
 
 from vae_lab.core import ImageSpec, RegularizerInputs, TrainingSpec
 from vae_lab.likelihoods import Bernoulli
-from vae_lab.models.vae import VAE
-from vae_lab.networks.conv import ConvDecoder, ConvEncoder
-from vae_lab.networks.spatial import SpatialDecoder, SpatialEncoder, require_same_spatial_shape
-from vae_lab.objectives.bounds import bound_terms, elbo
-from vae_lab.objectives.regularizers.commitment import Commitment
-from vae_lab.posteriors.codes import NearestCode, RelaxedCategorical
-from vae_lab.posteriors.gaussian import DiagonalGaussian
-from vae_lab.priors.codes import AutoregressiveCodes, UniformCodes
-from vae_lab.priors.fixed import StandardNormal
+from vae_lab.models import VAE
+from vae_lab.networks import ConvDecoder, ConvEncoder, SpatialDecoder, SpatialEncoder
+from vae_lab.networks.resnet import require_same_spatial_shape
+from vae_lab.objectives import elbo
+from vae_lab.objectives.bounds import bound_terms
+from vae_lab.objectives.regularizers import Commitment
+from vae_lab.posteriors import DiagonalGaussian, NearestCode, RelaxedCategorical
+from vae_lab.priors import AutoregressiveCodes, StandardNormal, UniformCodes
 
 BINARY = ImageSpec(1, 8, 12, levels=2)
 SMALL = {"width": 8, "blocks": 1}

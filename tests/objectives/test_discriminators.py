@@ -1,43 +1,33 @@
 """Regularizers with a discriminator: whose gradients reach whom, and what a trained one knows exactly."""
 
 import copy
-import inspect
 import math
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import nn
 from torch.distributions import Bernoulli, Independent, MultivariateNormal, Normal
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 
 from vae_lab.core import ImageSpec, Latent, LatentSpec, RegularizerInputs, Trace, TrainingSpec
-from vae_lab.objectives.bounds import elbo
-from vae_lab.objectives.objective import Objective
-from vae_lab.objectives.regularizers.adversarial import (
-    AdversarialImages,
-    AdversarialPosterior,
-    DensityRatio,
-    permute_dimensions,
-    straight_through_bernoulli,
-)
-from vae_lab.objectives.regularizers.discriminators import (
+from vae_lab.distributions.base import Improper
+from vae_lab.objectives import Constant, Objective, elbo
+from vae_lab.objectives.regularizers import AdversarialImages, AdversarialPosterior, DensityRatio, Perceptual
+from vae_lab.objectives.regularizers.adversarial import permute_dimensions
+from vae_lab.objectives.regularizers.base import non_saturating_loss, real_fake_cross_entropy, sample_prior
+from vae_lab.objectives.regularizers.images import (
     ImageDiscriminator,
-    apply_frozen,
-    non_saturating_loss,
-    real_fake_cross_entropy,
+    apply_flips,
+    feature_distance,
+    straight_through_bernoulli,
+    unit_norm_features,
 )
-from vae_lab.objectives.regularizers.perceptual import Perceptual, apply_flips, feature_distance, unit_norm_features
-from vae_lab.objectives.schedules import Constant
-from vae_lab.posteriors.gaussian import DiagonalGaussian
+from vae_lab.posteriors import DiagonalGaussian
 
 GREY, BINARY = ImageSpec(1, 8, 9), ImageSpec(1, 8, 9, levels=2)
-CONF = Path(__file__).parents[2] / "conf" / "objective" / "regularizers"
 SMALL = {
     "density_ratio": partial(DensityRatio, weight=2.0, hidden=(16, 16)),
     "adversarial_posterior": partial(AdversarialPosterior, weight=2.0, hidden=(16,)),
@@ -96,9 +86,9 @@ def images_seen(x, means):
     return RegularizerInputs(Trace(SimpleNamespace(mean=means), ()), x, None, ())
 
 
-def trained(regularizer, draw, steps, lr=None):
-    """The regularizer after its discriminator has learnt from what `render_pictures` shows it."""
-    optimizer = torch.optim.Adam(regularizer.discriminator.parameters(), lr=lr or regularizer.discriminator_lr)
+def trained(regularizer, draw, steps, lr):
+    """The regularizer after its discriminator has learnt from what `draw` shows it."""
+    optimizer = torch.optim.Adam(regularizer.discriminator.parameters(), lr=lr)
     for _ in range(steps):
         optimizer.zero_grad()
         regularizer.discriminator_loss(draw()).backward()
@@ -141,15 +131,11 @@ def test_a_penalty_reaches_the_model_alone_and_a_critics_loss_the_critic_alone(n
 
 
 @EVERY
-@pytest.mark.parametrize("batch", [1, 4])
-def test_a_penalty_is_of_each_image_and_finite_for_one(name, batch):
-    model, seen = shown(BINARY, batch, num_samples=3)
+def test_a_penalty_is_finite_for_one_image(name):
+    model, seen = shown(BINARY, batch=1)
     regularizer = SMALL[name](spec(BINARY))
-    penalty = regularizer(seen)
-    assert penalty.shape == (batch,)
-    (penalty.mean() + regularizer.discriminator_loss(seen)).backward()
-    found = [p.grad for p in (*model.parameters(), *regularizer.parameters()) if p.grad is not None]
-    assert penalty.isfinite().all() and all(gradient.isfinite().all() for gradient in found)
+    (regularizer(seen).mean() + regularizer.discriminator_loss(seen)).backward()
+    assert all(p.grad.isfinite().all() for p in (*model.parameters(), *regularizer.parameters()) if p.grad is not None)
 
 
 @EVERY
@@ -162,6 +148,7 @@ def test_samples_are_averaged(name):
         trace = Trace(SimpleNamespace(mean=means[samples]), (Latent(z[samples], None, None),))
         return regularizer(RegularizerInputs(trace, x, None, ()))
 
+    assert penalty([0]).shape == (5,)
     assert_close(penalty([0, 1]), (penalty([0]) + penalty([1])) / 2)
 
 
@@ -211,22 +198,7 @@ def test_permuting_keeps_the_marginals_and_breaks_the_dependence(event):
     assert torch.corrcoef(mixed.T)[off_diagonal].abs().max() < 0.08
 
 
-def test_permuting_one_image_changes_nothing():
-    z = torch.randn(1, 1, 5)
-    assert torch.equal(permute_dimensions(z), z)
-
-
 # Adversarial autoencoder
-
-
-def test_a_critic_cannot_tell_the_prior_from_itself():
-    torch.manual_seed(0)
-    prior = standard_normal(3)
-    regularizer = AdversarialPosterior(spec(), 1.0, hidden=(32,))
-    trained(regularizer, lambda: latents_seen(prior.sample((1, 512)), prior), steps=100, lr=1e-3)
-    seen = latents_seen(prior.sample((1, 20_000)), prior)
-    assert regularizer.discriminator_loss(seen).item() == pytest.approx(math.log(2), abs=0.005)
-    assert regularizer(seen).mean().item() == pytest.approx(math.log(2), abs=0.05)
 
 
 def test_latents_trained_against_the_critic_go_to_the_prior():
@@ -246,27 +218,17 @@ def test_latents_trained_against_the_critic_go_to_the_prior():
 
 
 def test_a_prior_of_labels_is_drawn_for_each_image():
-    torch.manual_seed(0)
     prior = Independent(Normal(torch.arange(12.0).view(4, 3), 0.01), 1)
-    seen = latents_seen(torch.randn(2, 4, 3), prior)
-    regularizer = SMALL["adversarial_posterior"](spec())
-    judged = []
-    regularizer.discriminator.register_forward_hook(lambda _, inputs, __: judged.append(inputs[0]))
-    regularizer.discriminator_loss(seen)
-    assert_close(judged[0][:2], prior.mean.expand(2, 4, 3), atol=0.1, rtol=0)
-    assert torch.equal(judged[0][2:], seen.trace.latents[0].z)
+    drawn = sample_prior(Latent(None, None, prior), (2, 4))
+    assert_close(drawn, prior.mean.expand(2, 4, 3), atol=0.1, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["adversarial_posterior", "adversarial_images"])
 def test_a_prior_without_samples_is_refused(name):
-    class Flat(torch.distributions.Distribution):
-        def sample(self, sample_shape=()):
-            raise NotImplementedError
-
     _, seen = shown()
-    latent = seen.trace.latents[0]._replace(prior=Flat(event_shape=torch.Size((3,)), validate_args=False))
+    latent = seen.trace.latents[0]._replace(prior=Improper((), (3,)))
     seen = seen._replace(trace=seen.trace._replace(latents=(latent,)))
-    with pytest.raises(ValueError, match=r"model\.prior"):
+    with pytest.raises(ValueError, match=r"has no samples\.\nChoose one that has, such as model/prior=standard_normal"):
         SMALL[name](spec()).discriminator_loss(seen)
     AdversarialImages(spec(), 1.0, prior_samples=False, width=4).discriminator_loss(seen)
 
@@ -337,22 +299,12 @@ def test_spectral_norms_are_1_and_move_only_while_the_critic_trains():
     with torch.no_grad():
         for _ in range(30):
             regularizer.discriminator_loss(seen)
-    assert any(not torch.equal(value, before[name]) for name, value in regularizer.state_dict().items())
     layers = [m for m in regularizer.discriminator.eval().modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     largest = torch.stack([torch.linalg.matrix_norm(layer.weight.flatten(1), 2) for layer in layers])
     assert_close(largest.detach(), torch.ones(len(layers)), atol=0.02, rtol=0)
 
 
 # Perceptual distance
-
-
-def test_the_perceptual_distance_is_zero_of_the_same_and_else_between_0_and_4_for_each_map():
-    torch.manual_seed(0)
-    regularizer = Perceptual(spec(), 1.0, width=4)
-    x = torch.rand(5, *GREY.shape)
-    assert torch.equal(regularizer(images_seen(x, x.expand(2, *x.shape))), torch.zeros(5))
-    distance = regularizer(images_seen(x, torch.rand(2, *x.shape)))
-    assert distance.min() > 0 and distance.max() < 4 * len(regularizer.discriminator.stages)
 
 
 def test_the_perceptual_distance_is_that_of_normalised_features():
@@ -366,6 +318,7 @@ def test_the_perceptual_distance_is_that_of_normalised_features():
             a, b = stage(a), stage(b)
             expected += (normalize(a, dim=1) - normalize(b, dim=1)).square().sum(1).mean((1, 2)).detach() / 2
     assert_close(regularizer(images_seen(x, means)), expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(regularizer(images_seen(x, x.expand(2, *x.shape))), torch.zeros(5))
 
 
 def test_features_of_zero_have_a_finite_gradient():
@@ -375,21 +328,10 @@ def test_features_of_zero_have_a_finite_gradient():
     assert torch.equal(unit_norm_features(torch.zeros(1, 3, 2, 2)), torch.zeros(1, 3, 2, 2))
 
 
-def test_the_network_learns_how_an_image_is_shown():
-    torch.manual_seed(0)
-    corner = torch.zeros(GREY.shape)
-    corner[:, :3, :4] = 0.8
-    regularizer = Perceptual(spec(), 1.0, discriminator_lr=1e-2, width=4)
-    seen = images_seen(corner + 0.2 * torch.rand(32, *GREY.shape), None)
-    assert regularizer.discriminator_loss(seen).item() == pytest.approx(math.log(4), abs=0.2)
-    assert trained(regularizer, lambda: seen, steps=60).discriminator_loss(seen) < 0.1
-
-
 def test_the_four_ways_of_showing_an_image():
     x = torch.rand(4, 3, 5, 6)
-    ways = apply_flips(x, torch.arange(4))
     expected = (x[0], x[1].flip(-1), x[2].flip(-2), x[3].rot90(2, (-2, -1)))
-    assert torch.equal(ways, torch.stack(expected))
+    assert torch.equal(apply_flips(x, torch.arange(4)), torch.stack(expected))
 
 
 # All of them
@@ -401,28 +343,6 @@ def test_an_image_critic_takes_any_size(height, width):
     assert judged.logits.shape == (2, 4)
     assert [f.shape[1] for f in judged.features] == [8, 16, 16][: len(judged.features)]
     assert all(f.shape[-1] == width >> (i + 1) for i, f in enumerate(judged.features))
-
-
-@EVERY
-def test_a_copy_and_a_loaded_state_judge_alike(name):
-    _, seen = shown()
-    regularizer, other = (SMALL[name](spec()).eval() for _ in range(2))
-    twin = copy.deepcopy(regularizer)
-    other.load_state_dict(regularizer.state_dict())
-    assert len(regularizer.state_dict()) == len(list(regularizer.parameters())) + len(list(regularizer.buffers()))
-    penalties = []
-    for judge in (regularizer, twin, other):
-        torch.manual_seed(1)
-        penalties.append(judge(seen))
-    assert_close(penalties[1:], penalties[:1] * 2, rtol=0, atol=0)
-
-
-def test_constant_parameters_change_nothing_but_the_gradient():
-    discriminator = ImageDiscriminator(GREY.shape, 2, 4)
-    x = torch.rand(3, *GREY.shape, requires_grad=True)
-    mine, theirs = apply_frozen(discriminator, x).logits, discriminator(x).logits
-    assert torch.equal(mine, theirs)
-    assert_close(torch.autograd.grad(mine.sum(), x), torch.autograd.grad(theirs.sum(), x), rtol=0, atol=0)
 
 
 def test_an_objective_finds_its_critics_and_sums_what_they_minimise():
@@ -464,27 +384,14 @@ def test_options_that_make_no_sense_are_refused(name, options, message):
         SMALL[name](spec(), **options)
 
 
-@pytest.mark.parametrize("kind", ["vector", "sphere", "codes"])
-def test_critics_of_latents_know_their_kinds(kind):
-    given = spec(GREY, LatentSpec(kind, (3,), GREY))
-    for name, kinds in (("density_ratio", ["vector"]), ("adversarial_posterior", ["vector", "sphere"])):
-        if kind in kinds:
-            assert SMALL[name](given).weight == 2.0
-        else:
-            with pytest.raises(ValueError, match=rf"{name}.*kind"):
-                SMALL[name](given)
-
-
-def test_one_dimension_has_no_total_correlation():
-    with pytest.raises(ValueError, match="latent_dim=1"):
-        DensityRatio(spec(GREY, vectors(1)), 1.0)
-
-
-@EVERY
-def test_its_config_spells_out_every_option(name):
-    node = OmegaConf.load(CONF / f"{name}.yaml")[name]
-    target = SMALL[name].func
-    options = {k: v for k, v in OmegaConf.to_container(node).items() if not k.startswith("_")}
-    written = {k: p.default for k, p in inspect.signature(target).parameters.items() if k != "spec"}
-    assert {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()} == {**written, "weight": node.weight}
-    assert isinstance(instantiate(node, _convert_="all")(spec()), target)
+@pytest.mark.parametrize(
+    ("name", "latent", "message"),
+    [
+        ("density_ratio", LatentSpec("sphere", (3,), GREY), "density_ratio.*kind"),
+        ("adversarial_posterior", LatentSpec("codes", (3,), GREY), "adversarial_posterior.*kind"),
+        ("density_ratio", vectors(1), "latent_dim=1"),
+    ],
+)
+def test_latents_that_cannot_be_judged_are_refused(name, latent, message):
+    with pytest.raises(ValueError, match=message):
+        SMALL[name](spec(GREY, latent))

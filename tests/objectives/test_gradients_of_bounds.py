@@ -1,30 +1,27 @@
 """Gradients of the bounds: doubly reparameterised, by the path alone, at a capacity, under a constraint."""
 
 import math
-from itertools import pairwise
 from typing import NamedTuple
 
 import pytest
 import torch
+from helpers.latents import spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import ExpTransform, Independent, MultivariateNormal, Normal, TransformedDistribution
 from torch.testing import assert_close
 
-from vae_lab.core import ImageSpec, Latent, Trace, TrainingSpec
-from vae_lab.objectives.bounds import (
-    BoundTerms,
-    bound_terms,
-    capacity_bound,
-    detach_posterior,
+from vae_lab.core import Latent, Trace
+from vae_lab.objectives import (
+    Constant,
+    DistortionConstraint,
+    Objective,
     doubly_reparameterized_bound,
     elbo,
     importance_weighted_bound,
 )
-from vae_lab.objectives.constraints import MAX_LOG_MULTIPLIER, DistortionConstraint
-from vae_lab.objectives.objective import Objective
-from vae_lab.objectives.schedules import Constant
+from vae_lab.objectives.bounds import MAX_LOG_MULTIPLIER, BoundTerms, bound_terms, capacity_bound
 
 X, SCALE = torch.tensor([0.7, -0.4, 1.1], dtype=torch.float64), 0.6
 DECODER = torch.tensor([[1.0, 0.3], [-0.5, 0.8], [0.2, -0.9]], dtype=torch.float64)
@@ -80,8 +77,7 @@ def assert_same_mean(a, b):
     assert ((a.mean(0) - b.mean(0)).abs() <= 4.5 * error).all(), (a.mean(0) - b.mean(0)) / error
 
 
-@pytest.mark.parametrize("beta", [1.0, 0.4, 2.0])
-@pytest.mark.parametrize("family", [independent, full_covariance])
+@pytest.mark.parametrize(("family", "beta"), [(independent, 1.0), (independent, 0.4), (full_covariance, 2.0)])
 def test_dregs_gradient_has_the_mean_of_the_plain_one_and_less_noise(family, beta):
     plain = gradients(importance_weighted_bound, family, PARAMS, 6, 60_000, beta)
     dreg = gradients(doubly_reparameterized_bound, family, PARAMS, 6, 60_000, beta, seed=1)
@@ -97,19 +93,6 @@ def test_dregs_value_and_its_gradient_for_the_decoder_are_the_plain_ones(family)
     dreg = gradients(doubly_reparameterized_bound, family, PARAMS, 5, 100)
     assert torch.equal(dreg.bound, plain.bound)
     assert_close(dreg.decoder, plain.decoder)
-
-
-def test_more_samples_drown_the_plain_gradient_in_noise_and_not_dregs():
-    """Rainforth et al. 2018, arXiv:1802.04537: the signal-to-noise ratio falls as 1 / sqrt(S); DReG's does not."""
-
-    def signal_to_noise(bound, num_samples):
-        rows = gradients(bound, full_covariance, PARAMS, num_samples, 400_000 // num_samples).encoder
-        return (rows.mean(0).norm() / rows.var(0).sum().sqrt()).item()
-
-    plain = [signal_to_noise(importance_weighted_bound, s) for s in (4, 64)]
-    dreg = [signal_to_noise(doubly_reparameterized_bound, s) for s in (4, 64)]
-    assert plain[1] < 0.6 * plain[0]
-    assert dreg[1] > 0.9 * dreg[0]
 
 
 def test_at_the_exact_posterior_only_the_path_gradient_is_still():
@@ -147,28 +130,10 @@ def test_of_one_sample_dregs_gradient_is_that_of_the_path(family):
     assert_close(params.grad, expected)
 
 
-@pytest.mark.parametrize("family", [independent, full_covariance])
-def test_a_detached_posterior_has_the_same_density_and_no_gradient_for_its_parameters(family):
-    params = PARAMS.expand(3, -1).clone().requires_grad_()
-    posterior = family(params)
-    z = torch.randn(4, 3, 2, dtype=torch.float64, requires_grad=True)
-    constant = detach_posterior(Latent(z, posterior, posterior))
-    assert_close(constant.log_prob(z), posterior.log_prob(z))
-    assert constant.event_shape == posterior.event_shape and constant.batch_shape == posterior.batch_shape
-    constant.log_prob(z).sum().backward()
-    assert params.grad is None and (z.grad != 0).all()
-
-
 def test_a_posterior_whose_parameters_are_not_known_is_refused():
     flow = TransformedDistribution(independent(PARAMS.expand(3, -1)), [ExpTransform()])
     with pytest.raises(ValueError, match="model/posterior=diagonal_gaussian, or full_covariance"):
         path_terms(flow)
-
-
-def test_dreg_asks_for_the_terms_it_reads():
-    log_px = torch.zeros(2, 3)
-    with pytest.raises(ValueError, match="path_gradient=True"):
-        doubly_reparameterized_bound(BoundTerms(log_px, log_px, log_px.unsqueeze(0)))
 
 
 def test_evaluated_without_gradients_dreg_is_the_importance_bound():
@@ -207,28 +172,15 @@ def test_a_capacity_is_held_by_the_batch_not_by_each_image():
 
 # The constraint on the distortion
 
-IMAGE = ImageSpec(1, 2, 2)
-
 
 def constraint(tolerance=0.5, **options):
-    return DistortionConstraint(TrainingSpec(IMAGE, (), 100), tolerance, **options)
+    return DistortionConstraint(spec(), tolerance, **options)
 
 
 def scored(distortion, kl=0.0, num_images=3):
     """Terms of images whose distortion is this many nats."""
     log_px = -torch.as_tensor(distortion).expand(2, num_images)
     return BoundTerms(log_px, None, torch.as_tensor(kl).expand(1, 2, num_images))
-
-
-def test_the_multiplier_rises_while_the_constraint_is_violated_and_falls_while_it_holds():
-    part = constraint()  # 4 pixels: at most 2 nats
-    values = []
-    for distortion in [3.0] * 5 + [1.0] * 400:
-        part(scored(distortion), 1.0)
-        values.append(part.log_multiplier.item())
-    assert all(before < after for before, after in pairwise(values[:5]))
-    assert all(before > after for before, after in pairwise(values[200:]))
-    assert values[-1] < 0
 
 
 def test_the_multiplier_moves_by_the_average_excess_after_it_was_used():
@@ -273,8 +225,7 @@ def test_constraints_that_make_no_sense_are_refused(options):
 
 
 def test_an_objective_with_a_constraint_minimises_what_the_constraint_says():
-    spec = TrainingSpec(IMAGE, (), 100)
-    objective = Objective(elbo, Constant(), spec, constraint=lambda spec: DistortionConstraint(spec, 0.5))
+    objective = Objective(elbo, Constant(), spec(), constraint=lambda spec: DistortionConstraint(spec, 0.5))
     other, terms = constraint(), scored(3.0, kl=5.0)
     for _ in range(2):
         assert_close(objective._bound(None, terms, objective.weights_at(0, None)), other(terms, 1.0))

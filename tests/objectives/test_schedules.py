@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vae_lab.objectives.schedules import Constant, Cosine, Cyclical, LinearWarmup
+from vae_lab.objectives import Constant, Cosine, Cyclical, LinearWarmup
 from vae_lab.utils.errors import UsageError
 
 

@@ -17,11 +17,11 @@ from vae_lab.core import ImageSpec, Latent, LatentSpec, PriorInputs, Regularizer
 from vae_lab.distributions.reshaped import unflatten_batch
 from vae_lab.metrics.diagnostics import CodeUsage
 from vae_lab.models.base import latent_spec, point_estimate
-from vae_lab.objectives.bounds import closed_form_kl, monte_carlo_kl
-from vae_lab.objectives.regularizers.commitment import Commitment
-from vae_lab.posteriors.codes import Codebook, NearestCode, RelaxedCategorical
-from vae_lab.posteriors.gaussian import DiagonalGaussian
-from vae_lab.priors.codes import AutoregressiveCodes, UniformCodes
+from vae_lab.objectives.bounds import closed_form_kl
+from vae_lab.objectives.regularizers import Commitment
+from vae_lab.posteriors import DiagonalGaussian, NearestCode, RelaxedCategorical
+from vae_lab.posteriors.codes import Codebook
+from vae_lab.priors import AutoregressiveCodes, UniformCodes
 from vae_lab.priors.temperature import with_temperature
 from vae_lab.training.preflight import codebook_size_warning
 
@@ -40,15 +40,12 @@ def every_mass(distribution, latents):
     return distribution.log_prob(latents.reshape(len(latents), *batch, *latents.shape[1:])).exp()
 
 
-def frequencies(codes, samples):
-    """Of each sequence of code numbers in samples (N, *event), in the order of `every_latent`."""
+def chi_square(codes, samples, expected):
+    """Of the sequences of code numbers in samples (N, *event) against their masses, in the order of `every_latent`."""
     numbers = codes.indices(samples).flatten(1)
     place_values = codes.num_codes ** torch.arange(numbers.shape[1]).flip(0)
-    return torch.bincount(numbers @ place_values, minlength=codes.num_codes ** numbers.shape[1]) / len(samples)
-
-
-def chi_square(observed, expected, count):
-    return count * ((observed - expected).square() / expected).sum().item()
+    counts = torch.bincount(numbers @ place_values, minlength=len(expected))
+    return ((counts - len(samples) * expected).square() / (len(samples) * expected)).sum()
 
 
 def trace_of(family, params, prior=None, num_samples=2):
@@ -99,22 +96,15 @@ def test_the_codes_follow_the_papers_moving_averages():
 def test_the_first_batch_makes_the_codes_and_counts_whole():
     torch.manual_seed(0)
     rows = torch.randn(6, 2)
-    as_many = Codebook(1, 2, num_codes=6)
+    as_many, more = Codebook(1, 2, num_codes=6), Codebook(1, 2, num_codes=16)
     numbers = as_many(rows)
     assert_close(as_many.vectors[numbers[:, 0]], rows)
     assert sorted(numbers.flatten().tolist()) == list(range(6))
+    assert_close(more.embed(more(rows)), rows)
     fewer = Codebook(1, 2, num_codes=2)
     numbers = fewer(rows)[:, 0]
     for i in range(2):
         assert_close(fewer.vectors[i], rows[numbers == i].mean(0))
-
-
-def test_more_codes_than_outputs_are_outputs_too():
-    rows = torch.randn(3, 2)
-    book = Codebook(1, 2, num_codes=8)
-    numbers = book(rows)
-    assert_close(book.embed(numbers), rows)
-    assert torch.cdist(book.vectors, rows).min(1).values.max() < 1e-6
 
 
 def test_a_dead_code_starts_anew_from_the_batch():
@@ -129,16 +119,6 @@ def test_a_dead_code_starts_anew_from_the_batch():
     assert_close(book.vectors[[0, 2]], vectors[[0, 2]])
 
 
-def test_restarts_find_clusters_that_no_code_was_near():
-    torch.manual_seed(0)
-    centres = 10 * torch.randn(8, 4)
-    book = used_codebook(torch.zeros(16, 4) + 0.001 * torch.randn(16, 4), decay=0.9, restart_below=0.2)
-    for _ in range(100):
-        rows = centres.repeat(8, 1) + 0.01 * torch.randn(64, 4)
-        numbers = book(rows)
-    assert (book.embed(numbers) - rows).norm(dim=1).max() < 0.1
-
-
 def test_nothing_moves_in_evaluation_nor_when_codes_are_only_looked_up():
     torch.manual_seed(0)
     family = NearestCode(4, num_codes=5)
@@ -148,22 +128,6 @@ def test_nothing_moves_in_evaluation_nor_when_codes_are_only_looked_up():
     family.eval()(torch.randn(20, 4))
     for name, value in family.state_dict().items():
         assert torch.equal(value, before[name])
-
-
-def test_a_restored_codebook_goes_on_as_the_original():
-    torch.manual_seed(0)
-    batches = torch.randn(6, 30, 4)
-    book = Codebook(2, 2, num_codes=12)
-    for rows in batches[:3]:
-        book(rows)
-    copied, loaded = copy.deepcopy(book), Codebook(2, 2, num_codes=12)
-    loaded.load_state_dict(book.state_dict())
-    ends = []
-    for one in (book, copied, loaded):
-        torch.manual_seed(1)
-        numbers = [one(rows) for rows in batches[3:]]
-        ends.append((*numbers, one.vectors, one.sums, one.usage))
-    assert all(torch.equal(a, b) for other in ends[1:] for a, b in zip(ends[0], other, strict=True))
 
 
 def test_the_nearest_code_is_found_far_from_the_origin_and_under_autocast():
@@ -253,18 +217,14 @@ def test_a_quantised_posterior_is_a_mass_function():
 
 
 @pytest.mark.parametrize(("places", "code_dim", "positions"), [((), None, 1), ((), 2, 3), ((2, 4), 3, 16)])
-def test_the_kl_of_codes_to_a_uniform_prior_is_positions_times_ln_k(places, code_dim, positions):
-    family = NearestCode(6, num_codes=11, code_dim=code_dim)
+def test_the_kl_of_codes_is_minus_their_log_mass(places, code_dim, positions):
+    family = trained(NearestCode(6, num_codes=11, code_dim=code_dim), torch.randn(50, 6, *places))
     (latent,) = trace_of(family, torch.randn(5, 6, *places), UniformCodes).latents
     assert_close(closed_form_kl(latent), torch.full((5,), positions * math.log(11)))
-    assert_close(monte_carlo_kl(latent), torch.full((2, 5), positions * math.log(11)))
-
-
-def test_the_kl_of_codes_to_an_autoregressive_prior_is_minus_their_log_mass():
-    family = trained(NearestCode(6, num_codes=4, code_dim=3), torch.randn(50, 6))
-    (latent,) = trace_of(family, torch.randn(5, 6), AutoregressiveCodes).latents
+    assert_close(latent.log_ratio, torch.full((2, 5), positions * math.log(11)))
+    (latent,) = trace_of(family, torch.randn(5, 6, *places), AutoregressiveCodes).latents
     assert_close(closed_form_kl(latent), -latent.prior.log_prob(latent.z[0]))
-    assert_close(monte_carlo_kl(latent)[1], closed_form_kl(latent))
+    assert_close(latent.log_ratio[1], closed_form_kl(latent))
 
 
 def test_commitment_is_the_squared_distance_to_constant_codes():
@@ -281,18 +241,11 @@ def test_commitment_is_the_squared_distance_to_constant_codes():
     assert_close(params.grad, 2 * (params - codes).detach())
     two = commitment(seen._replace(trace=trace._replace(latents=2 * trace.latents)))
     assert_close(two, 2 * penalty)
-    assert commitment.weight == 0.25
-
-
-def test_commitment_averages_over_the_samples_that_a_layer_of_a_ladder_is_given():
-    torch.manual_seed(0)
-    family, params = trained(NearestCode(4, num_codes=3), torch.randn(50, 4)), torch.randn(10, 4)  # S = 2 of B = 5
-    posterior = family(params)
-    commitment = Commitment(TrainingSpec(IMAGE, (latent_spec(family, (), IMAGE),), 100))
-    trace = Trace(posterior, (Latent(posterior.mode.unflatten(0, (2, 5)), unflatten_batch(posterior, 2), posterior),))
-    seen = RegularizerInputs(trace, torch.rand(5, 1, 4, 4), lambda z: z, ())
-    expected = (params - posterior.mode).square().sum(1)
-    assert_close(commitment(seen), (expected[:5] + expected[5:]) / 2)
+    posterior = trace.latents[0].posterior  # S = 2 samples of 5 images, as a lower layer of a ladder has them
+    both = NearestCode(4, num_codes=3).eval()(torch.randn(10, 4))
+    expected = (both.inputs - both.mode).square().sum(1)
+    lower = Latent(both.mode.unflatten(0, (2, 5)), unflatten_batch(both, 2), posterior)
+    assert_close(commitment(seen._replace(trace=Trace(both, (lower,)))), (expected[:5] + expected[5:]) / 2)
 
 
 def test_commitment_asks_for_quantised_latents():
@@ -332,24 +285,27 @@ def test_samples_relaxed_or_not_are_largest_where_the_categorical_variables_are(
     posterior = family(torch.randn(1, 6))
     expected = every_mass(posterior, every_latent(family.codes, (2,)))[:, 0]
     z = posterior.rsample((50_000,))[:, 0]
-    assert chi_square(frequencies(family.codes, z), expected, len(z)) < 26.1  # one in a thousand of 8 degrees is above
+    assert chi_square(family.codes, z, expected) < 26.1  # one in a thousand of 8 degrees is above
     assert_close(z.unflatten(1, (2, 3)).sum(2), torch.ones(50_000, 2))
     assert bool(((z == 0) | (z == 1)).all()) is not training
-
-
-def test_relaxed_samples_have_a_gradient_and_one_hot_ones_have_none():
-    family, params = RelaxedCategorical(2, num_categories=3), torch.randn(4, 6, 2, 2, requires_grad=True)
+    params = torch.randn(4, 6, 2, 2, requires_grad=True)
     z = family(params).rsample((3,))
-    assert z.shape == (3, 4, 6, 2, 2)
-    (gradient,) = torch.autograd.grad(z.square().sum(), params)
-    assert gradient.isfinite().all() and (gradient != 0).all()
-    assert not family.eval()(params).rsample((3,)).requires_grad
+    assert z.shape == (3, 4, 6, 2, 2) and z.requires_grad is training
+    if training:
+        (gradient,) = torch.autograd.grad(z.square().sum(), params)
+        assert gradient.isfinite().all() and (gradient != 0).all()
 
 
-def test_the_log_mass_of_relaxed_latents_is_linear_between_one_hot_ones():
-    family = RelaxedCategorical(1, num_categories=3)
-    posterior, corners, shares = family(torch.randn(1, 3)), torch.eye(3), torch.tensor([0.2, 0.5, 0.3])
-    assert_close(posterior.log_prob(shares @ corners), (shares * posterior.log_prob(corners)).sum().reshape(1))
+@pytest.mark.parametrize("places", [(), (1, 2)])
+def test_the_mean_log_mass_of_relaxed_samples_is_minus_the_entropy_and_has_its_gradient(places):
+    torch.manual_seed(0)
+    params = (2 * torch.randn(4, 6, *places)).requires_grad_()
+    posterior = RelaxedCategorical(2, num_categories=3)(params)
+    log_masses = posterior.log_prob(posterior.rsample((20_000,)))
+    error = log_masses.std(0) / math.sqrt(20_000)
+    assert ((log_masses.mean(0) + posterior.entropy()).abs() < 4 * error).all()
+    expected = torch.autograd.grad(-posterior.entropy().sum(), params, retain_graph=True)
+    assert_close(torch.autograd.grad(log_masses.mean(0).sum(), params), expected)
 
 
 def test_the_kl_of_categorical_latents_is_the_sum_over_their_values():
@@ -364,9 +320,10 @@ def test_the_kl_of_categorical_latents_is_the_sum_over_their_values():
     assert params.grad.isfinite().all() and (params.grad != 0).all()
 
 
-def test_the_kl_of_categorical_latents_to_an_autoregressive_prior_is_estimated():
+@pytest.mark.parametrize("training", [True, False])
+def test_the_kl_of_categorical_latents_to_an_autoregressive_prior_is_estimated(training):
     torch.manual_seed(0)
-    family = RelaxedCategorical(2, num_categories=3).eval()
+    family = RelaxedCategorical(2, num_categories=3).train(training)
     prior = partial(AutoregressiveCodes, width=4, depth=1, heads=1)
     (latent,) = trace_of(family, torch.randn(5, 6), prior, num_samples=5_000).latents
     latents = every_latent(family.codes, (2,))
@@ -418,7 +375,7 @@ def test_samples_of_priors_follow_their_mass_function(make):
     expected = every_mass(density, every_latent(book, (1, 2, 2))).detach()
     samples = density.sample((20_000,))
     assert samples.shape == (20_000, *density.event_shape)
-    assert chi_square(frequencies(book, samples), expected, len(samples)) < 37.7  # one in a thousand of 15 degrees
+    assert chi_square(book, samples, expected) < 37.7  # one in a thousand of 15 degrees
     assert density.sample((2, 3)).shape == (2, 3, *density.event_shape)
     assert density.sample().shape == density.event_shape
 
@@ -434,53 +391,10 @@ def test_a_temperature_sharpens_each_code_given_those_before(make):
         expected = (sharp_first / sharp_first.sum())[:, None] * sharp_second / sharp_second.sum(1, keepdim=True)
         cooler = every_mass(with_temperature(density, temperature), every_latent(book, (2,)))
         assert_close(cooler.reshape(3, 3), expected)
-
-
-def test_at_temperature_0_a_decided_prior_draws_its_most_probable_codes():
-    book, prior = decided(code_shape=(1,))
-    density, latents = prior(PriorInputs(codes=book)), every_latent(book, (1,))
-    likeliest = latents[density.log_prob(latents).argmax()]
-    assert_close(with_temperature(density, 0.0).sample((5,)), likeliest.expand(5, 2))
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_each_number_depends_on_those_before_it_alone(training):
-    _, prior = decided(code_shape=(6,))
-    network = prior.network.train(training)
-    numbers = torch.randint(3, (10, 6))
-    with torch.no_grad():
-        before = network(numbers)
-        for position in range(6):
-            changed = numbers.clone()
-            changed[:, position] = (changed[:, position] + 1) % 3
-            moved = (network(changed) - before).abs().amax((0, 2))
-            assert moved[: position + 1].max() < 1e-6
-            assert (moved[position + 1 :] > 1e-3).all()
-            assert_close(network(numbers[:, :position]), before[:, : position + 1])
-
-
-def test_an_autoregressive_prior_starts_nearly_uniform_and_learns_what_codes_have_in_common():
-    book, prior = codes_and_prior(AutoregressiveCodes, (3,), num_codes=4, width=16, depth=1, heads=2)
-    density = prior(PriorInputs(codes=book))
-    first = torch.randint(4, (64, 1))
-    z = book.embed(torch.cat((first, (first + 1) % 4, (first + 2) % 4), 1)).requires_grad_()
-    assert_close(density.log_prob(z), torch.full((64,), -3 * math.log(4)), atol=0.5, rtol=0)
-    optimizer = torch.optim.Adam(prior.parameters(), 0.02)
-    for _ in range(40):
-        optimizer.zero_grad()
-        (-density.log_prob(z).mean()).backward()
-        assert all((p.grad != 0).any() for p in prior.parameters())
-        optimizer.step()
-    assert z.grad is None
-    assert density.log_prob(z).mean() > -math.log(4) - 0.15  # the first is uniform, the others follow from it
-
-
-@pytest.mark.parametrize("prior", [UniformCodes, AutoregressiveCodes])
-def test_priors_over_codes_refuse_vectors_and_a_call_without_codes(prior):
-    with pytest.raises(ValueError, match="model/prior=standard_normal"):
-        prior(latent_spec(DiagonalGaussian(2), (), IMAGE))
-    with pytest.raises(ValueError, match="needs the posterior's codes"):
-        codes_and_prior(prior)[1]()
+    if make is decided:
+        likeliest = first.argmax() * 3 + second[first.argmax()].argmax()
+        coldest = with_temperature(density, 0.0).sample((5,))
+        assert_close(coldest, every_latent(book, (2,))[likeliest].expand(5, -1))
 
 
 # --- options, usage ---------------------------------------------------------------------------------------
@@ -499,16 +413,14 @@ def test_priors_over_codes_refuse_vectors_and_a_call_without_codes(prior):
         (lambda: codes_and_prior(AutoregressiveCodes, width=6, heads=4), "model.prior.width is a multiple"),
         (lambda: codes_and_prior(AutoregressiveCodes, depth=0), "depth=0"),
         (lambda: Commitment(TrainingSpec(IMAGE, (), 1), weight=-1.0), "commitment.weight is a number of at least 0"),
+        (lambda: Codebook(2, 3, num_codes=4).indices(torch.zeros(2, 5, 6)), "codes of 6 features"),
+        (lambda: UniformCodes(LatentSpec("vector", (2,), IMAGE)), "model/prior=standard_normal"),
+        (codes_and_prior(UniformCodes)[1], "needs the posterior's codes"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
-
-
-def test_codes_of_other_shapes_are_refused():
-    with pytest.raises(ValueError, match="codes of 6 features"):
-        Codebook(2, 3, num_codes=4).indices(torch.zeros(2, 5, 6))
 
 
 def test_a_codebook_larger_than_the_training_set_is_told():
@@ -527,6 +439,3 @@ def test_usage_of_codes_over_a_split():
     assert found["codes_used"].item() == pytest.approx(3 / 8)
     shares = (0.4, 0.4, 0.2)
     assert found["code_perplexity"].item() == pytest.approx(math.exp(-sum(s * math.log(s) for s in shares)))
-    even = CodeUsage(num_codes=8)
-    even.update(torch.arange(8))
-    assert even.compute()["code_perplexity"].item() == pytest.approx(8)

@@ -8,13 +8,12 @@ import torch
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 from torch.testing import assert_close
 
-from vae_lab.core import ImageSpec, Latent, LatentSpec, Trace
-from vae_lab.distributions.gaussians import FullNormal, bounded_scale, logvar_for_scale
+from vae_lab.core import ImageSpec, Latent, LatentSpec
+from vae_lab.distributions.gaussians import bounded_scale, logvar_for_scale
 from vae_lab.models.base import point_estimate
-from vae_lab.objectives.bounds import bound_terms, closed_form_kl
-from vae_lab.posteriors.gaussian import Deterministic, DiagonalGaussian, FullCovarianceGaussian
-from vae_lab.posteriors.sphere import VonMisesFisher
-from vae_lab.priors.fixed import Flat, StandardNormal, UniformSphere
+from vae_lab.objectives.bounds import closed_form_kl
+from vae_lab.posteriors import Deterministic, DiagonalGaussian, FullCovarianceGaussian, VonMisesFisher
+from vae_lab.priors import Flat, StandardNormal, UniformSphere
 
 FAMILIES = [DiagonalGaussian, FullCovarianceGaussian, VonMisesFisher, Deterministic]
 IMAGE = ImageSpec(1, 4, 4)
@@ -53,11 +52,11 @@ def test_a_map_is_as_many_vectors_as_it_has_places(family):
     assert_close(q.log_prob(z), sum(p.log_prob(z[..., i // 2, i % 2]) for i, p in enumerate(places)))
     for name in ("mean", "mode", "variance"):
         assert_close(getattr(q, name).flatten(2), torch.stack([getattr(p, name) for p in places], -1))
-    if family.kind == "vector" and not hasattr(family, "is_density"):
+    if family.is_density:
         assert_close(q.entropy(), sum(p.entropy() for p in places))
-        prior = StandardNormal(LatentSpec("vector", (3, 2, 2), IMAGE))()
-        vector = StandardNormal(LatentSpec("vector", (3,), IMAGE))()
-        expected = sum(closed_form_kl(Latent(z, p, vector)) for p in places)
+        make = UniformSphere if family.kind == "sphere" else StandardNormal
+        prior, vector = (make(LatentSpec(family.kind, shape, IMAGE))() for shape in ((3, 2, 2), (3,)))
+        expected = sum(kl_divergence(p, vector) for p in places)
         assert_close(closed_form_kl(Latent(z, q, prior)), expected)
 
 
@@ -94,27 +93,6 @@ def test_a_full_covariance_is_cholesky_times_its_transpose():
     q, z = family(params), torch.randn(3, 6, 4)
     assert_close(q.log_prob(z), reference.log_prob(z), rtol=1e-3, atol=1e-3)
     assert_close(q.variance, reference.variance, rtol=1e-4, atol=1e-5)
-
-
-def test_a_full_covariance_of_zero_correlations_is_diagonal():
-    torch.manual_seed(0)
-    params = torch.randn(6, 8)
-    diagonal, full = DiagonalGaussian(4)(params), FullCovarianceGaussian(4)(torch.cat((params, torch.zeros(6, 6)), 1))
-    z = torch.randn(3, 6, 4)
-    assert_close(full.log_prob(z), diagonal.log_prob(z))
-    prior = StandardNormal(LatentSpec("vector", (4,), IMAGE))()
-    assert_close(kl_divergence(full, prior), kl_divergence(diagonal, prior))
-    assert_close((full.mean, full.stddev), (diagonal.mean, diagonal.stddev))
-
-
-def test_full_covariance_samples_have_its_moments():
-    torch.manual_seed(0)
-    family, params = full_params(1, 3)
-    q = family(params)
-    z = q.sample((50_000,))[:, 0]
-    covariance = q.covariance_matrix[0]
-    assert_close(z.mean(0), q.mean[0], atol=4 * float(q.stddev.max()) / 223, rtol=0)
-    assert_close(z.T.cov(), covariance, atol=0.04 * float(covariance.diagonal().max()), rtol=0)
 
 
 def test_gaussian_densities_integrate_to_one_in_one_and_two_dimensions():
@@ -154,43 +132,23 @@ def test_a_kl_to_what_is_no_diagonal_gaussian_is_not_made_up():
         kl_divergence(family(params), laplace)
 
 
-def test_autocast_rounds_no_sample():
-    _, params = full_params(4, 5)
-    mean, factor = params[:, :5], torch.randn(4, 5, 5).tril()
-    torch.manual_seed(0)
-    exact = FullNormal(mean, scale_tril=factor, validate_args=False).rsample((3,))
-    torch.manual_seed(0)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(FullNormal(mean, scale_tril=factor, validate_args=False).rsample((3,)), exact)
-
-
 def test_a_log_variance_is_found_again_from_its_scale():
     scale = torch.tensor([1e-4, 0.01, 1.0, 30.0, 1e4])
     assert_close(bounded_scale(logvar_for_scale(scale)), scale, rtol=1e-4, atol=0)
     assert bounded_scale(logvar_for_scale(torch.tensor([0.0, 1e30]))).isfinite().all()
 
 
-def test_a_point_mass_is_its_parameters():
+def test_a_point_mass_is_its_parameters_and_its_rate_nothing_under_flat_and_minus_log_p_under_a_density():
     params = torch.randn(5, 3, requires_grad=True)
-    q = Deterministic(3)(params)
+    q, latent = Deterministic(3)(params), LatentSpec("vector", (3,), IMAGE)
     z = q.rsample((4,))
     assert torch.equal(z, params.expand(4, 5, 3))
-    assert torch.equal(q.log_prob(z), torch.zeros(4, 5))
     assert torch.equal(q.stddev, torch.zeros(5, 3))
+    assert torch.equal(closed_form_kl(Latent(z, q, Flat(latent)())), torch.zeros(4, 5))
+    prior = StandardNormal(latent)()
+    assert_close(closed_form_kl(Latent(z, q, prior)), -prior.log_prob(z))
     z.sum().backward()
     assert torch.equal(params.grad, torch.full((5, 3), 4.0))
-    assert not Deterministic.is_density
-
-
-def test_the_rate_of_a_point_mass_is_nothing_under_flat_and_minus_log_p_under_a_density():
-    q, latent = Deterministic(3)(torch.randn(5, 3)), LatentSpec("vector", (3,), IMAGE)
-    z = q.rsample((4,))
-    likelihood, x = Independent(Normal(z, 1.0), 1), torch.zeros(5, 3)
-    terms = bound_terms(Trace(likelihood, (Latent(z, q, Flat(latent)()),)), x)
-    assert torch.equal(terms.kl, torch.zeros(1, 4, 5))
-    prior = StandardNormal(latent)()
-    terms = bound_terms(Trace(likelihood, (Latent(z, q, prior),)), x)
-    assert_close(terms.kl[0], -prior.log_prob(z))
 
 
 def test_von_mises_fisher_parameters_are_a_direction_and_a_concentration():
@@ -204,15 +162,6 @@ def test_von_mises_fisher_parameters_are_a_direction_and_a_concentration():
     z = q.sample((20_000,))
     estimate = (q.log_prob(z) - prior.log_prob(z)).mean(0)
     assert_close(closed_form_kl(Latent(z, q, prior)), estimate, atol=0.02, rtol=0)
-
-
-def test_von_mises_fisher_over_a_map_has_the_kl_of_all_its_places():
-    family = VonMisesFisher(3)
-    params = torch.randn(5, 4, 2, 2)
-    prior = UniformSphere(LatentSpec("sphere", (3, 2, 2), IMAGE))()
-    alone = UniformSphere(LatentSpec("sphere", (3,), IMAGE))()
-    expected = sum(kl_divergence(family(params[:, :, i, j]), alone) for i in range(2) for j in range(2))
-    assert_close(kl_divergence(family(params), prior), expected)
 
 
 def test_a_sphere_of_two_points_is_refused():

@@ -13,18 +13,14 @@ from torch.distributions import (
     MultivariateNormal,
     Normal,
     TransformedDistribution,
-    kl_divergence,
 )
 from torch.testing import assert_close
 
 from vae_lab.core import ImageSpec, LatentSpec, PriorInputs
-from vae_lab.distributions.mixtures import mixture
-from vae_lab.posteriors.gaussian import Deterministic, DiagonalGaussian, FullCovarianceGaussian
-from vae_lab.posteriors.sphere import VonMisesFisher
-from vae_lab.priors.fixed import Flat, StandardNormal, UniformSphere
-from vae_lab.priors.gaussian import ClassGaussian, FullGaussian, GaussianMixture
+from vae_lab.distributions.gaussians import mixture
+from vae_lab.posteriors import Deterministic, DiagonalGaussian, FullCovarianceGaussian, VonMisesFisher
+from vae_lab.priors import ClassGaussian, Flat, FullGaussian, GaussianMixture, StandardNormal, UniformSphere, VampPrior
 from vae_lab.priors.temperature import with_temperature
-from vae_lab.priors.vamp import VampPrior
 
 IMAGE = ImageSpec(1, 4, 4, num_classes=3)
 SHAPES = [(4,), (4, 2, 3)]
@@ -98,6 +94,7 @@ def test_a_temperature_multiplies_the_spread_around_each_mean(name, shape, tempe
     p = prior(given)
     t = with_temperature(p, temperature)
     assert with_temperature(p, 1.0) is p
+    assert type(t) is type(p)
     if name in ("gaussian_mixture", "vamp"):
         assert torch.equal(t.mixture_distribution.probs, p.mixture_distribution.probs)
         p, t = p.component_distribution, t.component_distribution
@@ -105,16 +102,6 @@ def test_a_temperature_multiplies_the_spread_around_each_mean(name, shape, tempe
         p, t = p.base_dist, t.base_dist
     assert_close(t.mean, p.mean)
     assert_close(t.stddev, temperature * p.stddev)
-
-
-def test_a_tempered_mixture_is_that_of_narrower_components_and_keeps_its_speed():
-    torch.manual_seed(0)
-    means, scales, logits = torch.randn(5, 2), torch.rand(5, 2) + 0.1, torch.randn(5)
-    t = with_temperature(mixture(logits, Independent(Normal(means, scales), 1)), 0.7)
-    plain = MixtureSameFamily(Categorical(logits=logits), Independent(Normal(means, 0.7 * scales), 1))
-    z = torch.randn(9, 2)
-    assert_close(t.log_prob(z), plain.log_prob(z))
-    assert type(t) is type(mixture(logits, Independent(Normal(means, scales), 1)))
 
 
 def test_a_flows_temperature_is_its_bases():
@@ -187,11 +174,6 @@ def test_mixture_samples_have_its_moments_and_its_weights():
     assert_close(nearest.bincount() / len(z), torch.tensor([0.2, 0.5, 0.3]), atol=0.015, rtol=0)
 
 
-def test_a_mixtures_components_differ_from_the_start():
-    means = GaussianMixture(latent((8,)), 5).means
-    assert torch.pdist(means).min() > 0.5
-
-
 FAMILIES = [(DiagonalGaussian, "vector"), (FullCovarianceGaussian, "vector"), (VonMisesFisher, "sphere")]
 
 
@@ -213,21 +195,9 @@ def test_vamp_is_the_plain_mixture_of_the_posteriors_of_its_images(family, kind,
     assert all((g != 0).any(0).all() for g in gradients)
 
 
-def test_vamp_with_torchs_own_mixture():
-    torch.manual_seed(0)
-    encoder = Encoder(DiagonalGaussian(2))
-    prior = VampPrior(latent((2,)), 8)
-    q = encoder(prior.pseudo_inputs)
-    plain = MixtureSameFamily(Categorical(torch.full((8,), 1 / 8)), q)
-    z = torch.randn(3, 5, 2)
-    assert_close(prior(PriorInputs(encode=encoder)).log_prob(z), plain.log_prob(z))
-
-
 def test_pseudo_inputs_are_images_that_differ_from_the_start():
     torch.manual_seed(0)
-    prior = VampPrior(latent(), 50)
-    images = prior.pseudo_inputs
-    assert images.shape == (50, *IMAGE.shape)
+    images = VampPrior(latent(), 50).pseudo_inputs
     assert 0 < images.min() < 0.1 and 0.9 < images.max() < 1
     assert torch.pdist(images.flatten(1)).min() > 0.3
 
@@ -266,14 +236,6 @@ def test_a_full_gaussian_is_fitted_where_latents_have_collapsed():
         prior.fit(z[:1])
 
 
-def test_a_learned_full_gaussian_has_a_kl_in_closed_form():
-    torch.manual_seed(0)
-    p, q = perturbed(FullGaussian(latent()))(), DiagonalGaussian(4)(torch.randn(5, 8))
-    z = q.sample((50_000,))
-    ratios = q.log_prob(z) - p.log_prob(z)
-    assert ((kl_divergence(q, p) - ratios.mean(0)).abs() < 4.5 * ratios.std(0) / math.sqrt(len(z))).all()
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_mixture_is_fitted_by_expectation_maximisation(shape):
     torch.manual_seed(0)
@@ -289,16 +251,6 @@ def test_a_mixture_is_fitted_by_expectation_maximisation(shape):
     assert_close(prior().component_distribution.stddev.detach().flatten(1)[order], scales, atol=0.1, rtol=0.1)
     fresh = known.sample((2000,))
     assert_close(prior().log_prob(fresh.view(-1, *shape)).mean(), known.log_prob(fresh).mean(), atol=0.05, rtol=0)
-
-
-def test_a_fit_is_decided_by_torchs_generator():
-    z, fits = torch.randn(200, 4), []
-    for _ in range(2):
-        torch.manual_seed(5)
-        prior = GaussianMixture(latent(), 4)
-        prior.fit(z)
-        fits.append(prior.means.detach().clone())
-    assert torch.equal(*fits)
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 2, 2)])
@@ -328,10 +280,7 @@ def test_flat_has_no_density_and_no_samples(shape):
         (lambda: GaussianMixture(latent(), 5).fit(torch.randn(4, 4)), r"num_components=5.*found 4"),
         (lambda: VampPrior(latent(), 0), r"model\.prior\.num_pseudo_inputs is at least 1; found 0"),
         (lambda: VampPrior(latent())(PriorInputs()), r"model/prior=vamp.*needs an encoder"),
-        (
-            lambda: VampPrior(latent())(PriorInputs(encode=Encoder(Deterministic(4)))),
-            r"choose model/posterior=.*found Delta",
-        ),
+        (lambda: VampPrior(latent())(PriorInputs(encode=Encoder(Deterministic(4)))), r"posterior=.*found Delta"),
         (lambda: ClassGaussian(latent(image=ImageSpec(1, 4, 4))), r"no labels.\nChoose data=mnist"),
         (lambda: ClassGaussian(latent())(PriorInputs()), r"give it the labels"),
     ],

@@ -337,7 +337,10 @@ def part_of(whole: tuple, start: int, end: int) -> tuple[Trace, BoundTerms, torc
 def plain_means(whole: tuple) -> dict[str, float]:
     _, terms, loss = whole
     log_px, kl = terms.log_px.double().mean(), terms.kl.double().mean()
-    return {"elbo": float(log_px - kl), "log_px": float(log_px), "kl": float(kl), "loss": float(loss.double().mean())}
+    elbos = (terms.log_px - terms.kl.sum(0)).double().mean(0)
+    error = float(elbos.std()) / math.sqrt(len(elbos)) if len(elbos) > 1 else 0.0
+    return {"elbo": float(log_px - kl), "log_px": float(log_px), "kl": float(kl), "loss": float(loss.double().mean()),
+            "elbo_stderr": error}  # fmt: skip
 
 
 @settings(max_examples=40)
@@ -371,7 +374,9 @@ def test_sums_of_devices_add_up():
         sums = ElboSums(DIM)
         sums.update(*part_of(whole, start, end))
         parts.append(sums)
-    assert set(parts[0]._reductions) == {"totals", "count", "kl_sums", "mean_sums", "square_sums", "layer_sums"}
+    assert set(parts[0]._reductions) == {
+        *("totals", "elbo_moments", "count", "kl_sums", "mean_sums", "square_sums", "layer_sums")
+    }
     for name, reduction in parts[0]._reductions.items():
         setattr(parts[0], name, reduction(torch.stack([getattr(part, name) for part in parts])))
     found = {name: float(value) for name, value in parts[0].compute().items()}

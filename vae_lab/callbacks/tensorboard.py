@@ -95,6 +95,7 @@ class TensorBoardSummary(Callback):
 
         best = {f"best/{name}": value for name, value in pl_module.best_metrics.items() if name.startswith("val/")}
         final = {name: value for name, value in pl_module.metrics.items() if name.startswith(("val/", "test/"))}
+        best, final = ({name: value for name, value in part.items() if "_stderr" not in name} for part in (best, final))
         # Not add_hparams of the writer: it would write the metrics' scalars a second time, as a run of their own.
         summaries = hparams(hyperparameters(pl_module.config), best | final)
         for writer in writers(trainer):

@@ -17,8 +17,7 @@ from torch.distributions.kl import register_kl
 from torch.nn.functional import gumbel_softmax, one_hot
 
 from vae_lab.core import Codes
-from vae_lab.distributions.base import UnvalidatedDistribution
-from vae_lab.distributions.degenerate import Delta
+from vae_lab.distributions.base import Delta, UnvalidatedDistribution
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,6 @@ class OneHotCategoricals(UnvalidatedDistribution):
 
     temperature: of relaxed samples, which have a gradient (Jang et al. 2017, arXiv:1611.01144; Maddison et al. 2017,
     arXiv:1611.00712); the largest feature of a group has the exact probabilities. None: one-hot samples, no gradient.
-    `log_prob` is that of the categorical variables in both cases.
     """
 
     has_rsample = True
@@ -100,11 +98,18 @@ class OneHotCategoricals(UnvalidatedDistribution):
         return samples.movedim(-1, first + 1).flatten(first, first + 1)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Sum of z times log probabilities, the batch shape: the log probability mass of a one-hot z.
+        """Log probability mass of the variables whose features are largest in z, the batch shape.
 
-        For relaxed z it is not a density, but linear in z between the one-hot values.
+        Where samples are relaxed, with the gradient of its mean, minus the entropy: the mass of drawn variables has no
+        gradient on average, and that of z itself, linear between one-hot values, is not the entropy's.
         """
-        return (value * self._log_probs).flatten(-len(self.event_shape)).sum(-1)
+        flat = value.reshape(-1, *self.event_shape)
+        one_hots = self._codes.embed(self._codes.indices(flat)).reshape(value.shape)
+        log_mass = (one_hots * self._log_probs).flatten(-len(self.event_shape)).sum(-1)
+        if self.temperature is None:
+            return log_mass
+        minus_entropy = -self.entropy()
+        return log_mass.detach() + (minus_entropy - minus_entropy.detach())
 
     def entropy(self) -> Tensor:
         entropy: Tensor = self.index_distribution.entropy()

@@ -16,7 +16,7 @@ from torch.distributions import Distribution
 from torch.nn.functional import logsigmoid, normalize, softplus
 
 from vae_lab.core import EMPTY_SHAPE, SampleShape
-from vae_lab.distributions.base import SampledWithDensity
+from vae_lab.distributions.base import UnvalidatedDistribution
 from vae_lab.distributions.gaussians import soft_clamp
 from vae_lab.networks.autoregressive import MADE
 
@@ -33,7 +33,7 @@ class Flow:
         raise NotImplementedError
 
 
-class FlowDistribution(SampledWithDensity):
+class FlowDistribution(UnvalidatedDistribution):
     """Samples of `base`, a distribution of vectors, after flows. `log_prob` inverts the flows, last to first.
 
     Computes in the precision of its vectors, regardless of autocast, under which a map and its inverse would round
@@ -51,10 +51,6 @@ class FlowDistribution(SampledWithDensity):
 
     def rsample(self, sample_shape: SampleShape = EMPTY_SHAPE) -> Tensor:
         return self._push(self.base.rsample(torch.Size(sample_shape)))[0]
-
-    @torch.no_grad()
-    def sample(self, sample_shape: SampleShape = EMPTY_SHAPE) -> Tensor:
-        return self._push(self.base.sample(torch.Size(sample_shape)))[0]
 
     def log_prob(self, value: Tensor) -> Tensor:
         log_dets = []

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.distributions import Bernoulli, Distribution, Independent, Normal, constraints
+from torch.distributions import Bernoulli, Independent, Normal
 from torch.nn.functional import logsigmoid, softplus
 
 from vae_lab.core import EMPTY_SHAPE, SampleShape
+from vae_lab.distributions.base import UnvalidatedDistribution
 
 
 class FastBernoulli(Bernoulli):
@@ -41,20 +41,18 @@ class _BernoulliLogProb(torch.autograd.Function):
         return (gradient * (value - p)).sum_to_size(p.shape), None
 
 
-class ContinuousBernoulli(Distribution):
+class ContinuousBernoulli(UnvalidatedDistribution):
     """Density proportional to exp(logits x) on [0, 1]. Loaiza-Ganem & Cunningham 2019, arXiv:1907.06845.
 
     torch's own clamps the probability and integrates to 0.80 at logit 20 and 0.32 at 50; this one is exact
     for every logit. logits: any shape, the batch shape.
     """
 
-    arg_constraints = {"logits": constraints.real}  # noqa: RUF012
-    support = constraints.unit_interval
     has_rsample = True
 
-    def __init__(self, logits: Tensor, validate_args: bool | None = None) -> None:
+    def __init__(self, logits: Tensor) -> None:
         self.logits = logits
-        super().__init__(logits.shape, validate_args=validate_args)
+        super().__init__(logits.shape, ())
 
     def log_prob(self, value: Tensor) -> Tensor:
         """In nats, the batch shape."""
@@ -92,7 +90,7 @@ class ContinuousBernoulli(Distribution):
         return torch.where(near, series, torch.where(safe > 0, 1 - distance, distance))
 
 
-class ChannelNormal(Distribution):
+class ChannelNormal(UnvalidatedDistribution):
     """A Normal over images whose pixels are independent and share one covariance of their channels.
 
     With covariance = L D L^T, L unit lower triangular, the residuals L^-1 (x - mean) are independent of variances D and
@@ -100,8 +98,6 @@ class ChannelNormal(Distribution):
     from being recorded. mean: (*batch, C, H, W). covariance: (C, C), positive definite.
     """
 
-    arg_constraints = {}  # noqa: RUF012
-    support = constraints.independent(constraints.real, 3)
     has_rsample = True
 
     def __init__(self, mean: Tensor, covariance: Tensor) -> None:
@@ -114,7 +110,7 @@ class ChannelNormal(Distribution):
         self._lower = torch.stack(columns, -1).tril(-1)[..., None, None]  # L - I, (C, C, 1, 1)
         scale = torch.stack(variances).sqrt()[:, None, None]
         self._residuals = Independent(Normal(mean.new_zeros(()), scale.expand(mean.shape), validate_args=False), 3)
-        super().__init__(mean.shape[:-3], mean.shape[-3:], validate_args=False)
+        super().__init__(mean.shape[:-3], mean.shape[-3:])
 
     @property
     def mean(self) -> Tensor:
@@ -135,7 +131,7 @@ class ChannelNormal(Distribution):
         return self._mean + noise
 
 
-class DiscretizedLogisticMixture(Distribution):
+class DiscretizedLogisticMixture(UnvalidatedDistribution):
     """A mixture of logistics over `levels` values of each pixel, autoregressive over channels.
 
     Salimans et al. 2017, arXiv:1701.05517. A probability mass function over images whose values are
@@ -145,22 +141,19 @@ class DiscretizedLogisticMixture(Distribution):
     coefficients: (*batch, M, C (C - 1) / 2, H, W), weights of the preceding channels in a channel's mean.
     """
 
-    arg_constraints = {}  # noqa: RUF012
-    support = constraints.independent(constraints.unit_interval, 3)
-
     def __init__(
         self, logits: Tensor, means: Tensor, log_scales: Tensor, coefficients: Tensor, levels: int = 256
     ) -> None:
         self.log_weights = logits.log_softmax(-3)
         self.means, self.log_scales, self.coefficients = means, log_scales, coefficients
         self.levels = levels
-        super().__init__(means.shape[:-4], means.shape[-3:], validate_args=False)
+        super().__init__(means.shape[:-4], means.shape[-3:])
 
     def log_prob(self, value: Tensor) -> Tensor:
         """In nats, the batch shape. value: (*, C, H, W) in [0, 1]."""
         x = (2 * value - 1).unsqueeze(-4)
         half_bin, inverse_scale = 1 / (self.levels - 1), torch.exp(-self.log_scales)
-        centered = x - self._conditional_means(x)
+        centered = x - self._carry_over(self.means, lambda c, _: x[..., c, :, :])[0]
         upper, lower = (centered + half_bin) * inverse_scale, (centered - half_bin) * inverse_scale
         # sigmoid(u) - sigmoid(l) = sigmoid(u) sigmoid(-l) (1 - e^(l-u)); the outer bins reach to infinity.
         width = torch.log(-torch.expm1(-2 * half_bin * inverse_scale))
@@ -168,10 +161,6 @@ class DiscretizedLogisticMixture(Distribution):
         mass = torch.where(last, 0.0, logsigmoid(upper)) + torch.where(first, 0.0, logsigmoid(-lower))
         mass = mass + torch.where(first | last, 0.0, width)
         return (self.log_weights + mass.sum(-3)).logsumexp(-3).sum((-2, -1))
-
-    def _conditional_means(self, x: Tensor) -> Tensor:
-        """Mean of each channel given those before it in x, (*batch, M, C, H, W)."""
-        return self._carry_over(self.means, lambda c, _: x[..., c, :, :])[0]
 
     def _carry_over(self, values: Tensor, outcome: Callable[[int, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Add to each channel its coefficients times the outcomes of the channels before it; both results.
@@ -226,8 +215,3 @@ class DiscretizedLogisticMixture(Distribution):
     def _uniform(self, shape: torch.Size) -> Tensor:
         tiny = torch.finfo(self.means.dtype).eps
         return torch.rand(shape, dtype=self.means.dtype, device=self.means.device).clamp(tiny, 1 - tiny)
-
-
-def num_mixture_params(num_components: int, channels: int) -> int:
-    """Parameters per pixel: for each component a logit, C means, C scales and C (C - 1) / 2 coefficients."""
-    return num_components * (1 + 2 * channels + math.comb(channels, 2))

@@ -9,11 +9,11 @@ from torch.distributions.kl import register_kl
 from torch.distributions.transforms import ReshapeTransform
 
 from vae_lab.core import EMPTY_SHAPE, SampleShape
-from vae_lab.distributions.base import SampledWithDensity, rsample_and_log_prob
+from vae_lab.distributions.base import UnvalidatedDistribution, rsample_and_log_prob
 from vae_lab.distributions.gaussians import as_diagonal_normal, diagonal_normal
 
 
-class Reshaped(SampledWithDensity):
+class Reshaped(UnvalidatedDistribution):
     """The distribution `base_dist` in another shape, by four rules."""
 
     def __init__(self, base: Distribution, batch_shape: SampleShape, event_shape: SampleShape) -> None:

@@ -49,10 +49,6 @@ class ProbabilisticPCA(NamedTuple):
     variances: Tensor  # of the components, (K,)
     noise: Tensor  # variance of the noise, ()
 
-    @property
-    def _weight(self) -> Tensor:
-        return self.components * (self.variances - self.noise).sqrt()
-
     def log_prob(self, x: Tensor) -> Tensor:
         """Exact log p(x) in nats, (B,). x: (B, D)."""
         (dims, latents), centred = self.components.shape, x.double() - self.mean
@@ -62,13 +58,10 @@ class ProbabilisticPCA(NamedTuple):
         squares = (projected / self.variances).sum(1) + residual / self.noise
         return -0.5 * (dims * math.log(2 * math.pi) + log_det + squares)
 
-    def posterior_mean(self, x: Tensor) -> Tensor:
-        """E[z|x], (B, K). x: (B, D)."""
-        return (x.double() - self.mean) @ (self._weight / self.variances)
-
     def reconstruct(self, x: Tensor) -> Tensor:
         """E[x|z] at the posterior mean of z, (B, D)."""
-        return self.posterior_mean(x) @ self._weight.T + self.mean
+        weight = self.components * (self.variances - self.noise).sqrt()
+        return (x.double() - self.mean) @ (weight / self.variances) @ weight.T + self.mean
 
 
 @one_thread()

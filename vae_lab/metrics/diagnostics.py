@@ -6,7 +6,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
+from torchmetrics import MeanMetric, Metric
 
 from vae_lab.core import Latent, Trace
 from vae_lab.distributions.codes import OneHotCodes, QuantizedDelta
@@ -15,22 +15,23 @@ from vae_lab.models.base import Model
 
 
 class Diagnostics(nn.Module):
-    """`codes_used` and `code_perplexity` of codes (the minimum over layers), and `label_gain`.
+    """`codes_used` and `code_perplexity` of codes (the minimum over layers), and `label_gain` of the labels.
 
-    `label_gain` is for conditional models with one stochastic layer. Empty for models with neither.
+    `label_gain`, of conditional models with one stochastic layer: log p(x|z, y) minus log p(x|z, y') for another class
+    y' and the same z, mean over images in nats; about 0 if the decoder ignores the labels. Empty for other models.
     """
 
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.num_codes = [latent.num_codes for latent in model.latents]
         self.codes = nn.ModuleList(CodeUsage(num_codes) for num_codes in self.num_codes if num_codes)
-        self.labels = LabelGain() if model.conditional and len(model.latents) == 1 else None
+        # No check for NaN and no weight of the host's: both would synchronise with the device.
+        self.labels = MeanMetric(nan_strategy="disable") if model.conditional and len(model.latents) == 1 else None
 
     def reset(self) -> None:
-        for metric in self._usages:
-            metric.reset()
-        if self.labels is not None:
-            self.labels.reset()
+        for metric in (*self._usages, self.labels):
+            if metric is not None:
+                metric.reset()
 
     def update(self, model: Model, trace: Trace, log_px: Tensor, x: Tensor, y: Tensor | None) -> None:
         """Add one batch and its trace. log_px: log p(x|z), (S, B)."""
@@ -39,7 +40,8 @@ class Diagnostics(nn.Module):
             usage.update(code_indices(latent, usage.counts.numel()))
         if self.labels is not None and y is not None:
             other = model.decode(trace.latents[0].z, (y + 1) % model.image.num_classes)
-            self.labels.update(log_px, other.log_prob(x))
+            gain = (log_px - other.log_prob(x)).mean(0)
+            self.labels.update(gain, torch.ones_like(gain))
 
     def compute(self) -> dict[str, float]:
         """Metrics by name, over all processes."""
@@ -83,34 +85,8 @@ class CodeUsage(Metric):
         self.counts.index_add_(0, flat, torch.ones_like(flat))  # bincount would synchronise with the device
 
     def compute(self) -> dict[str, Tensor]:
-        """Needs at least one index."""
         frequencies = self.counts / self.counts.sum()
         return {
             "codes_used": (self.counts > 0).float().mean(),
             "code_perplexity": torch.special.entr(frequencies).sum().exp(),
         }
-
-
-class LabelGain(Metric):
-    """log p(x|z, y) minus log p(x|z, y') for another class y' and the same z, in nats per image: a mean over images.
-
-    About 0 if the decoder ignores the labels.
-    """
-
-    full_state_update = False
-
-    total: Tensor
-    count: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, own: Tensor, other: Tensor) -> None:
-        """own, other: log p(x|z, y) with the labels of the images and with other labels, (S, B) each."""
-        self.total += (own - other).mean(0).sum()
-        self.count += own.shape[1]
-
-    def compute(self) -> Tensor:
-        return self.total / self.count

@@ -19,14 +19,15 @@ ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, arXiv:1509.00519, section 5.2
 class ElboSums(Metric):
     """Sums over images of the terms of the ELBO and of the moments of the posterior means.
 
-    `compute` returns `elbo`, `log_px`, `kl`, `loss` (means in nats per image, beta = 1 in the ELBO). With one layer,
-    `kl_means()`, None where the posterior does not factorise, and `active()` per latent dimension; with several, the KL
-    of each layer.
+    `compute` returns `elbo`, `log_px`, `kl`, `loss` (means in nats per image, beta = 1 in the ELBO), and `elbo_stderr`,
+    the standard error of the mean ELBO over images. With one layer, `kl_means()`, None where the posterior does not
+    factorise, and `active()` per latent dimension; with several, the KL of each layer.
     """
 
     full_state_update = False
 
     totals: Tensor
+    elbo_moments: Tensor  # sums of the ELBO and of its square, float64
     count: Tensor
     kl_sums: Tensor
     mean_sums: Tensor
@@ -38,6 +39,7 @@ class ElboSums(Metric):
         self.factorises, self.num_layers = num_layers == 1, num_layers
         self.add_state("layer_sums", torch.zeros(num_layers), dist_reduce_fx="sum")
         self.add_state("totals", torch.zeros(4), dist_reduce_fx="sum")
+        self.add_state("elbo_moments", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         for name in ("kl_sums", "mean_sums", "square_sums"):
             self.add_state(name, torch.zeros(latent_dim), dist_reduce_fx="sum")
@@ -50,6 +52,8 @@ class ElboSums(Metric):
         """Add one batch. loss: the objective's value, (B,)."""
         per_image = torch.stack((elbo(terms), terms.log_px.mean(0), total_kl(terms).mean(0), loss))
         self.totals += per_image.sum(1)
+        elbos = per_image[0].double()
+        self.elbo_moments += torch.stack((elbos.sum(), elbos.square().sum()))
         self.count += per_image.shape[1]
         self.layer_sums += terms.kl.mean(1).sum(1)
         per_dimension = kl_per_dimension(trace.latents[0]) if self.factorises else None
@@ -62,8 +66,10 @@ class ElboSums(Metric):
         self.square_sums += means.square().sum(0)
 
     def compute(self) -> dict[str, Tensor]:
-        means = self.totals / self.count
-        return dict(zip(("elbo", "log_px", "kl", "loss"), means.unbind(), strict=True))
+        means = dict(zip(("elbo", "log_px", "kl", "loss"), (self.totals / self.count).unbind(), strict=True))
+        total, squares = self.elbo_moments
+        variance = (squares - total.square() / self.count).clamp(min=0) / (self.count - 1).clamp(min=1)
+        return means | {"elbo_stderr": (variance / self.count).sqrt()}
 
     def kl_means(self) -> Tensor | None:
         """KL of each latent dimension, (D,), mean over images, on the CPU. Call after `compute`, in `sync_context`."""

@@ -52,7 +52,7 @@ class SplitEvaluator:
         self.diagnostics.update(model, trace, terms.log_px, x, y)
 
     def means(self, model: Model, split: Split) -> dict[str, float]:
-        """`<split>/elbo` and the other means in nats per image, and `<split>/bits_per_dim`, over all processes."""
+        """The sums' `compute` in nats per image as `<split>/elbo` and so on, and `<split>/bits_per_dim`."""
         means = {f"{split}/{name}": float(value) for name, value in self.sums.compute().items()}
         if model.is_mass_function:
             means[f"{split}/bits_per_dim"] = bits_per_dim(-means[f"{split}/elbo"], model.image.num_dims)

@@ -16,8 +16,7 @@ from torch.nn.functional import cross_entropy, interpolate
 
 from vae_lab.data.images import Split
 from vae_lab.metrics.evaluation import Subject
-from vae_lab.objectives.regularizers.discriminators import ImageDiscriminator
-from vae_lab.objectives.regularizers.perceptual import NUM_FLIPS, apply_flips
+from vae_lab.objectives.regularizers.images import NUM_FLIPS, ImageDiscriminator, apply_flips
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.files import write_atomically
 from vae_lab.utils.rng import FIT, seed_noise

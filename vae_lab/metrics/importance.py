@@ -14,15 +14,11 @@ MAX_VALUES_PER_CHUNK = 2**22  # parameters of p(x|z) in memory at a time: 16 MiB
 
 
 @torch.inference_mode()
-def importance_bound(
-    model: Model, x: Tensor, num_samples: int, chunk: int | None = None, y: Tensor | None = None
-) -> Tensor:
+def importance_bound(model: Model, x: Tensor, num_samples: int, y: Tensor | None = None) -> Tensor:
     """log (1/K) sum_k p(x, z_k) / q(z_k|x), (B,) in nats: a lower bound that rises with K to log p(x).
 
-    x: (B, C, H, W), binarised as the likelihood expects. num_samples: K. chunk: samples of each image decoded at once
-    (default: as many as fit into 16 MiB); it only changes the noise. y: labels (B,) of a conditional model, whose bound
-    is on log p(x|y). ValueError: K < 1.
-    Burda et al. 2016, arXiv:1509.00519.
+    x: (B, C, H, W), binarised as the likelihood expects. num_samples: K. y: labels (B,) of a conditional model, whose
+    bound is on log p(x|y). ValueError: K < 1. Burda et al. 2016, arXiv:1509.00519.
     """
     if not isinstance(num_samples, int) or num_samples < 1:
         raise ValueError(f"an importance-weighted bound averages over at least 1 sample; found {num_samples!r}")
@@ -31,7 +27,7 @@ def importance_bound(
     labels = [None] * -(-len(x) // at_once) if y is None else y.split(at_once)
     return torch.cat(
         [
-            _bound(model, part, own, num_samples, chunk or max(1, at_once // len(part)))
+            _bound(model, part, own, num_samples, max(1, at_once // len(part)))
             for part, own in zip(x.split(at_once), labels, strict=True)
         ]
     )

@@ -20,7 +20,7 @@ LabelledBatches = Iterable[tuple[Tensor, Tensor | None]]  # images x (B, C, H, W
 
 
 class Model(nn.Module):
-    """The interface that training, evaluation and figures use; an nn.Module, hence not a Protocol."""
+    """The interface that training, evaluation and figures use."""
 
     image: ImageSpec
     conditional: bool  # on labels

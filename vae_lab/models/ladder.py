@@ -8,17 +8,28 @@ Vahdat & Kautz 2020, arXiv:2007.03898; Child 2021, arXiv:2011.10650.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vae_lab.core import ImageSpec, Latent, LatentSpec, Posterior, Prior, Trace
+from vae_lab.core import (
+    ConditionalPrior,
+    ImageSpec,
+    Latent,
+    LatentSpec,
+    Posterior,
+    Prior,
+    PriorInputs,
+    RelativePosterior,
+    Trace,
+)
 from vae_lab.distributions.base import rsample_and_log_prob
 from vae_lab.distributions.reshaped import unflatten_batch
 from vae_lab.likelihoods import Likelihood
 from vae_lab.models.base import Model, latent_spec, point_estimate, require_same_latent_kind
-from vae_lab.models.stochastic_layer import StochasticLayer
 from vae_lab.networks.conditioning import LabelChannel, require_labelled_images
 from vae_lab.networks.conv import patch_map
 from vae_lab.networks.ladder import (
@@ -33,8 +44,45 @@ from vae_lab.networks.ladder import (
 from vae_lab.networks.ladder_sizes import resolutions
 from vae_lab.priors.temperature import with_temperature
 
-# From a block, its layer, the features from above (N, C, h, w) and the layer's prior to z (M, F, h, w).
-LatentChoice = Callable[[TopDownBlock, StochasticLayer, Tensor, Distribution], Tensor]
+
+class StochasticLayer(nn.Module):
+    """The posterior and the prior of one stochastic layer. is_top: whether it has no layer above."""
+
+    def __init__(self, posterior: Posterior, prior: Prior, is_top: bool) -> None:
+        super().__init__()
+        self.posterior, self.prior = posterior, prior
+        self.is_relative = isinstance(posterior, RelativePosterior)
+        self.num_prior_params = prior.num_params if isinstance(prior, ConditionalPrior) and not is_top else 0
+
+    def prior_distribution(self, params: Tensor | None, y: Tensor | None) -> Distribution:
+        """p(z | layers above), batch (N,), or () if it does not depend on them. params: (N, num_prior_params, *map)."""
+        if params is not None:
+            assert isinstance(self.prior, ConditionalPrior)
+            return self.prior.conditioned_on(params)
+        return self.prior(PriorInputs(y, codes=self.posterior.codes))
+
+    def require_compatible(self, shape: tuple[int, ...], conditional: bool) -> None:
+        """ValueError: a prior that a ladder's layer cannot use, or a posterior that is incompatible with the prior."""
+        if self.prior.needs_encoder:
+            raise ValueError(
+                f"model.prior: {type(self.prior).__name__} needs q(z|x), but the posterior of a ladder's layer depends "
+                "on the layers above.\nChoose model/prior=conditional_gaussian, or a model with one layer"
+            )
+        if self.num_prior_params:
+            return  # its parameters come from the layers above, which are not there yet
+        prior = self.prior_distribution(None, torch.zeros(1, dtype=torch.int64) if conditional else None)
+        if isinstance(self.posterior, RelativePosterior):
+            self.posterior.relative_to(prior, torch.zeros(1, self.posterior.num_params, *shape[1:]))
+
+    def posterior_distribution(self, params: Tensor, prior: Distribution) -> Distribution:
+        """q(z | x, layers above), batch (N,). params: (N, num_params, *map)."""
+        if isinstance(self.posterior, RelativePosterior):
+            return self.posterior.relative_to(prior, params)
+        return self.posterior(params)
+
+
+# From p(z) of a layer, batch (N,) or (), and a function that computes q(z|x), to z (M, F, h, w).
+LatentChoice = Callable[[Distribution, Callable[[], Distribution]], Tensor]
 
 
 class LadderVAE(Model):
@@ -46,7 +94,6 @@ class LadderVAE(Model):
     blocks after each stochastic layer, and as many bottom-up. squeeze: ratio of a block's channels to those of its 3x3
     convolutions. weight_norm: on all convolutions. conditional: whether both passes start with the labels y.
     patch_size: above 1, patches of the image become the channels of a smaller map, and are shuffled back at the end.
-
     ValueError: image sides that patches or strides do not divide, incompatible families, conditional without labels.
     """
 
@@ -78,8 +125,7 @@ class LadderVAE(Model):
         sizes = LadderSizes(maps, blocks, squeeze)
         self.likelihood = likelihood(image)
         self.label_plane = LabelChannel(image) if conditional else None
-        in_channels = image.channels + (self.label_plane.num_channels if self.label_plane else 0)
-        self.bottom_up = BottomUp(in_channels, sizes, patch_size)
+        self.bottom_up = BottomUp(image.channels + int(conditional), sizes, patch_size)
         self.start = TopDownStart(sizes.resolutions[-1], image.num_classes if conditional else 0)
         self.layers, self.top_down_blocks = nn.ModuleList(), nn.ModuleList()
         self.specs: tuple[LatentSpec, ...] = ()
@@ -112,12 +158,9 @@ class LadderVAE(Model):
 
     def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Distribution:
         """p(x|z), batch (B,), with each layer's z at the point estimate of its posterior given the layers above."""
-        features = self._features(x, y)
-
-        def choose_latent(block: TopDownBlock, layer: StochasticLayer, h: Tensor, prior: Distribution) -> Tensor:
-            return point_estimate(_posterior_distribution(block, layer, h, prior, features))
-
-        return self.likelihood(self.top_down_pass(choose_latent, y))
+        return self.likelihood(
+            self.top_down_pass(lambda _, posterior: point_estimate(posterior()), y, self._features(x, y))
+        )
 
     def sample(
         self, num_images: int, y: Tensor | None = None, temperature: float | Sequence[float] = 1.0
@@ -129,7 +172,7 @@ class LadderVAE(Model):
         """
         temperatures = iter(self._temperatures(temperature))
 
-        def choose_latent(block: TopDownBlock, layer: StochasticLayer, h: Tensor, prior: Distribution) -> Tensor:
+        def choose_latent(prior: Distribution, _: Callable[[], Distribution]) -> Tensor:
             prior = with_temperature(prior, next(temperatures))
             return prior.sample(() if prior.batch_shape else (num_images,))
 
@@ -142,23 +185,27 @@ class LadderVAE(Model):
     def _trace(self, features: list[Tensor], num_samples: int, y: Tensor | None) -> Trace:
         latents: list[Latent] = []
 
-        def choose_latent(block: TopDownBlock, layer: StochasticLayer, h: Tensor, prior: Distribution) -> Tensor:
+        def choose_latent(prior: Distribution, flat_posterior: Callable[[], Distribution]) -> Tensor:
             """S samples at the top; below, one for each sample of the layers above."""
             copies = num_samples if latents else 1
-            posterior = unflatten_batch(_posterior_distribution(block, layer, h, prior, features), copies)
+            posterior = unflatten_batch(flat_posterior(), copies)
             z, log_q = rsample_and_log_prob(posterior, (num_samples,) if len(posterior.batch_shape) == 1 else ())
             latents.append(Latent(z, posterior, unflatten_batch(prior, copies), log_q))
             return z.flatten(0, 1)
 
-        params = self.top_down_pass(choose_latent, y)
+        params = self.top_down_pass(choose_latent, y, features)
         return Trace(self.likelihood(params.unflatten(0, (num_samples, -1))), tuple(latents))
 
-    def top_down_pass(self, choose_latent: LatentChoice, y: Tensor | None) -> Tensor:
-        """Parameters of p(x|z), (N, num_channels, H, W), at the latents chosen by `choose_latent` from the top down."""
+    def top_down_pass(self, choose_latent: LatentChoice, y: Tensor | None, features: Sequence[Tensor] = ()) -> Tensor:
+        """Parameters of p(x|z), (N, num_channels, H, W), at the latents chosen by `choose_latent` from the top down.
+
+        features: bottom-up, of each resolution; needed for the posteriors.
+        """
         h: Tensor = self.start(y)
         for block, layer in self._steps():
             params, h = block.prior_params(h)
-            z = choose_latent(block, layer, h, layer.prior_distribution(params, y))
+            prior = layer.prior_distribution(params, y)
+            z = choose_latent(prior, partial(_posterior_distribution, block, layer, h, prior, features))
             h = block(repeat_samples(h, len(z)), z)
             y = None if y is None else repeat_samples(y, len(z))
         return cast("Tensor", self.head(h))
@@ -182,7 +229,7 @@ class LadderVAE(Model):
 
 
 def _posterior_distribution(
-    block: TopDownBlock, layer: StochasticLayer, h: Tensor, prior: Distribution, features: list[Tensor]
+    block: TopDownBlock, layer: StochasticLayer, h: Tensor, prior: Distribution, features: Sequence[Tensor]
 ) -> Distribution:
     """q(z | x, layers above), with the batch (N,) of h, or (B,) at the top."""
     image_features = features[block.level]

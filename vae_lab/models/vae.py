@@ -20,7 +20,7 @@ from vae_lab.models.base import (
     require_same_latent_kind,
 )
 from vae_lab.networks.conditioning import LabelChannel, OneHotLabels, require_labelled_images
-from vae_lab.networks.spatial import require_same_spatial_shape
+from vae_lab.networks.resnet import require_same_spatial_shape
 from vae_lab.priors.temperature import with_temperature
 
 
@@ -30,9 +30,7 @@ class VAE(Model):
     image: the images' spec. latent_dim: D, features of z (per position, if the encoder's output is spatial).
     conditional: whether encoder, decoder and prior get the labels y. The other arguments are factories:
     encoder(in_shape, num_params), decoder(num_features, out_shape), posterior(latent_dim), prior(latent spec),
-    likelihood(image).
-
-    ValueError: a prior and a posterior over different kinds of latents; conditional without labels.
+    likelihood(image). ValueError: a prior and a posterior over different kinds of latents; conditional without labels.
     """
 
     is_hierarchy = False
@@ -58,10 +56,10 @@ class VAE(Model):
         self.likelihood = likelihood(image)
         self.label_plane = LabelChannel(image) if conditional else None
         self.label_features = OneHotLabels(image) if conditional else None
-        channels = image.channels + (self.label_plane.num_channels if self.label_plane else 0)
+        channels = image.channels + int(conditional)  # a plane of the label
         self.encoder = encoder((channels, image.height, image.width), self.posterior.num_params)
         self.latent = latent_spec(self.posterior, getattr(self.encoder, "spatial_shape", ()), image)
-        features = self.posterior.num_features + (self.label_features.num_features if self.label_features else 0)
+        features = self.posterior.num_features + (image.num_classes if conditional else 0)
         self.decoder = decoder(features, (self.likelihood.num_channels, image.height, image.width))
         require_same_spatial_shape(self.encoder, self.decoder)
         self.prior = prior(self.latent)

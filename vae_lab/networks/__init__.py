@@ -6,8 +6,7 @@ An encoder maps images (B, C, H, W) to (B, out_features); a decoder maps latents
 
 from vae_lab.networks.conv import ConvDecoder, ConvEncoder, group_norm
 from vae_lab.networks.mlp import MLPDecoder, MLPEncoder
-from vae_lab.networks.resnet import ResNetDecoder, ResNetEncoder
-from vae_lab.networks.spatial import SpatialDecoder, SpatialEncoder
+from vae_lab.networks.resnet import ResNetDecoder, ResNetEncoder, SpatialDecoder, SpatialEncoder
 
 __all__ = [
     "ConvDecoder",

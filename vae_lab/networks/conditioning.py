@@ -33,8 +33,6 @@ def require_labels(y: Tensor | None) -> Tensor:
 class LabelChannel(nn.Module):
     """Append an image channel learned for each class."""
 
-    num_channels = 1
-
     def __init__(self, image: ImageSpec) -> None:
         super().__init__()
         self.size = (1, image.height, image.width)
@@ -51,10 +49,10 @@ class OneHotLabels(nn.Module):
 
     def __init__(self, image: ImageSpec) -> None:
         super().__init__()
-        self.num_features = image.num_classes
+        self.num_classes = image.num_classes
 
     def forward(self, z: Tensor, y: Tensor | None) -> Tensor:
         """z (N, F, *map) and y (N,) to (N, F + num_classes, *map)."""
-        classes = one_hot(require_labels(y), self.num_features).to(z.dtype)
+        classes = one_hot(require_labels(y), self.num_classes).to(z.dtype)
         expanded = classes.view(*classes.shape, *(1 for _ in z.shape[2:])).expand(-1, -1, *z.shape[2:])
         return torch.cat((z, expanded), 1)

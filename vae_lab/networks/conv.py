@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from torch import nn
+from torch import Tensor, nn
 
 from vae_lab.core import ImageShape
 from vae_lab.networks.mlp import Activation, Initializer, Normalization, dense, initialize
@@ -19,6 +19,18 @@ def group_norm(channels: int) -> nn.Module:
     """
     groups = next(g for g in (8, 4, 2, 1) if channels % g == 0 and (g == 1 or channels // g >= 4))
     return nn.GroupNorm(groups, channels)
+
+
+class Residual(nn.Module):
+    """x + f(x), of the shape of x."""
+
+    def __init__(self, body: nn.Sequential) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual: Tensor = self.body(x)
+        return x + residual
 
 
 def conv_block(
@@ -105,10 +117,8 @@ class ConvEncoder(nn.Sequential):
     or 64 with patches) up to `max_width`. `padding`: `same` (stride 2 halves an even side exactly) or `valid`.
     `normalization`: makes a layer for a number of channels. `patch_size`: above 1, patches of the image become the
     channels of a smaller map, and the first convolution (`channels[0]`, `width`) is then 3x3, of stride 1 unless
-    `strides` is a list, the others as usual; None: see `default_patch_size`.
-
-    ValueError: `strides` and `channels` of different lengths, a convolution that leaves an empty map, or a
-    `patch_size` that does not divide the image.
+    `strides` is a list, the others as usual; None: see `default_patch_size`. ValueError: `strides` and `channels` of
+    different lengths, a convolution that leaves an empty map, or a `patch_size` that does not divide the image.
     """
 
     def __init__(
@@ -171,9 +181,8 @@ class ConvDecoder(nn.Sequential):
     `channels`: outputs of the transposed convolutions; None mirrors `ConvEncoder`. `map_channels`: those of the small
     map; None for `channels[0]`. `patch_size`: above 1, `channels[0]` is that of the small map, the others those of the
     transposed convolutions, down to a map of patches; two convolutions on it, `channels[-1]` between them, give the
-    channels that are shuffled to the image.
-
-    ValueError: the image, or its map of patches, cannot be halved that often; a `patch_size` that does not divide it.
+    channels that are shuffled to the image. ValueError: the image, or its map of patches, cannot be halved that often;
+    a `patch_size` that does not divide it.
     """
 
     def __init__(
@@ -214,6 +223,5 @@ class ConvDecoder(nn.Sequential):
 def upsampling_conv(in_channels: int, out_channels: int, kernel_size: int) -> nn.ConvTranspose2d:
     """Transposed convolution of stride 2 that doubles both sides exactly."""
     padding = (kernel_size - 1) // 2
-    return nn.ConvTranspose2d(
-        in_channels, out_channels, kernel_size, 2, padding, output_padding=2 + 2 * padding - kernel_size
-    )
+    rest = 2 + 2 * padding - kernel_size
+    return nn.ConvTranspose2d(in_channels, out_channels, kernel_size, 2, padding, output_padding=rest)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from vae_lab.networks.conditioning import require_labels
-from vae_lab.networks.conv import group_norm, shuffle, unshuffle
+from vae_lab.networks.conv import Residual, group_norm, shuffle, unshuffle
 from vae_lab.networks.ladder_sizes import Resolution, Sides
 
 
@@ -71,19 +71,6 @@ class Bottleneck(nn.Sequential):
         )
 
 
-class Residual(nn.Module):
-    """x + f(x)."""
-
-    def __init__(self, body: Bottleneck) -> None:
-        super().__init__()
-        self.body = body
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, h, w) to the same shape."""
-        residual: Tensor = self.body(x)
-        return x + residual
-
-
 class BottomUp(nn.Module):
     """Features of an image at each resolution, by a strided convolution and residual blocks."""
 
@@ -123,9 +110,9 @@ class TopDownStart(nn.Module):
 class TopDownBlock(nn.Module):
     """The networks of one stochastic layer.
 
-    level: index of its resolution. num_params: of the posterior. num_prior_params: of the prior; 0 for a prior that is
-    independent of the layers above. num_features: of z. starts_at_prior: whether zero parameters make the posterior
-    equal to the prior. after: the path to the next block, or to the finest map.
+    level: index of its resolution. num_params: of the posterior. num_prior_params: 0 for a prior that is independent of
+    the layers above. num_features: of z. starts_at_prior: whether zero parameters make the posterior equal to the
+    prior. after: the path to the next block, or to the finest map.
     """
 
     def __init__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 Sides = tuple[int, int]  # height and width, or their strides
@@ -45,18 +46,12 @@ def resolutions(
         steps = [*stem, *default_strides(image, patch_size)][: given or None]
     else:
         steps = _checked_strides(image, strides, patch_size)
-    sides = sides_after(image, steps)
-    counts = _checked_layers(layers, sides)
-    widths = _checked_channels(channels, sides) or [min(width * 2**i, max_width) for i in range(len(steps))]
+    sides = list(accumulate(steps, lambda map_, by: (map_[0] // by[0], map_[1] // by[1]), initial=image))[1:]
+    counts = [layers] * len(sides) if isinstance(layers, int) else layers
+    _require_each("layers", counts, [0] * (len(sides) - 1) + [1], sides)
+    widths = channels or [min(width * 2**i, max_width) for i in range(len(sides))]
+    _require_each("channels", widths, [1] * len(sides), sides)
     return tuple(map(Resolution, steps, sides, widths, counts))
-
-
-def sides_after(image: Sides, strides: Sequence[Sides]) -> list[Sides]:
-    """Sides of the map after each stride."""
-    sides = [image]
-    for vertical, horizontal in strides:
-        sides.append((sides[-1][0] // vertical, sides[-1][1] // horizontal))
-    return sides[1:]
 
 
 def default_strides(image: Sides, patch_size: int = 1) -> list[Sides]:
@@ -68,26 +63,23 @@ def default_strides(image: Sides, patch_size: int = 1) -> list[Sides]:
     if not strides:
         size = patch_size * nearest_size(max(image))
         raise ValueError(
-            f"model=ladder: the sides of {_images(image, patch_size)} cannot be divided by {_listed(STRIDE_FACTORS)} "
-            f"down to {MAX_LAST_STRIDE} or less.\nChoose data.image_size={size}"
+            f"model=ladder: the sides of {_images(image, patch_size)} cannot be divided by 2, 3, 5 or 7 down to "
+            f"{MAX_LAST_STRIDE} or less.\nChoose data.image_size={size}"
         )
     return strides
 
 
 def _strides_of(image: Sides) -> list[Sides] | None:
     strides, (height, width) = [], image
-    while (factor := _next_factor(height, width)) is not None:
+    while max(height, width) > MAX_LAST_STRIDE or (
+        min(height, width) > MIN_HALVED_SIDE and height % 2 == width % 2 == 0
+    ):
+        factor = next((factor for factor in STRIDE_FACTORS if height % factor == width % factor == 0), None)
+        if factor is None:
+            return None
         strides.append((factor, factor))
         height, width = height // factor, width // factor
-    if max(height, width) > MAX_LAST_STRIDE:
-        return None
     return strides if height == width == 1 else [*strides, (height, width)]
-
-
-def _next_factor(height: int, width: int) -> int | None:
-    if max(height, width) <= MAX_LAST_STRIDE and (height % 2 or width % 2 or min(height, width) <= MIN_HALVED_SIDE):
-        return None
-    return next((factor for factor in STRIDE_FACTORS if height % factor == 0 and width % factor == 0), None)
 
 
 def nearest_size(size: int) -> int:
@@ -105,57 +97,32 @@ def _checked_strides(image: Sides, strides: Sequence[int], patch_size: int) -> l
             size = patch_size * whole * max(1, round(max(image) / whole))
             raise ValueError(
                 f"model.strides={list(strides)}: for {_images(image, patch_size)}, stride {stride} of resolution "
-                f"{i + 1} does not divide a {_text((height, width))} map.\n"
-                f"Choose {_nearest_strides(image, strides[:i])} or data.image_size={size}"
+                f"{i + 1} does not divide a {height}x{width} map.\n"
+                f"Choose {_nearest_strides((height, width), strides[:i])} or data.image_size={size}"
             )
         height, width = height // stride, width // stride
     return [(stride, stride) for stride in strides]
 
 
-def _nearest_strides(image: Sides, beginning: Sequence[int]) -> str:
-    """Option with strides that divide an image and begin with `beginning`, which divides it."""
-    left = (image[0] // math.prod(beginning), image[1] // math.prod(beginning))
+def _nearest_strides(left: Sides, beginning: Sequence[int]) -> str:
+    """Option with strides that begin with `beginning` and divide the map that it leaves."""
     rest = _strides_of(left)
     if rest is None or any(vertical != horizontal for vertical, horizontal in rest):
         return "model.strides=null"
     return f"model.strides={[*beginning, *(stride for stride, _ in rest)]}"
 
 
-def _checked_layers(layers: int | Sequence[int], sides: Sequence[Sides]) -> list[int]:
-    counts = [layers] * len(sides) if isinstance(layers, int) else list(layers)
-    nearest = [max(0, count) for count in [*counts, *[1] * len(sides)][: len(sides)]]
-    nearest[-1] = max(1, nearest[-1])
-    if counts != nearest:
+def _require_each(option: str, given: Sequence[int], least: Sequence[int], sides: Sequence[Sides]) -> None:
+    """ValueError unless an option has one number of at least these for each resolution."""
+    padded = [*given, *[given[-1] if given else 1] * len(sides)]
+    nearest = [max(pair) for pair in zip(padded, least, strict=False)]
+    if list(given) != nearest:
+        maps = ", ".join(f"{height}x{width}" for height, width in sides)
         raise ValueError(
-            "model.layers: expected the stochastic layers of each resolution, from fine to coarse, 0 or more, and at "
-            f"least 1 at the coarsest ({_maps(sides)}); found {counts}.\nChoose model.layers={nearest}"
+            f"model.{option}: expected those of each resolution, from fine to coarse, at least {least} "
+            f"(here {len(sides)}: {maps}); found {list(given)}.\nChoose model.{option}={nearest}"
         )
-    return counts
-
-
-def _checked_channels(channels: Sequence[int] | None, sides: Sequence[Sides]) -> list[int]:
-    if not channels:
-        return []
-    nearest = [max(1, count) for count in [*channels, *[channels[-1]] * len(sides)][: len(sides)]]
-    if list(channels) != nearest:
-        raise ValueError(
-            f"model.channels: expected those of each resolution, from fine to coarse ({_maps(sides)}); found "
-            f"{list(channels)}.\nChoose model.channels={nearest}, or null"
-        )
-    return nearest
-
-
-def _maps(sides: Sequence[Sides]) -> str:
-    return f"here {len(sides)}: {', '.join(map(_text, sides))}"
 
 
 def _images(sides: Sides, patch_size: int) -> str:
-    return f"{_text(sides)} {'images' if patch_size == 1 else 'maps of patches'}"
-
-
-def _text(sides: Sides) -> str:
-    return f"{sides[0]}x{sides[1]}"
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return f"{', '.join(map(str, numbers[:-1]))} or {numbers[-1]}"
+    return f"{sides[0]}x{sides[1]} {'images' if patch_size == 1 else 'maps of patches'}"

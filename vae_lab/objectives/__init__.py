@@ -1,7 +1,11 @@
 """Bounds, schedules, constraints and regularizers, and the objective that combines them."""
 
-from vae_lab.objectives.bounds import doubly_reparameterized_bound, elbo, importance_weighted_bound
-from vae_lab.objectives.constraints import DistortionConstraint
+from vae_lab.objectives.bounds import (
+    DistortionConstraint,
+    doubly_reparameterized_bound,
+    elbo,
+    importance_weighted_bound,
+)
 from vae_lab.objectives.objective import Objective
 from vae_lab.objectives.schedules import Constant, Cosine, Cyclical, LinearWarmup
 

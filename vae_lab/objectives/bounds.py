@@ -1,4 +1,4 @@
-"""Bounds on log p(x), written once for every model.
+"""Bounds on log p(x), written once for every model, and a constraint on the distortion instead of a weighted KL.
 
 S posterior samples, B images, L stochastic layers; every term is in nats per image.
 """
@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, kl_divergence
 
-from vae_lab.core import Latent, Trace
+from vae_lab.core import Latent, Trace, TrainingSpec
 from vae_lab.distributions.gaussians import as_diagonal_normal
+from vae_lab.utils.distributed import all_reduce_mean
+
+MAX_LOG_MULTIPLIER = 10.0  # of a constraint: the log multiplier is clamped to plus or minus this
 
 KLEstimate = Literal["closed_form", "monte_carlo"]
 Weight = float | Tensor  # a float; a tensor () where a step is compiled or replayed as a CUDA graph
@@ -29,12 +33,7 @@ class BoundTerms(NamedTuple):
     latents: tuple[Tensor, ...] = ()  # the z of each layer, for a bound that rescales their gradients
 
 
-class Bound(Protocol):
-    """A lower bound on log p(x), computed from its terms."""
-
-    def __call__(self, terms: BoundTerms, beta: Weight = 1.0) -> Tensor:
-        """(B,), larger is better."""
-        ...
+Bound = Callable[[BoundTerms, Weight], Tensor]  # the weight is beta; returns (B,), larger is better
 
 
 def bound_terms(
@@ -51,8 +50,8 @@ def bound_terms(
         trace = trace._replace(
             latents=tuple(latent._replace(posterior=detach_posterior(latent)) for latent in trace.latents)
         )
-    estimate = closed_form_kl if kl == "closed_form" else monte_carlo_kl
-    ratios = [latent.log_ratio if log_ratio else None for latent in trace.latents]
+    ratios = [latent.log_ratio if log_ratio or kl == "monte_carlo" else None for latent in trace.latents]
+    estimate = closed_form_kl if kl == "closed_form" else lambda _, ratio: ratio
     kls = [estimate(*each).expand_as(log_px) for each in zip(trace.latents, ratios, strict=True)]
     ratio = functools.reduce(torch.add, [each for each in ratios if each is not None]) if log_ratio else None
     zs = tuple(latent.z for latent in trace.latents) if path_gradient else ()
@@ -75,20 +74,15 @@ def detach_posterior(latent: Latent) -> Distribution:
     )
 
 
-def monte_carlo_kl(latent: Latent, log_ratio: Tensor | None = None) -> Tensor:
-    """Monte-Carlo estimate of KL(q || p) at the sampled z, (S, B). log_ratio: of the latent, where it is known."""
-    return latent.log_ratio if log_ratio is None else log_ratio
-
-
 def closed_form_kl(latent: Latent, log_ratio: Tensor | None = None) -> Tensor:
-    """KL(q || p), (B,) or (S, B); the Monte-Carlo estimate where torch has no closed form."""
+    """KL(q || p), (B,) or (S, B); its estimate `log_ratio`, by default the latent's, where torch has no closed form."""
     per_dimension = kl_per_dimension(latent)
     if per_dimension is not None:
         return per_dimension.sum(tuple(range(-len(latent.posterior.event_shape), 0)))
     try:
         return kl_divergence(latent.posterior, latent.prior)
     except NotImplementedError:
-        return monte_carlo_kl(latent, log_ratio)
+        return latent.log_ratio if log_ratio is None else log_ratio
 
 
 def kl_per_dimension(latent: Latent) -> Tensor | None:
@@ -151,3 +145,51 @@ def capacity_bound(terms: BoundTerms, beta: Weight, capacity: Weight) -> Tensor:
     """E_q[log p(x|z)] - beta |KL - capacity|, (B,), with the batch mean of the KL. arXiv:1804.03599, eq. 8."""
     kl = total_kl(terms)
     return terms.log_px.mean(0) - beta * (kl.mean() - capacity).abs()
+
+
+class DistortionConstraint(nn.Module):
+    """The smallest KL at a distortion of at most `tolerance` per pixel and channel: GECO.
+
+    The multiplier of the distortion rises while the constraint is violated and falls while it holds.
+    Rezende & Viola 2018, arXiv:1810.00597, algorithm 1. tolerance: nats per pixel and channel, independent of the image
+    size (may be negative for a density). rate: step size of the log multiplier. decay: of the moving average of the
+    constraint. Under gradient accumulation the multiplier is updated at each batch.
+    """
+
+    log_multiplier: Tensor
+    average: Tensor
+    num_updates: Tensor
+
+    def __init__(self, spec: TrainingSpec, tolerance: float, rate: float = 0.01, decay: float = 0.99) -> None:
+        super().__init__()
+        if not 0 <= decay < 1 or rate <= 0:
+            raise ValueError(
+                f"objective.constraint: decay lies in [0, 1) and rate is above 0; found decay={decay}, rate={rate}"
+            )
+        self.limit, self.rate, self.decay = tolerance * spec.image.num_dims, rate, decay
+        self.num_dims = spec.image.num_dims
+        for name in ("log_multiplier", "average", "num_updates"):
+            self.register_buffer(name, torch.zeros(()))
+
+    def forward(self, terms: BoundTerms, beta: Weight) -> Tensor:
+        """-(beta KL + multiplier (distortion - limit)), (B,). In training mode, the multiplier is updated after use."""
+        excess = -terms.log_px.mean(0) - self.limit
+        loss = beta * total_kl(terms).mean(0) + self.log_multiplier.exp() * excess
+        if self.training:
+            self._update_multiplier(all_reduce_mean(excess.detach().mean() / self.num_dims))
+        return -loss
+
+    @property
+    def multiplier(self) -> float:
+        """The current weight of the distortion."""
+        return float(self.log_multiplier.exp())
+
+    @torch.no_grad()
+    def _update_multiplier(self, excess: Tensor) -> None:
+        first = self.num_updates == 0
+        average = torch.where(first, excess, torch.lerp(excess, self.average, self.decay))
+        self.log_multiplier.copy_(
+            (self.log_multiplier + self.rate * average).clamp(-MAX_LOG_MULTIPLIER, MAX_LOG_MULTIPLIER)
+        )
+        self.average.copy_(average)
+        self.num_updates.add_(1)

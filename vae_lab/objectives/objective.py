@@ -12,6 +12,7 @@ from vae_lab.core import RegularizerInputs, Trace, TrainingSpec
 from vae_lab.objectives.bounds import (
     Bound,
     BoundTerms,
+    DistortionConstraint,
     KLEstimate,
     Weight,
     bound_terms,
@@ -21,12 +22,15 @@ from vae_lab.objectives.bounds import (
     importance_weighted_bound,
     kl_per_dimension,
 )
-from vae_lab.objectives.constraints import Constraint
 from vae_lab.objectives.regularizers.base import AdversarialRegularizer, Regularizer
 from vae_lab.objectives.schedules import Constant, Schedule
 from vae_lab.utils.callables import unwrap_partial
 
-IMPORTANCE_WEIGHTED = (importance_weighted_bound, doubly_reparameterized_bound)
+# Their names in objective/bound.
+IMPORTANCE_WEIGHTED: dict[Bound, str] = {
+    importance_weighted_bound: "importance_weighted",
+    doubly_reparameterized_bound: "dreg",
+}
 
 
 class Weights(NamedTuple):
@@ -41,7 +45,7 @@ class Objective(nn.Module):
 
     bound: elbo, importance_weighted_bound or doubly_reparameterized_bound. num_samples: S, posterior samples per image.
     beta: Higgins et al. 2017. free_bits: nats per latent dimension below which the batch mean of the KL is not
-    minimised (Kingma et al. 2016, arXiv:1606.04934, eq. 15); under gradient accumulation, of each batch separately.
+    minimised (Kingma et al. 2016, arXiv:1606.04934, eq. 15; see `apply_free_bits`), of each batch separately.
     capacity: target of the batch mean of the KL in nats, times a schedule, with beta as the strength (Burgess et al.
     2018, arXiv:1804.03599). kl: closed_form or monte_carlo. constraint: weights the distortion instead of the KL.
     regularizers: factories by name, called with the training spec.
@@ -58,7 +62,7 @@ class Objective(nn.Module):
         capacity_schedule: Schedule | None = None,
         num_samples: int = 1,
         kl: KLEstimate = "closed_form",
-        constraint: Callable[[TrainingSpec], Constraint] | None = None,
+        constraint: Callable[[TrainingSpec], DistortionConstraint] | None = None,
         regularizers: Mapping[str, Callable[[TrainingSpec], Regularizer] | None] | None = None,
     ) -> None:
         super().__init__()
@@ -114,7 +118,8 @@ class Objective(nn.Module):
         if self.free_bits:
             terms = terms._replace(kl=apply_free_bits(trace, terms, self.free_bits))
         if self.constraint is not None:
-            return self.constraint(terms, weights.beta)
+            constrained: Tensor = self.constraint(terms, weights.beta)
+            return constrained
         if self.capacity is not None:
             return capacity_bound(terms, weights.beta, weights.capacity)
         return self.bound(terms, weights.beta)
@@ -126,12 +131,10 @@ class Objective(nn.Module):
 
     @property
     def discriminators(self) -> list[AdversarialRegularizer]:
-        """The regularizers that train a discriminator."""
         return [part for part in self.regularizers.values() if isinstance(part, AdversarialRegularizer)]
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the regularizers."""
         return tuple(self.regularizers)
 
     def weights_at(self, step: int, total_steps: int | None) -> Weights:
@@ -141,21 +144,27 @@ class Objective(nn.Module):
 
 
 def apply_free_bits(trace: Trace, terms: BoundTerms, free_bits: float) -> Tensor:
-    """KL with batch means of at least `free_bits` per dimension (per layer if not factorised), (L, S, B)."""
+    """KL with batch means of at least `free_bits` per dimension of z, (L, S, B).
+
+    Where q or p does not factorise, a layer's KL as a whole is at least `free_bits` times its number of dimensions.
+    """
     layers = []
     for latent, kl in zip(trace.latents, terms.kl, strict=True):
-        per_dimension = kl_per_dimension(latent)
-        event = len(latent.posterior.event_shape)
-        groups = kl.mean().unsqueeze(0) if per_dimension is None else per_dimension.flatten(0, -event - 1).mean(0)
-        layers.append(groups.clamp(min=free_bits).sum().expand_as(kl))
+        per_dimension, event = kl_per_dimension(latent), latent.posterior.event_shape
+        if per_dimension is None:
+            floored = kl.mean().clamp(min=free_bits * event.numel())
+        else:
+            floored = per_dimension.flatten(0, -len(event) - 1).mean(0).clamp(min=free_bits).sum()
+        layers.append(floored.expand_as(kl))
     return torch.stack(layers)
 
 
 def _require_bound(bound: Bound, num_samples: int, free_bits: float, capacity: float | None, constrained: bool) -> None:
-    if bound in IMPORTANCE_WEIGHTED:
+    name = IMPORTANCE_WEIGHTED.get(bound)
+    if name:
         _require(
             num_samples > 1,
-            f"objective/bound={_name(bound)} averages over samples: objective.num_samples must be at least 2; "
+            f"objective/bound={name} averages over samples: objective.num_samples must be at least 2; "
             f"found {num_samples}",
         )
         _require(
@@ -163,17 +172,11 @@ def _require_bound(bound: Bound, num_samples: int, free_bits: float, capacity: f
             "objective.free_bits clamps a KL, and the importance-weighted bound has none: choose objective/bound=elbo",
         )
     _require(
-        bound is elbo or (capacity is None and not constrained),
-        f"objective/bound={_name(bound)} has no separate KL term for objective.capacity or objective/constraint: "
+        not name or (capacity is None and not constrained),
+        f"objective/bound={name} has no separate KL term for objective.capacity or objective/constraint: "
         "choose objective/bound=elbo",
     )
     _require(capacity is None or not constrained, "objective.capacity and objective/constraint exclude each other")
-
-
-def _name(bound: Bound) -> str:
-    return {"importance_weighted_bound": "importance_weighted", "doubly_reparameterized_bound": "dreg"}.get(
-        getattr(bound, "__name__", ""), "elbo"
-    )
 
 
 def _require(holds: bool, message: str) -> None:

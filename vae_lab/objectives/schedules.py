@@ -6,18 +6,13 @@ Used for the weight of the KL and for the learning rate; the factor multiplies t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from vae_lab.utils.errors import UsageError
 
-
-class Schedule(Protocol):
-    """A factor for each optimiser step."""
-
-    def __call__(self, step: int, total_steps: int | None) -> float:
-        """The factor at `step` (from 0); total_steps: length of training, None if only a time limit ends it."""
-        ...
+# The factor at a step (from 0) of training of a length, None if only a time limit ends it.
+Schedule = Callable[[int, int | None], float]
 
 
 def require_positive(**steps: int) -> None:

@@ -7,8 +7,13 @@ Densities are computed in float32 whatever the network's precision.
 
 from vae_lab.posteriors.codes import NearestCode, RelaxedCategorical
 from vae_lab.posteriors.flow import HouseholderFlow, InverseAutoregressiveFlow, PlanarFlow
-from vae_lab.posteriors.gaussian import Deterministic, DiagonalGaussian, FullCovarianceGaussian, ResidualGaussian
-from vae_lab.posteriors.sphere import VonMisesFisher
+from vae_lab.posteriors.vectors import (
+    Deterministic,
+    DiagonalGaussian,
+    FullCovarianceGaussian,
+    ResidualGaussian,
+    VonMisesFisher,
+)
 
 __all__ = [
     "Deterministic",

@@ -109,10 +109,9 @@ class NearestCode(Posterior):
     """A point mass at the codes nearest to the encoder's output: VQ-VAE. van den Oord et al. 2017, arXiv:1711.00937.
 
     latent_dim: features of each position. code_dim: features of one code, a divisor of latent_dim; default latent_dim,
-    one code per position. num_codes, decay, restart_below: see `Codebook`.
-    Train it with the regularizer `commitment`, which keeps the encoder's output near its codes.
-
-    ValueError: a code_dim that does not divide latent_dim, or options that `Codebook` rejects.
+    one code per position. num_codes, decay, restart_below: see `Codebook`. Train it with the regularizer `commitment`,
+    which keeps the encoder's output near its codes. ValueError: a code_dim that does not divide latent_dim, or options
+    that `Codebook` rejects.
     """
 
     kind: LatentKind = "codes"
@@ -148,9 +147,8 @@ class RelaxedCategorical(Posterior):
 
     Jang et al. 2017, arXiv:1611.01144; Maddison et al. 2017, arXiv:1611.00712. num_categories: of each variable.
     temperature: of the relaxation. In training mode samples are relaxed, which gives them a gradient, and the objective
-    is no bound: the KL is that of the categorical variables, but the decoder gets relaxed samples. In evaluation mode
-    samples are one-hot, and the reported ELBO is a bound for that discrete model.
-
+    is no bound: the KL, also an estimated one, is that of the categorical variables, but the decoder gets relaxed
+    samples. In evaluation mode samples are one-hot, and the reported ELBO is a bound for that discrete model.
     ValueError: fewer than two categories, temperature <= 0.
     """
 

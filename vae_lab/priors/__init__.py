@@ -5,9 +5,14 @@ A prior declares the kinds of latents it supports (`kinds`) and is called with `
 
 from vae_lab.priors.codes import AutoregressiveCodes, UniformCodes
 from vae_lab.priors.fixed import Flat, StandardNormal, UniformSphere
-from vae_lab.priors.flow import FlowPrior
-from vae_lab.priors.gaussian import ClassGaussian, ConditionalGaussian, FullGaussian, GaussianMixture
-from vae_lab.priors.vamp import VampPrior
+from vae_lab.priors.learned import (
+    ClassGaussian,
+    ConditionalGaussian,
+    FlowPrior,
+    FullGaussian,
+    GaussianMixture,
+    VampPrior,
+)
 
 __all__ = [
     "AutoregressiveCodes",

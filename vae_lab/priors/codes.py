@@ -1,7 +1,4 @@
-"""Priors over codes: uniform, and autoregressive.
-
-At temperature t the probability of a code is raised to the power 1 / t and renormalised.
-"""
+"""Priors over codes: uniform, and autoregressive."""
 
 from __future__ import annotations
 
@@ -16,9 +13,6 @@ from vae_lab.core import NO_INPUTS, LatentKind, LatentSpec, Prior, PriorInputs
 from vae_lab.distributions.base import UnvalidatedDistribution
 from vae_lab.distributions.codes import CodeDistribution, independent_categoricals
 from vae_lab.networks.autoregressive import CausalTransformer
-from vae_lab.priors.temperature import scale_prior
-
-MIN_TEMPERATURE = 1e-6  # a temperature low enough for sampling to be an argmax
 
 
 class CodePrior(Prior):
@@ -112,24 +106,3 @@ class AutoregressiveIndices(UnvalidatedDistribution):
 
 def _each(logits: Tensor) -> Categorical:
     return Categorical(logits=logits.float(), validate_args=False)
-
-
-@scale_prior.register
-def _(prior: CodeDistribution, temperature: float) -> Distribution:
-    return CodeDistribution(scale_prior(prior.index_distribution, temperature), prior.codes, prior.event_shape)
-
-
-@scale_prior.register
-def _(prior: Categorical, temperature: float) -> Distribution:
-    return Categorical(logits=scale_logits(prior.logits, temperature), validate_args=False)
-
-
-@scale_prior.register
-def _(prior: AutoregressiveIndices, temperature: float) -> Distribution:
-    network = prior.network
-    return AutoregressiveIndices(lambda indices: scale_logits(network(indices), temperature), prior.event_shape)
-
-
-def scale_logits(logits: Tensor, temperature: float) -> Tensor:
-    """Logits of the probabilities raised to 1 / temperature; at 0, only the most probable code remains."""
-    return logits / max(temperature, MIN_TEMPERATURE)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from vae_lab.core import NO_INPUTS, LatentKind, LatentSpec, Prior, PriorInputs
-from vae_lab.distributions.degenerate import Improper
+from vae_lab.distributions.base import Improper
 from vae_lab.distributions.gaussians import diagonal_normal
 from vae_lab.distributions.reshaped import SpatialDistribution
 from vae_lab.distributions.sphere import SphericalUniform

@@ -1,10 +1,10 @@
-"""Sampling temperature of priors: multiplies their scale."""
+"""Sampling temperature of priors: multiplies their scale, divides the logits of codes."""
 
 from __future__ import annotations
 
-import functools
-
+from torch import Tensor
 from torch.distributions import (
+    Categorical,
     Distribution,
     Independent,
     MixtureSameFamily,
@@ -13,60 +13,53 @@ from torch.distributions import (
     TransformedDistribution,
 )
 
+from vae_lab.distributions.codes import CodeDistribution
 from vae_lab.distributions.flows import FlowDistribution
-from vae_lab.distributions.gaussians import FullNormal
-from vae_lab.distributions.mixtures import mixture
+from vae_lab.distributions.gaussians import FullNormal, mixture
 from vae_lab.distributions.reshaped import SpatialDistribution
+from vae_lab.priors.codes import AutoregressiveIndices
+
+MIN_TEMPERATURE = 1e-6  # of codes: low enough for sampling to be an argmax
 
 
 def with_temperature(prior: Distribution, temperature: float) -> Distribution:
     """The prior with its scale multiplied by `temperature`: each component of a mixture, the base of a flow.
 
-    Priors over codes rescale their logits instead. ValueError: a family without a scale.
+    The probability of a code, given those before it, is raised to 1 / temperature and renormalised.
+    ValueError: a family without a scale.
     """
-    return prior if temperature == 1.0 else scale_prior(prior, temperature)
+    if temperature == 1.0:
+        return prior
+    scaled: Distribution
+    if isinstance(prior, Normal):
+        scaled = Normal(prior.loc, temperature * prior.scale, validate_args=False)
+    elif isinstance(prior, MultivariateNormal):
+        scaled = FullNormal(prior.loc, scale_tril=temperature * prior._unbroadcasted_scale_tril, validate_args=False)
+    elif isinstance(prior, Independent):
+        base = with_temperature(prior.base_dist, temperature)
+        scaled = Independent(base, prior.reinterpreted_batch_ndims, validate_args=False)
+    elif isinstance(prior, SpatialDistribution):
+        scaled = SpatialDistribution(with_temperature(prior.base_dist, temperature))
+    elif isinstance(prior, MixtureSameFamily):
+        scaled = mixture(prior.mixture_distribution.logits, with_temperature(prior.component_distribution, temperature))
+    elif isinstance(prior, TransformedDistribution):
+        base = with_temperature(prior.base_dist, temperature)
+        scaled = TransformedDistribution(base, prior.transforms, validate_args=False)
+    elif isinstance(prior, FlowDistribution):
+        scaled = FlowDistribution(with_temperature(prior.base, temperature), prior.flows)
+    elif isinstance(prior, CodeDistribution):
+        indices = with_temperature(prior.index_distribution, temperature)
+        scaled = CodeDistribution(indices, prior.codes, prior.event_shape)
+    elif isinstance(prior, Categorical):
+        scaled = Categorical(logits=tempered_logits(prior.logits, temperature), validate_args=False)
+    elif isinstance(prior, AutoregressiveIndices):
+        network = prior.network
+        scaled = AutoregressiveIndices(lambda given: tempered_logits(network(given), temperature), prior.event_shape)
+    else:
+        raise ValueError(f"temperature={temperature}: {type(prior).__name__} has no scale to multiply; use 1")
+    return scaled
 
 
-@functools.singledispatch
-def scale_prior(prior: Distribution, temperature: float) -> Distribution:
-    """`with_temperature` for one family; other modules register theirs. ValueError: a family without a scale."""
-    raise ValueError(f"temperature={temperature}: {type(prior).__name__} has no scale to multiply; use 1")
-
-
-@scale_prior.register
-def _(prior: Normal, temperature: float) -> Distribution:
-    return Normal(prior.loc, temperature * prior.scale, validate_args=False)
-
-
-@scale_prior.register
-def _(prior: MultivariateNormal, temperature: float) -> Distribution:
-    factor = temperature * prior._unbroadcasted_scale_tril
-    return FullNormal(prior.loc, scale_tril=factor, validate_args=False)
-
-
-@scale_prior.register(Independent)  # singledispatch does not accept a generic class as an annotation
-def _(prior: Independent[Distribution], temperature: float) -> Distribution:
-    base = scale_prior(prior.base_dist, temperature)
-    return Independent(base, prior.reinterpreted_batch_ndims, validate_args=False)
-
-
-@scale_prior.register
-def _(prior: SpatialDistribution, temperature: float) -> Distribution:
-    return SpatialDistribution(scale_prior(prior.base_dist, temperature))
-
-
-@scale_prior.register
-def _(prior: MixtureSameFamily, temperature: float) -> Distribution:
-    components = scale_prior(prior.component_distribution, temperature)
-    return mixture(prior.mixture_distribution.logits, components)
-
-
-@scale_prior.register
-def _(prior: TransformedDistribution, temperature: float) -> Distribution:
-    base = scale_prior(prior.base_dist, temperature)
-    return TransformedDistribution(base, prior.transforms, validate_args=False)
-
-
-@scale_prior.register
-def _(prior: FlowDistribution, temperature: float) -> Distribution:
-    return FlowDistribution(scale_prior(prior.base, temperature), prior.flows)
+def tempered_logits(logits: Tensor, temperature: float) -> Tensor:
+    """At temperature 0, only the most probable code remains."""
+    return logits / max(temperature, MIN_TEMPERATURE)

@@ -21,7 +21,6 @@ from vae_lab.metrics.diagnostics import Diagnostics
 from vae_lab.metrics.elbo_sums import ElboSums
 from vae_lab.metrics.evaluator import SplitEvaluator
 from vae_lab.models.base import LabelledBatches, Model
-from vae_lab.objectives.constraints import DistortionConstraint
 from vae_lab.objectives.objective import Objective
 from vae_lab.training.ddp import AllReduceStrategy
 from vae_lab.training.nonfinite import NonFinitePolicy, OnNonFinite, require_finite
@@ -193,7 +192,7 @@ class VAEModule(LightningModule):
         shown = {"learning_rate": float(rates.lr), "beta": float(rates.beta)}
         if self.objective.capacity is not None:
             shown["capacity"] = float(rates.capacity)
-        if isinstance(self.objective.constraint, DistortionConstraint):
+        if self.objective.constraint is not None:
             shown["multiplier"] = self.objective.constraint.multiplier
         return shown
 
@@ -268,7 +267,7 @@ class VAEModule(LightningModule):
         if not math.isfinite(means[f"{split}/elbo"]):
             log.warning("warning: %s/elbo is %s at step %d", split, means[f"{split}/elbo"], self.global_step)
         self.log_dict(means, logger=False)
-        self._to_loggers(means)
+        self._to_loggers({name: value for name, value in means.items() if not name.endswith("_stderr")})
 
     def _to_loggers(self, values: Mapping[str, float]) -> None:
         for logger in self.trainer.loggers:

@@ -1,14 +1,25 @@
-"""Base classes of the regularizers, checks of their options and latents, and prior samples to compare with."""
+"""Base classes of the regularizers, discriminators' losses, checks of options and latents, prior samples.
+
+A penalty evaluates its discriminator with constant parameters, so that its gradient reaches the model alone; the
+discriminator's own loss takes detached latents and images, and joins the same backward pass. No layer of a
+discriminator mixes the images of a batch.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import softplus
 
 from vae_lab.core import Latent, LatentKind, LatentSpec, RegularizerInputs, TrainingSpec
+
+leaky_relu = partial(nn.LeakyReLU, 0.2)  # has a gradient also where a discriminator is confident
 
 
 class Regularizer(nn.Module):
@@ -42,6 +53,23 @@ class AdversarialRegularizer(Regularizer):
     def discriminator_loss(self, inputs: RegularizerInputs) -> Tensor:
         """The loss of the discriminator, (). Its gradient reaches the discriminator alone."""
         raise NotImplementedError
+
+    def frozen(self, inputs: Tensor) -> Any:
+        """Output of the discriminator with constant parameters; its buffers are not updated."""
+        state = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
+        state |= {name: buffer.clone() for name, buffer in self.discriminator.named_buffers()}
+        return functional_call(self.discriminator, state, (inputs,))
+
+
+def non_saturating_loss(logits: Tensor) -> Tensor:
+    """-log of the discriminator's probability of `real`, in nats, any shape. Goodfellow et al. 2014, section 3."""
+    return softplus(-logits)
+
+
+def real_fake_cross_entropy(true: Tensor, *false: Tensor) -> Tensor:
+    """Cross-entropy of real against fake inputs given their logits, in nats, (); groups of fakes have equal weight."""
+    fake_loss = torch.stack([non_saturating_loss(-logits).mean() for logits in false]).mean()
+    return (non_saturating_loss(true).mean() + fake_loss) / 2
 
 
 def require_number(name: str, option: str, value: float, above: bool = False) -> None:

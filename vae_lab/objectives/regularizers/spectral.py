@@ -13,8 +13,6 @@ from vae_lab.core import RegularizerInputs, TrainingSpec
 from vae_lab.networks.autoregressive import MaskedLinear
 from vae_lab.objectives.regularizers.base import Regularizer
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 SMALLEST = 1e-30  # lower limit of divisors: a layer initialised to zero stays finite, with a gradient of 0
 
 
@@ -47,14 +45,15 @@ class Spectral(Regularizer):
 
 def weight_matrices(layers: Iterable[nn.Module]) -> list[Tensor]:
     """Weights of linear layers and convolutions as float32 (out, the rest), masks and parametrisations applied."""
-    found = []
+    found: list[Tensor] = []
     for layer in layers:
-        if isinstance(layer, (nn.Linear, *CONVOLUTIONS)):
-            weight = layer.masked_weight() if isinstance(layer, MaskedLinear) else layer.weight
-            found.append(weight.flatten(1).float())
-        elif isinstance(layer, TRANSPOSED):
-            found.append(layer.weight.transpose(0, 1).flatten(1).float())
-    return found
+        if isinstance(layer, MaskedLinear):
+            found.append(layer.masked_weight())
+        elif isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            found.append(layer.weight)
+        elif isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+            found.append(layer.weight.transpose(0, 1))
+    return [weight.flatten(1).float() for weight in found]
 
 
 def largest_singular_values(weights: Tensor, squarings: int) -> Tensor:
