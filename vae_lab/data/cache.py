@@ -9,9 +9,10 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -37,14 +38,21 @@ def decode_cached(
     path = cache_dir / f"{_key(folder, names, options)}.npy"
     with contextlib.suppress(OSError, ValueError):  # it is missing or cut short
         return _open(path)
+    _build(path, folder, names, options)
+    return _open(path)
+
+
+@contextlib.contextmanager
+def cache_file(path: Path) -> Iterator[IO[bytes]]:
+    """An `atomic_file` of the cache. Raises UsageError if it cannot be written; reading inside must raise no OSError."""
     try:
-        _build(path, folder, names, options)
+        with atomic_file(path) as file:
+            yield file
     except OSError as error:
         raise UsageError(
-            f"data.cache_dir={cache_dir}: cannot be written ({error.strerror or error}).\n"
+            f"data.cache_dir={path.parent}: cannot be written ({error.strerror or error}).\n"
             "Expected a writable folder with space for the decoded pictures; set data.cache_dir to one."
         ) from error
-    return _open(path)
 
 
 def _key(folder: Path, names: Sequence[str], options: PictureOptions) -> str:
@@ -77,7 +85,7 @@ def _build(path: Path, folder: Path, names: Sequence[str], options: PictureOptio
 
     unreadable = {}
     # Not a memory map for writing: on a full disk it ends the process with a bus error.
-    with atomic_file(path) as file, ThreadPoolExecutor(num_cores()) as pool:
+    with cache_file(path) as file, ThreadPoolExecutor(num_cores()) as pool:
         header = {"descr": "|u1", "fortran_order": False, "shape": (len(names), *shape)}
         np.lib.format.write_array_header_1_0(file, header)
         chunks = [names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK)]

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,12 +17,21 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 DIGIT_NAMES = tuple("0123456789")
 
 
+class Factors(NamedTuple):
+    """The known factors of variation of each image."""
+
+    values: Tensor  # int64, (N, F)
+    names: tuple[str, ...]  # F
+    categorical: tuple[bool, ...]  # F: whether the values of a factor have no order
+
+
 class DecodedImages(NamedTuple):
     pixels: Tensor  # uint8, (N, C, H, W); in memory or memory-mapped
     splits: Mapping[Split, Tensor]  # int64 indices into pixels; a split may be empty
     labels: Tensor | None = None  # int64, (N,)
     class_names: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()  # files that could not be read; no split has their rows
+    factors: Factors | None = None
 
 
 def split_by_count(num_images: int, val_size: int, test_size: int) -> dict[Split, Tensor]:
@@ -39,6 +49,13 @@ def split_by_count(num_images: int, val_size: int, test_size: int) -> dict[Split
         )
     sizes = [num_images - val_size - test_size, val_size, test_size]
     return dict(zip(SPLITS, torch.arange(num_images).split(sizes), strict=True))
+
+
+def split_at_random(num_images: int, val_size: int, test_size: int) -> dict[Split, Tensor]:
+    """As `split_by_count`, of the images in a random order that is the same in every run."""
+    # RandomState, because numpy guarantees that its stream never changes.
+    order = torch.from_numpy(np.random.RandomState(0).permutation(num_images))
+    return {split: order[rows] for split, rows in split_by_count(num_images, val_size, test_size).items()}
 
 
 def split_by_hash(names: Sequence[str], val_size: float, test_size: float) -> dict[Split, Tensor]:
