@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from scripts import benchmark, methods
 from scripts.benchmark import Row, compared
@@ -66,14 +65,6 @@ def test_the_other_side_computes_the_same_bound(fast_run):
     ours = lab.log_likelihood(x, 512).mean()
     theirs = benchmark.bare_bound(lab.model.encoder, lab.model.decoder, x, 512).mean()
     assert abs(ours - theirs) < 0.02 * abs(ours)
-
-
-def test_pictures_of_a_run_are_joined_side_by_side(fast_run, tmp_path):
-    done = run("readme_pictures.py", tmp_path / "out.png", fast_run.run, "samples", "reconstructions", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    samples = Image.open(fast_run.run / "images" / "samples_epoch=0002.png")
-    sheet = Image.open(tmp_path / "out.png")
-    assert sheet.width > samples.width + 24 and sheet.height >= samples.height
 
 
 def test_methods_are_measured_and_drawn_from_their_runs(fast_run, tmp_path):

@@ -45,7 +45,7 @@ def picture(tmp_path_factory):
 def test_an_archive_is_the_folder_it_was_made_of(tmp_path, kind):
     folder = write_pictures(tmp_path / "p" / "cats", count=12, seed=1).parent
     write_pictures(folder / "dogs", count=12, seed=2)
-    names = find_pictures(folder)
+    names, _ = find_pictures(folder)
     archive = packed(tmp_path / f"p.{kind.upper()}", [(f"./{name}", (folder / name).read_bytes()) for name in names])
     images, expected = load(archive, tmp_path), load(folder, tmp_path)
     assert (images.pixels == expected.pixels).all() and images.class_names == ("cats", "dogs")
@@ -93,9 +93,13 @@ def test_a_damaged_archive_is_refused(tmp_path, picture, kind):
     whole = packed(tmp_path / f"p.{kind}", [(f"{i}.png", picture) for i in range(20)]).read_bytes()
     archive = tmp_path / f"bad.{kind}"
     half = len(whole) // 2 + (600 if kind == "tar" else 0)  # within a picture: a tar may end between two members
-    for content in (whole[:half], b"", b"<html>"):
+    for content, message in (
+        (whole[:half], "cannot be unpacked"),
+        (b"", "cannot be unpacked"),
+        (b"<html>", "HTML page"),
+    ):
         archive.write_bytes(content)
-        refused(archive, "cannot be unpacked", tmp_path)
+        refused(archive, message, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,10 @@
 import os
 import resource
 
+import numpy as np
 import pytest
 import torch
+from helpers.data import FAST
 from PIL import Image
 
 from vae_lab.data import cache, sets
@@ -50,13 +52,40 @@ def test_the_options_reach_the_pictures(tmp_path):
 
 
 def test_what_counts_as_a_picture(tmp_path):
-    for name in ("b.PNG", "a.jpg", "deep/er/c.JpEg", "d.webp", "e.bmp", "f.gif"):
+    read = ["a.jpg", "b.PNG", "d.webp", "deep/er/c.JpEg", "e.bmp", "f.gif", "g.tif", "h.pgm"]
+    for name in read:
         paint(tmp_path / name, 9)
     for name in (".hidden.png", ".thumbs/g.png", "deep/._a.png"):
         paint(tmp_path / name, 9)
     (tmp_path / "notes.txt").write_text("no picture")
     (tmp_path / "folder.png").mkdir()
-    assert find_pictures(tmp_path) == ["a.jpg", "b.PNG", "d.webp", "deep/er/c.JpEg", "e.bmp", "f.gif"]
+    assert find_pictures(tmp_path) == (read, ["notes.txt"])
+
+
+def test_links_to_folders_are_followed_once_and_never_in_circles(tmp_path):
+    for name in ("p/cats/a.png", "elsewhere/dogs/b.png", "p/.store/fish/c.png", "elsewhere/dogs/old/d.png"):
+        paint(tmp_path / name, 9)
+    links = {"p/dogs": "elsewhere/dogs", "p/fish": "p/.store/fish", "p/alias": "p/cats", "p/dogs2": "elsewhere/dogs",
+             "p/cats/up": "p", "elsewhere/dogs/root": "p", "elsewhere/dogs/self": "elsewhere/dogs",
+             "p/.store/fish/round": "p/.store/fish"}  # fmt: skip
+    for link, target in links.items():
+        (tmp_path / link).symlink_to(tmp_path / target)
+    expected = ["cats/a.png", "dogs/b.png", "dogs/old/d.png", "fish/c.png"]
+    assert find_pictures(tmp_path / "p")[0] == expected
+    (tmp_path / "link").symlink_to("p")
+    assert find_pictures(tmp_path / "link")[0] == expected
+
+
+def test_what_is_left_out_is_counted_and_named(pictures, logged_warnings):
+    for name in ("a.heic", "b.heic", "sub/c.psd", "README"):
+        (pictures / name).parent.mkdir(exist_ok=True)
+        (pictures / name).write_bytes(b"another format")
+    load(pictures)
+    (warning,) = logged_warnings
+    assert "4 files are left out" in warning
+    assert "2 .heic such as a.heic" in warning and "1 .psd such as sub/c.psd" in warning
+    load(pictures)  # from the cache
+    assert logged_warnings[1:] == [warning]
 
 
 def test_the_first_level_folders_are_the_labels_if_all_pictures_are_in_one(tmp_path):
@@ -68,6 +97,84 @@ def test_the_first_level_folders_are_the_labels_if_all_pictures_are_in_one(tmp_p
     paint(tmp_path / "p" / "b.png", 9)
     images = load(tmp_path / "p", val_size=0, test_size=0)
     assert images.labels is None and images.class_names == ()
+
+
+# --- splits by folder -----------------------------------------------------------------------------------------------
+
+
+def by_split(images):
+    return {split: sorted(greys(images._replace(pixels=images.pixels[rows]))) for split, rows in images.splits.items()}
+
+
+@pytest.mark.parametrize("val", ["val", "Valid", "validation"])
+def test_folders_that_are_named_so_are_the_splits_and_theirs_the_classes(tmp_path, val):
+    for part, levels in (("train", (1, 2, 3)), (val, (4,)), ("test", (5, 6))):
+        for grey in levels:
+            paint(tmp_path / "p" / part / ("dogs", "cats")[grey % 2] / f"{grey}.png", grey)
+    images = load(tmp_path / "p")
+    assert by_split(images) == {"train": [1, 2, 3], "val": [4], "test": [5, 6]}
+    assert images.class_names == ("cats", "dogs")
+    assert images.labels.tolist() == [1 - grey % 2 for grey in greys(images)]
+
+
+def test_validation_pictures_are_taken_from_train_where_only_test_is_there(tmp_path, logged_warnings):
+    for i in range(60):
+        paint(tmp_path / "p" / ("test" if i < 10 else "train") / f"{i}.png", i)
+    paint(tmp_path / "p" / "extra" / "x.png", 99)
+    paint(tmp_path / "p" / "y.png", 99)
+    images = load(tmp_path / "p", val_size=0.3, test_size=0.5)
+    found = by_split(images)
+    assert found["test"] == list(range(10)) and 5 < len(found["val"]) < 30
+    assert sorted(found["train"] + found["val"]) == list(range(10, 60)) and images.labels is None
+    assert "2 pictures beside the folders of the splits are left out, such as extra/x.png" in logged_warnings[0]
+
+
+def test_a_folder_train_alone_is_a_class_as_any_other(tmp_path):
+    for name in ("train/a.png", "trains/b.png"):
+        paint(tmp_path / "p" / name, 9)
+    assert load(tmp_path / "p", val_size=0, test_size=0).class_names == ("train", "trains")
+
+
+# --- 16 bits --------------------------------------------------------------------------------------------------------
+
+
+def paint16(path, level):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((6, 6), level, np.uint16)).save(path)
+
+
+def test_twelve_bits_in_sixteen_are_a_warning_or_scaled(tmp_path, logged_warnings):
+    for i in range(10):
+        paint16(tmp_path / "p" / f"{i}.png", 400 * i)
+    for _ in range(2):
+        assert max(greys(load(tmp_path / "p"))) == 14
+        assert "no 16-bit picture is brighter than 3600 of 65535: set data.range=[0,3600]" in logged_warnings.pop()
+    assert max(greys(load(tmp_path / "p", range=(0, 3600)))) == 255 and logged_warnings == []
+    paint16(tmp_path / "p" / "bright.png", 20_000)
+    load(tmp_path / "p")
+    assert logged_warnings == []
+
+
+def test_splits_shapes_and_four_channels_from_the_command_line(command):
+    for part, count in (("train", 24), ("val", 8), ("test", 8)):
+        for i in range(count):
+            paint16(command.cwd / "p" / part / "ab"[i % 2] / f"{i}.tif", 150 * i)
+        (command.cwd / "p" / part / "b" / "x.heic").write_text("left out")
+    options = ("data=folder", "data.folder=p", *FAST, "trainer.max_epochs=1", "model=conv")
+    done = command(
+        *options,
+        "data.image_size=[16,24]",
+        "data.channels=4",
+        "callbacks.images=null",
+        "second_stage=null",
+        "name=four",
+    )
+    assert done.code == 0, done.stderr
+    assert "3 files are left out" in done.stderr and "data.range=[0,3450]" in done.stderr
+    done = command(*options, "data.image_size=[8,16]", "data.range=[0,4095]", "callbacks.images=null", "name=wide",
+                   "model.conditional=true")  # fmt: skip
+    assert done.code == 0, done.stderr
+    assert "data.range=" not in done.stderr
 
 
 # --- the cache ----------------------------------------------------------------------------------------------------
@@ -174,7 +281,7 @@ def test_a_missing_or_empty_folder_is_three_lines_and_names_what_can_be_done(tmp
         load(tmp_path / name)
     first, second, third = str(raised.value).split("\n")
     assert first == f"data.folder={tmp_path}/{name}: {found} {tmp_path}/{name}"
-    assert "png, jpg, jpeg, webp, bmp, gif" in second and "data.folder=DIR" in second
+    assert "png, jpg, jpeg, jpe, jfif, webp" in second and "data.folder=DIR" in second
     assert ("python -m vae_lab.data.download pokemon" in second) == download
     assert "data=digits" in third
 

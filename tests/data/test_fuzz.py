@@ -18,14 +18,17 @@ from vae_lab.data.decode import PictureOptions, UnreadableImageError, decode
 from vae_lab.data.sets.idx import read_idx
 from vae_lab.utils.errors import UsageError
 
-OPTIONS = PictureOptions(image_size=16, max_pixels=100_000)
+OPTIONS = PictureOptions(image_size=16, max_pixels=100_000, range=(0, 255))
 MODES = {"png": ("1", "L", "LA", "P", "RGB", "RGBA"), "jpeg": ("L", "RGB", "CMYK"), "gif": ("1", "L", "P"),
-         "webp": ("RGB", "RGBA"), "bmp": ("1", "L", "P", "RGB", "RGBA")}  # fmt: skip
+         "webp": ("RGB", "RGBA"), "bmp": ("1", "L", "P", "RGB", "RGBA"),
+         "tiff": ("1", "L", "LA", "P", "RGB", "CMYK", "I;16", "F"),
+         "ppm": ("1", "L", "RGB"), "avif": ("RGB",)}  # fmt: skip
 
 
 def noise(mode):
     coarse = np.random.default_rng(0).integers(0, 256, (5, 6, 4), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((23, 18), Image.Resampling.BICUBIC).convert(mode)
+    picture = Image.fromarray(coarse).resize((23, 18), Image.Resampling.BICUBIC)
+    return picture.convert("L").convert(mode) if mode in ("I;16", "F") else picture.convert(mode)
 
 
 def saved(picture, suffix, **options):
@@ -76,7 +79,7 @@ def read(path):
         return len(read_idx(path).shape) == 3
     if path.suffix in (".zip", ".tgz"):
         return unpack_archive(path, path.parent / "cache").is_dir()
-    return decode(path, OPTIONS).shape == (3, 16, 16)
+    return decode(path, OPTIONS).pixels.shape == (3, 16, 16)
 
 
 @pytest.mark.parametrize("suffix", [*MODES, "idx3-ubyte", "zip", "tgz"])

@@ -22,6 +22,7 @@ from vae_lab.metrics.baseline import (
     max_images,
     moments,
     reconstruction_metrics,
+    why_no_pca,
 )
 from vae_lab.models.base import Model, evaluation_mode, parts_without_density
 
@@ -78,15 +79,6 @@ def _values(row: dict[str, Any]) -> str:
     return "  ".join(f"{name} {row[name]:{digits.get(name, '.2f')}}" for name in SHOWN if name in row)
 
 
-def why_left_out(num_latents: int, num_dims: int, num_images: int) -> str | None:
-    """The reason why PCA cannot be fitted; None if it can."""
-    if num_latents >= num_dims:
-        return f"{num_latents} latents hold all {num_dims} values of an image"
-    if num_latents >= num_images - 1:
-        return f"{num_latents} latents need at least {num_latents + 2} training images; {num_images} can be used"
-    return None
-
-
 def _compare(trainer: Trainer, module: Any, num_latents: int) -> tuple[dict[str, float], dict[str, Any]]:
     """The model's metrics, and PCA's or the reason why it is left out."""
     data, model = datamodule_of(trainer), module.evaluation_model
@@ -97,7 +89,7 @@ def _compare(trainer: Trainer, module: Any, num_latents: int) -> tuple[dict[str,
         return (x.flatten(1) for x, _ in _images(module, data, "train", count))
 
     found = moments(rows)
-    reason = why_left_out(num_latents, dims, count)
+    reason = why_no_pca(num_latents, dims, count)
     pca = None if reason else fit_ppca(rows, num_latents, found)
     num_tested = int(sum(trainer.num_test_batches)) * data.eval_batch_size * trainer.world_size
     tested = _images(module, data, "test", min(num_tested, data.size("test")))

@@ -91,10 +91,76 @@ class FitPriorConfig:
     trusted: bool = False
 
 
+@dataclass
+class AnnealingConfig:
+    """Annealed importance sampling by HMC, and both bounds on simulated images."""
+
+    num_steps: int | None = None  # null: none
+    num_chains: int = 16
+    num_leapfrog: int = 10
+    num_images: int = 100
+    simulated: bool = True  # also the gap of bidirectional Monte Carlo
+
+
+@dataclass
+class LikelihoodConfig:
+    num_samples: int = 100  # K of the importance-weighted bound
+    num_images: int | None = None  # for that bound; null: the whole split
+    ais: AnnealingConfig = field(default_factory=AnnealingConfig)
+
+
+@dataclass
+class RepresentationConfig:
+    num_train: int = 5000  # images the classifiers are fitted to
+    num_factored: int = 10000  # images of the disentanglement scores
+
+
+@dataclass
+class QualityConfig:
+    features: str = "auto"  # auto | classifier | flips | random | inception
+    num_images: int = 2000  # samples, and images beside them
+
+
+@dataclass
+class EvaluationConfig:
+    """What is measured; a part that is null is left out."""
+
+    split: str = "test"
+    likelihood: LikelihoodConfig | None = field(default_factory=LikelihoodConfig)
+    representation: RepresentationConfig | None = field(default_factory=RepresentationConfig)
+    quality: QualityConfig | None = field(default_factory=QualityConfig)
+    baseline: bool = True
+    cost: bool = True
+    against: str | None = None  # a data config whose images the score should tell apart
+
+
+@dataclass
+class MovedData:
+    """Where the images of the run are now; null: where they were."""
+
+    root: str | None = None
+    folder: str | None = None
+
+
+@dataclass
+class EvaluateConfig:
+    """Config of vae_lab.evaluate."""
+
+    run: str = MISSING
+    checkpoint: str = "best"
+    prior: str | None = None  # fitted | trained; null: the fitted one if there is one
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    data: MovedData = field(default_factory=MovedData)
+    seed: int = 0
+    device: str = "auto"
+    trusted: bool = False
+
+
 def register() -> None:
     """Register the schemas in Hydra's config store, for `defaults: [schema, ...]` of a primary config."""
     ConfigStore.instance().store(name="schema", node=Config)
     ConfigStore.instance().store(name="fit_prior_schema", node=FitPriorConfig)
+    ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
 
 
 def conf_dir() -> str:

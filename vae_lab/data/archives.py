@@ -8,6 +8,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from vae_lab.data.decode import is_html
 from vae_lab.utils.errors import UsageError
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -29,7 +30,8 @@ def unpack_archive(archive: Path, cache_dir: Path) -> Path:
             if not folder.is_dir():  # another process may have finished first
                 pictures.rename(folder)
     except Exception as error:  # on a damaged file, the readers raise nearly any
-        reason = str(error).partition(":\n")[0] or type(error).__name__  # tarfile lists every format it tried
+        # tarfile lists every format it tried
+        reason = "it is an HTML page" if is_html(archive) else str(error).partition(":\n")[0] or type(error).__name__
         raise UsageError(
             f"{archive}: cannot be unpacked into data.cache_dir={cache_dir} ({reason}).\n"
             "Expected an intact zip or tar of pictures, and a writable data.cache_dir with space for them.\n"

@@ -9,82 +9,95 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
+from typing import IO, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vae_lab.data.decode import PictureOptions, UnreadableImageError, decode
+from vae_lab.data.decode import DecodedPicture, PictureOptions, UnreadableImageError, decode
 from vae_lab.utils.cpu import num_cores
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.files import atomic_file, write_atomically
 
-_FORMAT = 5  # increase it when decoding or the files below change: older caches are then ignored
+_FORMAT = 6  # increase it when decoding or the files below change: older caches are then ignored
 _CHUNK = 64  # pictures in memory at once
 
 
-def decode_cached(
-    folder: Path, names: Sequence[str], options: PictureOptions, cache_dir: Path
-) -> tuple[Tensor, dict[str, str]]:
-    """Pixels of the pictures, uint8 (N, C, H, W), and the reason by name for each that cannot be read (a black row).
+class CachedPictures(NamedTuple):
+    pixels: Tensor  # uint8, (N, C, H, W); memory-mapped copy-on-write: writing to it leaves the file unchanged
+    unreadable: dict[str, str]  # the reason by name for each that cannot be read (a black row)
+    peak: int | None  # the largest level of all grey pictures of 16 bits
 
-    The tensor is memory-mapped copy-on-write: writing to it leaves the file unchanged. Raises UsageError if the cache
-    cannot be written.
+
+def decode_cached(
+    names: Sequence[str], sources: Iterable[Path | bytes], stamp: object, options: PictureOptions, cache_dir: Path
+) -> CachedPictures:
+    """Decode files, or their contents, unless that was done before.
+
+    names: of the sources, in messages. stamp: changes, as does its repr, when the sources do. Raises UsageError if the
+    cache cannot be written.
     """
-    path = cache_dir / f"{_key(folder, names, options)}.npy"
+    path = cache_dir / f"{hashlib.sha256(repr((_FORMAT, options, stamp)).encode()).hexdigest()}.npy"
     with contextlib.suppress(OSError, ValueError):  # it is missing or cut short
         return _open(path)
-    try:
-        _build(path, folder, names, options)
-    except OSError as error:
-        raise UsageError(
-            f"data.cache_dir={cache_dir}: cannot be written ({error.strerror or error}).\n"
-            "Expected a writable folder with space for the decoded pictures; set data.cache_dir to one."
-        ) from error
+    _build(path, names, sources, options)
     return _open(path)
 
 
-def _key(folder: Path, names: Sequence[str], options: PictureOptions) -> str:
-    """Hash of the options and of the relative name, size and modification time of each file."""
-    digest = hashlib.sha256(repr((_FORMAT, options)).encode())
-    for name in names:
-        path = folder / name
-        stat = path.stat() if path.exists() else path.lstat()  # a broken link is reported when the file is read
-        digest.update(repr((name, stat.st_size, stat.st_mtime_ns)).encode())
-    return digest.hexdigest()
+@contextlib.contextmanager
+def cache_file(path: Path) -> Iterator[IO[bytes]]:
+    """An `atomic_file` of the cache. Raises UsageError if it cannot be written; nothing else inside raises OSError."""
+    try:
+        with atomic_file(path) as file:
+            yield file
+    except OSError as error:
+        raise UsageError(
+            f"data.cache_dir={path.parent}: cannot be written ({error.strerror or error}).\n"
+            "Expected a writable folder with space for the decoded pictures; set data.cache_dir to one."
+        ) from error
 
 
-def _open(path: Path) -> tuple[Tensor, dict[str, str]]:
+def file_stamp(path: Path) -> tuple[int, int]:
+    """Size and modification time."""
+    stat = path.stat() if path.exists() else path.lstat()  # a broken link is reported when the file is read
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _open(path: Path) -> CachedPictures:
     pixels = np.lib.format.open_memmap(path, mode="c")  # raises ValueError if cut short
-    return torch.from_numpy(pixels), json.loads(path.with_suffix(".json").read_text("utf-8"))
+    return CachedPictures(torch.from_numpy(pixels), *json.loads(path.with_suffix(".json").read_text("utf-8")))
 
 
-def _build(path: Path, folder: Path, names: Sequence[str], options: PictureOptions) -> None:
+def _build(path: Path, names: Sequence[str], sources: Iterable[Path | bytes], options: PictureOptions) -> None:
     """Decode in threads, since Pillow releases the GIL, and write row by row."""
     from rich.console import Console
     from rich.progress import track
 
-    shape = (options.channels, options.image_size, options.image_size)
-
-    def row(name: str) -> tuple[bytes, str]:
+    def row(source: Path | bytes) -> DecodedPicture | str:
         try:
-            return decode(folder / name, options).tobytes(), ""
+            return decode(source, options)
         except UnreadableImageError as error:
-            return bytes(math.prod(shape)), str(error)
+            return str(error)
 
-    unreadable = {}
+    unreadable, peaks, remaining = {}, [], zip(names, sources, strict=True)
     # Not a memory map for writing: on a full disk it ends the process with a bus error.
-    with atomic_file(path) as file, ThreadPoolExecutor(num_cores()) as pool:
-        header = {"descr": "|u1", "fortran_order": False, "shape": (len(names), *shape)}
+    with cache_file(path) as file, ThreadPoolExecutor(num_cores()) as pool:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (len(names), *options.shape)}
         np.lib.format.write_array_header_1_0(file, header)
-        chunks = [names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK)]
-        for chunk in track(chunks, "Decoding pictures", console=Console(stderr=True), transient=True):
-            for name, (pixels, problem) in zip(chunk, pool.map(row, chunk), strict=True):
-                file.write(pixels)
-                if problem:
-                    unreadable[name] = problem
+        starts = range(0, len(names), _CHUNK)
+        for _ in track(starts, "Decoding pictures", console=Console(stderr=True), transient=True):
+            chunk = list(islice(remaining, _CHUNK))
+            for (name, _), found in zip(chunk, pool.map(row, [source for _, source in chunk]), strict=True):
+                if isinstance(found, str):
+                    unreadable[name] = found
+                    file.write(bytes(math.prod(options.shape)))
+                else:
+                    file.write(found.pixels.tobytes())
+                    peaks += [] if found.peak is None else [found.peak]
         # ASCII with escapes: file names need not be valid UTF-8.
-        write_atomically(path.with_suffix(".json"), json.dumps(unreadable).encode("ascii"))
+        write_atomically(path.with_suffix(".json"), json.dumps([unreadable, max(peaks, default=None)]).encode("ascii"))

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,12 +17,22 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 DIGIT_NAMES = tuple("0123456789")
 
 
+class Factors(NamedTuple):
+    """The known factors of variation of each image."""
+
+    values: Tensor  # int64, (N, F)
+    names: tuple[str, ...]  # F
+    categorical: tuple[bool, ...]  # F: whether the values of a factor have no order
+
+
 class DecodedImages(NamedTuple):
     pixels: Tensor  # uint8, (N, C, H, W); in memory or memory-mapped
     splits: Mapping[Split, Tensor]  # int64 indices into pixels; a split may be empty
     labels: Tensor | None = None  # int64, (N,)
     class_names: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()  # files that could not be read; no split has their rows
+    factors: Factors | None = None
+    warnings: tuple[str, ...] = ()  # what a user would not expect of how the images were read
 
 
 def split_by_count(num_images: int, val_size: int, test_size: int) -> dict[Split, Tensor]:
@@ -37,8 +48,32 @@ def split_by_count(num_images: int, val_size: int, test_size: int) -> dict[Split
             f"data.val_size={val_size} and data.test_size={test_size} leave no image to train on: "
             f"there are {num_images} images.\nExpected their sum to be below {num_images}; make one smaller."
         )
-    sizes = [num_images - val_size - test_size, val_size, test_size]
-    return dict(zip(SPLITS, torch.arange(num_images).split(sizes), strict=True))
+    return consecutive([num_images - val_size - test_size, val_size, test_size])
+
+
+def split_at_random(num_images: int, val_size: int, test_size: int) -> dict[Split, Tensor]:
+    """As `split_by_count`, of the images in a random order that is the same in every run."""
+    # RandomState, because numpy guarantees that its stream never changes.
+    order = torch.from_numpy(np.random.RandomState(0).permutation(num_images))
+    return {split: order[rows] for split, rows in split_by_count(num_images, val_size, test_size).items()}
+
+
+def complete_splits(given: Mapping[Split, Tensor], val_size: float, test_size: float) -> dict[Split, Tensor]:
+    """The splits of a data set that brings some: val or test is taken from its training images at random if empty.
+
+    val_size, test_size: a number of images, or a fraction below 1 of the training images. Raises UsageError.
+    """
+    train = given["train"]
+    counts = [round(size * len(train)) if 0 < size < 1 else int(size) for size in (val_size, test_size)]
+    val, test = (given.get(split, train[:0]) for split in SPLITS[1:])
+    parts = split_at_random(len(train), 0 if len(val) else counts[0], 0 if len(test) else counts[1])
+    val, test = torch.cat([val, train[parts["val"]]]), torch.cat([test, train[parts["test"]]])
+    return {"train": train[parts["train"]], "val": val, "test": test}
+
+
+def consecutive(sizes: Sequence[int]) -> dict[Split, Tensor]:
+    """Int64 indices of train, val and test that stand one after the other."""
+    return dict(zip(SPLITS, torch.arange(sum(sizes)).split(list(sizes)), strict=True))
 
 
 def split_by_hash(names: Sequence[str], val_size: float, test_size: float) -> dict[Split, Tensor]:

@@ -90,10 +90,11 @@ def random_hue(x: Tensor, most: float) -> Tensor:
     """Rotate the colours of each float image about the grey axis by at most `most` turns: white stays white."""
     if not most:
         return x
+    x, alpha = x[:, :3], x[:, 3:]
     angle = 2 * math.pi * most * (2 * torch.rand(len(x), 1, 1, 1, device=x.device) - 1)
     grey = x.mean(1, keepdim=True)
     turned = (x.roll(1, 1) - x.roll(-1, 1)) / math.sqrt(3)  # the cross product with the grey axis
-    return grey + angle.cos() * (x - grey) + angle.sin() * turned
+    return torch.cat([grey + angle.cos() * (x - grey) + angle.sin() * turned, alpha], 1)
 
 
 def binarize_dynamic(images: Tensor) -> Tensor:

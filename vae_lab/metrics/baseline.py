@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vae_lab.likelihoods import MIN_VARIANCE
+from vae_lab.metrics.evaluation import Row, Subject, left_out, mean_row
 
 Batches = Callable[[], Iterable[Tensor]]  # images (B, D), the same at each call
 EXACT_SIZE = 1024  # of a matrix whose eigenvectors one thread finds in half a second
@@ -172,3 +173,46 @@ def reconstruction_metrics(errors: Tensor, deviations: Tensor, num_pixels: int, 
 def _colour(second: Tensor) -> Tensor:
     """Sum of squares of the channels minus their mean."""
     return second.trace() - second.sum() / len(second)
+
+
+def why_no_pca(num_latents: int, num_dims: int, num_images: int) -> str | None:
+    """The reason why PCA cannot be fitted; None if it can."""
+    if num_latents >= num_dims:
+        return f"{num_latents} latents hold all {num_dims} values of an image"
+    if num_latents >= num_images - 1:
+        return f"{num_latents} latents need at least {num_latents + 2} training images; {num_images} can be used"
+    return None
+
+
+def baseline_rows(subject: Subject) -> Iterator[Row]:
+    """`pca_log_likelihood` (exact) and `pca_mse` of probabilistic PCA with as many latents as the model, and `mean_mse`
+    of the mean training image: what a model has to beat."""
+    model, data = subject.model, subject.data
+    dims, latents = model.image.num_dims, sum(math.prod(latent.shape) for latent in model.latents)
+    count = min(data.size("train"), max_images(dims, latents))
+
+    def training() -> Iterator[Tensor]:
+        for x, _ in subject.blocks(count, "probabilistic PCA", "train"):
+            yield x.flatten(1)
+
+    found = moments(training)
+    reason = why_no_pca(latents, dims, count)
+    pca = None if reason else fit_ppca(training, latents, found)
+    mean = found.mean.cpu()
+    of_mean, of_pca, log_px = [], [], []
+    for x, _ in subject.blocks(None, "baseline"):
+        rows = x.flatten(1).cpu().double()
+        of_mean.append((rows - mean).square().mean(1))
+        if pca is not None:
+            of_pca.append((rows - pca.reconstruct(rows)).square().mean(1))
+            log_px.append(pca.log_prob(rows))
+    protocol = {"latents": latents, "training images": count}
+    if pca is None:
+        yield from left_out(reason or "", "pca_log_likelihood", "pca_mse")
+    else:
+        if model.likelihood.levels is None:
+            yield mean_row("pca_log_likelihood", torch.cat(log_px), **protocol, unit="nats per image")
+        else:
+            yield from left_out("a density is not comparable with this model's probability mass", "pca_log_likelihood")
+        yield mean_row("pca_mse", torch.cat(of_pca), **protocol)
+    yield mean_row("mean_mse", torch.cat(of_mean), **{"training images": count})

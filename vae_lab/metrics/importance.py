@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -33,10 +34,30 @@ def importance_bound(model: Model, x: Tensor, num_samples: int, y: Tensor | None
 
 
 def _bound(model: Model, x: Tensor, y: Tensor | None, num_samples: int, chunk: int) -> Tensor:
-    """chunk: samples of each image decoded at once."""
-    sample_trace, parts = model.trace_sampler(x, y), []
+    return log_weights(model, x, num_samples, chunk, y).logsumexp(0) - math.log(num_samples)
+
+
+@torch.inference_mode()
+def log_weights(model: Model, x: Tensor, num_samples: int, chunk: int, y: Tensor | None = None) -> Tensor:
+    """log p(x, z_k) - log q(z_k|x), (K, B), with `chunk` samples of each image decoded at once."""
+    sample_trace = model.trace_sampler(x, y)
+    parts = []
     for start in range(0, num_samples, chunk):
         trace = sample_trace(min(chunk, num_samples - start))
         log_ratio = sum(latent.log_ratio for latent in trace.latents)
         parts.append(trace.likelihood.log_prob(x) - log_ratio)
-    return torch.cat(parts).logsumexp(0) - math.log(num_samples)
+    return torch.cat(parts)
+
+
+def bounds_by_number(weights: Tensor, numbers: Sequence[int]) -> dict[int, Tensor]:
+    """The bound of each image for several K up to the number of weights: means over disjoint groups of K weights.
+
+    weights: (K_max, B). ValueError: K below 1 or above K_max.
+    """
+    found = {}
+    for k in numbers:
+        if not 1 <= k <= len(weights):
+            raise ValueError(f"K = {k}: expected 1 to {len(weights)}, the number of weights")
+        groups = weights[: len(weights) // k * k].unflatten(0, (-1, k)).double()
+        found[k] = groups.logsumexp(1).mean(0) - math.log(k)
+    return found

@@ -6,5 +6,6 @@ The files have other names than the functions, because a dotted path finds a mod
 from vae_lab.data.sets.idx import fashion_mnist, mnist
 from vae_lab.data.sets.pictures import folder
 from vae_lab.data.sets.scikit_learn import digits
+from vae_lab.data.sets.synthetic import dsprites, shapes
 
-__all__ = ["digits", "fashion_mnist", "folder", "mnist"]
+__all__ = ["digits", "dsprites", "fashion_mnist", "folder", "mnist", "shapes"]

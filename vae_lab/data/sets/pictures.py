@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Literal, Unpack
+from typing import Literal, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 
 from vae_lab.data.archives import ARCHIVE_SUFFIXES, unpack_archive
-from vae_lab.data.cache import decode_cached
+from vae_lab.data.cache import CachedPictures, decode_cached, file_stamp
 from vae_lab.data.datamodule import BatchOptions, ImageDataModule
-from vae_lab.data.decode import Fit, PictureOptions
-from vae_lab.data.images import DecodedImages, split_by_hash
+from vae_lab.data.decode import SIXTEEN_BITS, SUFFIXES, Channels, Fit, PictureOptions
+from vae_lab.data.images import SPLITS, DecodedImages, Split, split_by_hash
+from vae_lab.data.labels import labels_of_folders, read_labels
 from vae_lab.utils.errors import UsageError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+SPLIT_FOLDERS: dict[str, Split] = {
+    **{"train": "train", "training": "train", "test": "test", "testing": "test"},
+    **{"val": "val", "valid": "val", "validation": "val"},
+}
 
 
 def folder(
     folder: str,
-    image_size: int,
-    channels: Literal[1, 3] = 3,
+    image_size: int | tuple[int, int],
+    channels: Channels = 3,
     fit: Fit = "pad",
     background: str = "white",
     max_pixels: int = 50_000_000,
+    range: tuple[float, float] | None = None,
+    labels: str | None = None,
+    label_name: str | None = None,
     on_bad_image: Literal["stop", "skip"] = "stop",
     val_size: float = 0.1,
     test_size: float = 0.1,
@@ -36,49 +44,65 @@ def folder(
 ) -> ImageDataModule:
     """The pictures in `folder` (or in an archive) and its subfolders, in the order of their relative names.
 
-    `image_size` to `max_pixels`: see PictureOptions. `val_size` and `test_size` are fractions: see split_by_hash. The
-    labels are the first-level subfolders, if every picture is in one. Raises UsageError if the folder is missing or
-    empty, a picture is unreadable and `on_bad_image` is stop, none is left to train on, or the cache cannot be written.
+    `image_size` to `range`: see PictureOptions. `labels`, `label_name`: see read_labels; by default the labels are the
+    first-level subfolders, if every picture is in one. Subfolders `train` and `val` or `test` are the splits, and
+    theirs the labels; `val_size` and `test_size` are fractions of what is not split so: see split_by_hash.
+    Raises UsageError if the folder is missing or empty, a picture is unreadable and `on_bad_image` is stop, none is
+    left to train on, or the cache cannot be written.
     """
     if not folder.strip():
         raise UsageError("data.folder: has no value\nSet it to a folder of pictures: data.folder=PATH")
-    pictures = PictureOptions(image_size, channels, fit, background, max_pixels)
+    size = image_size if isinstance(image_size, int) else (image_size[0], image_size[1])
+    pictures = PictureOptions(size, channels, fit, background, max_pixels, range and (range[0], range[1]))
 
     def load() -> DecodedImages:
         path, cache = (Path(name).expanduser().absolute() for name in (folder, cache_dir))
         if path.is_file() and path.name.lower().endswith(ARCHIVE_SUFFIXES):
             path = _without_outer_folder(unpack_archive(path, cache))
-        names = find_pictures(path)
-        if not names:
+        found, others = find_pictures(path)
+        if not found:
             raise UsageError(_no_pictures(path, folder))
-        splits = split_by_hash(names, val_size, test_size)  # raises before decoding if there are too few to split
-        pixels, unreadable = decode_cached(path, names, pictures, cache)
-        if unreadable:
-            readable = torch.tensor([name not in unreadable for name in names])
-            splits = {split: rows[readable[rows]] for split, rows in splits.items()}
-            if on_bad_image == "stop" or not len(splits["train"]):
-                name, reason = next(iter(unreadable.items()))
-                raise UsageError(
-                    f"data.folder={folder}: {name} {reason}.\n{len(unreadable)} of {len(names)} pictures cannot be "
-                    "read.\nRepair or remove them, or skip them if others are left: data.on_bad_image=skip"
-                )
-        return DecodedImages(pixels, splits, *_labels(names), tuple(unreadable))
+        layout = arrange(found, val_size, test_size)  # raises before decoding if there are too few to split
+        names = layout.names
+        classes = read_labels(labels, path, names, label_name) if labels else labels_of_folders(layout.inner_names)
+        stamp = [(name, *file_stamp(path / name)) for name in names]
+        decoded = decode_cached(names, (path / name for name in names), stamp, pictures, cache)
+        splits = _readable(layout, decoded, on_bad_image == "stop", folder)
+        others = [name for name in others if not labels or PurePosixPath(name).name != Path(labels).name]
+        warnings = _warnings(others, sorted({*found} - {*names}), decoded.peak)
+        return DecodedImages(decoded.pixels, splits, *classes, tuple(decoded.unreadable), warnings=warnings)
 
     return ImageDataModule(load, **options)
 
 
-def find_pictures(folder: Path) -> list[str]:
-    """Sorted relative posix names of the picture files in the folder and its subfolders, hidden ones excluded.
+def find_pictures(folder: Path) -> tuple[list[str], list[str]]:
+    """Sorted relative posix names of the pictures in the folder and its subfolders, and of the files of other formats.
 
-    Raises UsageError for a subfolder that cannot be listed.
+    Hidden ones are excluded; links to folders are followed, once each. Raises UsageError for a subfolder that cannot be
+    listed.
     """
-    names: list[str] = []
-    for where, folders, files in os.walk(folder, onerror=_raise_not_listed):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    pictures: list[str] = []
+    others: list[str] = []
+    seen = {folder.resolve()}
+    for where, folders, files in os.walk(folder, onerror=_raise_not_listed, followlinks=True):
+        folders[:] = [name for name in sorted(folders) if _is_to_list(Path(where, name), folder.resolve(), seen)]
         inside = PurePosixPath(Path(where).relative_to(folder).as_posix())
-        pictures = [name for name in files if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
-        names += [str(inside / name) for name in pictures]
-    return sorted(names)
+        for name in files:
+            if not name.startswith("."):
+                (pictures if name.lower().endswith(SUFFIXES) else others).append(str(inside / name))
+    return sorted(pictures), sorted(others)
+
+
+def _is_to_list(path: Path, root: Path, seen: set[Path]) -> bool:
+    """Whether a folder is not hidden and its pictures have no other name; it is then noted in `seen`."""
+    target = path.resolve()
+    if path.name.startswith(".") or target in seen:
+        return False
+    inside = target.relative_to(root).parts if path.is_symlink() and root in target.parents else ()
+    if inside and not any(part.startswith(".") for part in inside):
+        return False  # it is listed there
+    seen.add(target)
+    return True
 
 
 def _raise_not_listed(error: OSError) -> None:
@@ -91,19 +115,64 @@ def _raise_not_listed(error: OSError) -> None:
 
 def _without_outer_folder(folder: Path) -> Path:
     """The folder that most programs pack around everything, if it is there."""
-    tops = {name.partition("/")[0] for name in find_pictures(folder)}
+    tops = {name.partition("/")[0] for name in find_pictures(folder)[0]}
     inner = folder.joinpath(*tops)
     return inner if len(tops) == 1 and inner.is_dir() else folder
 
 
-def _labels(names: Sequence[str]) -> tuple[Tensor | None, tuple[str, ...]]:
-    """Labels (N,) and sorted class names; None and () unless every picture is in a subfolder."""
-    if not all("/" in name for name in names):
-        return None, ()
-    tops = [name.partition("/")[0] for name in names]
-    classes = sorted(set(tops))
-    number = {name: label for label, name in enumerate(classes)}
-    return torch.tensor([number[top] for top in tops]), tuple(classes)
+class Layout(NamedTuple):
+    names: list[str]  # of the pictures that are used
+    inner_names: list[str]  # without the folder of their split
+    splits: dict[Split, Tensor]
+
+
+def arrange(names: list[str], val_size: float, test_size: float) -> Layout:
+    """Splits by the folders train, val and test if train and another are there, else by a hash of the names.
+
+    Of val and test, one that is not there is split from train. Pictures beside these folders are not used.
+    """
+    tops = [SPLIT_FOLDERS.get(name.partition("/")[0].lower()) if "/" in name else None for name in names]
+    if not {"train"} < set(tops) - {None}:
+        return Layout(names, names, split_by_hash(names, val_size, test_size))
+    names = [name for name, top in zip(names, tops, strict=True) if top]
+    used = [top for top in tops if top]
+    rows = {split: torch.tensor([i for i, top in enumerate(used) if top == split]).long() for split in SPLITS}
+    train = rows["train"]
+    lacking = [0.0 if len(rows["val"]) else val_size, 0.0 if len(rows["test"]) else test_size]
+    parts = split_by_hash([names[i] for i in train.tolist()], *lacking)
+    val, test = (torch.cat([rows[split], train[parts[split]]]) for split in SPLITS[1:])
+    inner = [name.partition("/")[2] for name in names]
+    return Layout(names, inner, {"train": train[parts["train"]], "val": val, "test": test})
+
+
+def _readable(layout: Layout, decoded: CachedPictures, stop: bool, folder: str) -> dict[Split, Tensor]:
+    """The splits without unreadable pictures. UsageError if there are any and `stop`, or none is left to train on."""
+    if not decoded.unreadable:
+        return layout.splits
+    readable = torch.tensor([name not in decoded.unreadable for name in layout.names])
+    splits = {split: rows[readable[rows]] for split, rows in layout.splits.items()}
+    if stop or not len(splits["train"]):
+        name, reason = next(iter(decoded.unreadable.items()))
+        raise UsageError(
+            f"data.folder={folder}: {name} {reason}.\n{len(decoded.unreadable)} of {len(layout.names)} pictures cannot "
+            "be read.\nRepair or remove them, or skip them if others are left: data.on_bad_image=skip"
+        )
+    return splits
+
+
+def _warnings(others: Sequence[str], beside: Sequence[str], peak: int | None) -> tuple[str, ...]:
+    """What a user would not expect: files that are not read, pictures in no split, 16 bits of which few are used."""
+    found = []
+    if others:
+        suffixes = [PurePosixPath(name).suffix.lower() or "(no suffix)" for name in others]
+        first = dict(zip(reversed(suffixes), reversed(others), strict=True))
+        kinds = [f"{count} {kind} such as {first[kind]}" for kind, count in Counter(suffixes).most_common(5)]
+        found.append(f"{len(others)} files are left out, of formats that are not read: {', '.join(kinds)}")
+    if beside:
+        found.append(f"{len(beside)} pictures beside the folders of the splits are left out, such as {beside[0]}")
+    if peak is not None and peak < SIXTEEN_BITS / 8:
+        found.append(f"no 16-bit picture is brighter than {peak} of {SIXTEEN_BITS}: set data.range=[0,{peak}]")
+    return tuple(found)
 
 
 def _no_pictures(path: Path, folder: str) -> str:

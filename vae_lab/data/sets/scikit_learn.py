@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vae_lab.data.datamodule import BatchOptions, ImageDataModule
-from vae_lab.data.images import DecodedImages, split_by_count
+from vae_lab.data.images import DecodedImages, split_at_random
 from vae_lab.utils.errors import UsageError
 
 _SIDE = 8
@@ -33,11 +33,8 @@ def digits(
         file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
         table = torch.from_numpy(np.loadtxt(str(file), delimiter=",", dtype=np.uint8))
         levels, labels = table[:, :-1].reshape(-1, 1, _SIDE, _SIDE), table[:, -1].long()
-        # The file is ordered by writer: a fixed shuffle puts all writers in every split. RandomState, because
-        # numpy guarantees that its stream never changes.
-        order = torch.from_numpy(np.random.RandomState(0).permutation(len(labels)))
-        rows = split_by_count(len(labels), val_size, test_size)
-        splits = {split: order[indices] for split, indices in rows.items()}
+        # The file is ordered by writer: at random, all writers are in every split.
+        splits = split_at_random(len(labels), val_size, test_size)
         return DecodedImages(_upsample(levels, image_size), splits, labels, tuple("0123456789"))
 
     return ImageDataModule(load, **options)

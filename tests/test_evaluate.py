@@ -1,0 +1,83 @@
+"""`python -m vae_lab.evaluate` as a user runs it."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from helpers.data import FAST
+from helpers.refusals import refused
+from torch import nn
+
+from vae_lab import load
+
+EVALUATE = {"module": "vae_lab.evaluate"}
+LIKELIHOOD = ("evaluation.likelihood.num_samples=20", "evaluation.likelihood.num_images=50")
+SMALL = (*LIKELIHOOD, "evaluation.quality.num_images=60", "evaluation.quality.features=random")
+
+
+@pytest.fixture
+def run(fast_run, tmp_path):
+    return shutil.copytree(fast_run.run, tmp_path / "run")
+
+
+def test_every_number_has_its_protocol_and_twice_gives_the_same_bytes(run, command):
+    annealing = ("evaluation.likelihood.ais.num_steps=5", "evaluation.likelihood.ais.num_images=20")
+    done = command(str(run), *SMALL, *annealing, "evaluation.against=digits", **EVALUATE)
+    assert done.code == 0, done.stderr
+    found = json.loads((run / "evaluation.json").read_text())
+    sections = ("likelihood", "baseline", "anomaly", "reconstruction", "representation", "samples", "cost")
+    assert list(found) == ["protocol", *sections]
+    assert {"split", "binarize", "seed", "precision", "checkpoint", "step", "versions"} <= found["protocol"].keys()
+    assert found["protocol"]["run_status"] == "completed"
+    for section in sections:
+        for name, row in found[section].items():
+            assert (row["value"] is None) == ("reason" in row), name
+            assert name in done.stdout
+    elbo, bound = found["likelihood"]["elbo"], found["likelihood"]["iw_elbo_20"]
+    assert elbo["stderr"] > 0 and bound["protocol"]["K"] == 20 and bound["protocol"]["images"] == 50
+    assert found["anomaly"]["auroc"]["value"] == 0.5  # against its own images
+    weights = [part.weight.numel() for part in load(run).model.modules() if isinstance(part, nn.Linear)]
+    assert found["cost"]["multiply_adds"]["value"] == sum(weights)
+    assert (run / "images" / "nearest_training_images.png").read_bytes().startswith(b"\x89PNG")
+    arrays = np.load(run / "evaluation.npz")
+    assert arrays["elbo"].mean() == pytest.approx(elbo["value"]) and arrays["iw_elbo_20"].shape == (50,)
+    before = [(run / name).read_bytes() for name in ("evaluation.json", "evaluation.npz")]
+    assert command(str(run), *SMALL, *annealing, "evaluation.against=digits", **EVALUATE).code == 0
+    assert [(run / name).read_bytes() for name in ("evaluation.json", "evaluation.npz")] == before
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("evaluation.likelihood.num_samples=0",), ("evaluation.likelihood.num_samples=0", "at least 1")),
+        (("evaluation.split=tests",), ("evaluation.split=tests", "train, val, test")),
+        (("evaluation.quality.features=inceptoin",), ("features=inceptoin", "flips")),
+        (("checkpoint=newest",), ("newest.ckpt",)),
+        (("evaluation=fast",), ("evaluation", "quick")),
+        (("data.root=/nowhere",), ("data.root", "reads no root")),
+    ],
+)
+def test_wrong_requests(run, command, argv, words):
+    refused(command(str(run), *argv, **EVALUATE), *words)
+    assert not (run / "evaluation.json").exists()
+
+
+def test_an_unfinished_run_is_evaluated_and_called_so(run, command):
+    (run / "summary.json").unlink()
+    parts = ("evaluation.quality=null", "evaluation.representation=null", "evaluation.cost=false")
+    done = command(str(run), *SMALL, *parts, "checkpoint=last", **EVALUATE)
+    assert done.code == 0, done.stderr
+    found = json.loads((run / "evaluation.json").read_text())
+    assert found["protocol"]["run_status"] == "unfinished" and found["protocol"]["checkpoint"] == "last"
+    assert "samples" not in found
+
+
+def test_a_model_without_a_bound_says_which_part_has_no_density(command):
+    trained = command("experiment=ae", "data=digits", *FAST)
+    assert trained.code == 0, trained.stderr
+    done = command(str(trained.run), *SMALL, **EVALUATE)
+    assert done.code == 0, done.stderr
+    found = json.loads((trained.run / "evaluation.json").read_text())
+    assert "has no density" in found["likelihood"]["elbo"]["reason"]
+    assert found["likelihood"]["distortion"]["value"] > 0 and found["samples"]["fid"]["value"] is None

@@ -1,0 +1,286 @@
+"""python -m vae_lab.evaluate RUN: the numbers of a run, each with its protocol and standard error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from vae_lab.fit_prior import prepare_device
+from vae_lab.runs.cli import run_as_first_argument, run_command
+from vae_lab.utils.errors import UsageError
+from vae_lab.utils.files import write_atomically, write_json
+from vae_lab.utils.signals import StopSignals
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vae_lab.data.datamodule import ImageDataModule
+    from vae_lab.inference import Lab
+    from vae_lab.metrics.evaluation import ProgressCallback, Row, Subject
+
+Section = Callable[[], Iterator["Row"]]
+SPLITS = ("train", "val", "test")
+
+
+def main() -> None:
+    run_as_first_argument()
+    run_command(evaluate, config_name="evaluate")
+
+
+def evaluate(config: DictConfig) -> None:
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        raise UsageError("evaluate takes one run at a time\nremove --multirun")
+    from vae_lab.inference import load
+    from vae_lab.metrics.evaluation import Subject
+    from vae_lab.runs.checkpoint_io import load_checkpoint
+
+    run, options = Path(config.run), config.evaluation
+    check(options)
+    lab = load(run, config.checkpoint, config.trusted, config.prior)
+    step = load_checkpoint(run / "checkpoints" / f"{config.checkpoint}.ckpt", needed=("global_step",))["global_step"]
+    with StopSignals() as stop_signals:
+        device = prepare_device(config.device, lab.config)
+        data = images_of(lab, config.data)
+        if not data.size(options.split):
+            raise UsageError(f"evaluation.split={options.split}: the data of this run have no such images")
+        stop_signals.defer_to_safe_points()
+        with progress_reports(stop_signals.raise_if_requested) as report:
+            subject = Subject(lab.to(device).model, data, device, options.split, config.seed, report)
+            found = {name: list(section()) for name, section in sections(subject, options).items()}
+    write(run, found, subject, protocol(config, lab, subject, step))
+    show(run, found, subject)
+
+
+@contextmanager
+def progress_reports(pause: Callable[[], None]) -> Iterator[ProgressCallback]:
+    """A progress bar on a terminal, by a function that also calls `pause`, which may end the evaluation by raising."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from vae_lab.callbacks.progress import COLUMNS
+
+    console = Console(stderr=True)
+    bar = Progress(*COLUMNS, console=console, transient=True, refresh_per_second=2, disable=not console.is_terminal)
+    task = bar.add_task("", shown="")
+
+    def report(what: str, done: int, total: int) -> None:
+        pause()
+        if done < bar.tasks[0].completed:  # the next piece of work
+            bar.reset(task)
+        bar.update(task, description=what, completed=done, total=total)
+
+    with bar:
+        yield report
+
+
+def check(options: DictConfig) -> None:
+    """UsageError: a value that no evaluation accepts, found before anything is loaded."""
+    from typing import get_args
+
+    from vae_lab.metrics.features import FeatureName
+
+    if options.split not in SPLITS:
+        raise UsageError(f"evaluation.split={options.split}: expected {', '.join(SPLITS)}")
+    if options.quality is not None and options.quality.features not in get_args(FeatureName):
+        raise UsageError(f"evaluation.quality.features={options.quality.features}: expected one of {FeatureName}")
+    for key in ("likelihood.num_samples", "likelihood.ais.num_steps", "likelihood.ais.num_chains",
+                "quality.num_images", "representation.num_train"):  # fmt: skip
+        value = OmegaConf.select(options, key)
+        if value is not None and value < 1:
+            raise UsageError(f"evaluation.{key}={value}: expected at least 1")
+
+
+def images_of(lab: Lab, moved: DictConfig) -> ImageDataModule:
+    """The images of the run, where they are now. UsageError: they are not there, or of another shape."""
+    from vae_lab.training.build import build_node
+
+    node = lab.config.data
+    for key in ("root", "folder"):
+        if moved[key] is not None:
+            if key not in node:
+                raise UsageError(f"data.{key}: this run reads no {key}; its data config has {', '.join(node)}")
+            node[key] = moved[key]
+    data: ImageDataModule = build_node(node)
+    data.setup()
+    if data.image != lab.image:
+        raise UsageError(f"data: the model was trained on images of {lab.image}\nfound {data.image}")
+    return data
+
+
+def sections(subject: Subject, options: DictConfig) -> dict[str, Section]:
+    """The parts of an evaluation that were asked for, in the order of the table."""
+    from vae_lab.metrics import baseline, cost, representation
+
+    found: dict[str, Section] = {}
+    if options.likelihood is not None:
+        found["likelihood"] = partial(_likelihood, subject, options.likelihood)
+    if options.baseline:
+        found["baseline"] = partial(baseline.baseline_rows, subject)
+    if options.against is not None:
+        found["anomaly"] = partial(_anomaly, subject, _strangers(subject, options.against), options.against)
+    found["reconstruction"] = partial(representation.reconstruction_rows, subject)
+    if options.representation is not None:
+        found["representation"] = partial(representation.representation_rows, subject, options.representation.num_train)
+    if options.quality is not None:
+        found["samples"] = partial(_quality, subject, options.quality)
+    if options.cost:
+        found["cost"] = partial(cost.cost_rows, subject)
+    return found
+
+
+def _likelihood(subject: Subject, options: DictConfig) -> Iterator[Row]:
+    from vae_lab.metrics import likelihood
+
+    yield from likelihood.elbo_rows(subject)
+    yield from likelihood.importance_rows(subject, options.num_samples, options.num_images)
+    yield from likelihood.kl_parts_rows(subject)
+    if (ais := options.ais).num_steps is not None:
+        sizes = (ais.num_steps, ais.num_chains, ais.num_leapfrog, ais.num_images)
+        yield from likelihood.annealed_rows(subject, *sizes)
+        if ais.simulated:
+            yield from likelihood.bidirectional_rows(subject, *sizes)
+
+
+def _quality(subject: Subject, options: DictConfig) -> Iterator[Row]:
+    import os
+
+    from vae_lab.metrics.features import build_features
+    from vae_lab.metrics.quality import quality_rows
+
+    cache = Path(os.environ.get("VAE_LAB_CACHE", "~/.cache/vae_lab")).expanduser()
+    yield from quality_rows(subject, build_features(options.features, subject, cache), options.num_images)
+
+
+def _strangers(subject: Subject, other: str) -> Subject:
+    """The same model before the images of another data config. UsageError: images of another shape."""
+    from dataclasses import replace
+
+    from hydra import compose
+
+    from vae_lab.training.build import build_node
+
+    node = compose("train", overrides=[f"data={other}", f"data.binarize={subject.data.preprocess.binarize}"]).data
+    data: ImageDataModule = build_node(node)
+    data.setup()
+    if data.image.shape != subject.model.image.shape:
+        shapes = f"{data.image.shape} instead of {subject.model.image.shape}"
+        raise UsageError(f"evaluation.against={other}: its images (C, H, W) are {shapes}")
+    return replace(subject, data=data, per_image={})
+
+
+def _anomaly(subject: Subject, strangers: Subject, other: str) -> Iterator[Row]:
+    """`auroc`: whether the ELBO is higher for the images of the run than for those of another data config."""
+    from vae_lab.metrics.cost import auroc
+    from vae_lab.metrics.evaluation import Row, left_out
+    from vae_lab.metrics.likelihood import elbo_rows
+
+    for each in (subject, strangers):
+        if "elbo" not in each.per_image and "elbo" in {row.name for row in elbo_rows(each) if row.value is None}:
+            yield from left_out("no bound on log p(x)", "auroc")
+            return
+    own, theirs = subject.per_image["elbo"], strangers.per_image["elbo"]
+    protocol = {"score": "elbo", "against": other, "images": len(own), "their images": len(theirs)}
+    yield Row("auroc", auroc(own, theirs), protocol=protocol)
+
+
+def protocol(config: DictConfig, lab: Lab, subject: Subject, step: int) -> dict[str, Any]:
+    """What holds for all numbers."""
+    from vae_lab.runs.provenance import versions
+
+    run = Path(config.run)
+    summary = run / "summary.json"
+    status = json.loads(summary.read_text())["status"] if summary.is_file() else "unfinished"
+    return {
+        "run_status": status,
+        "checkpoint": config.checkpoint,
+        "step": step,
+        "prior": lab.fitted_prior or "trained",
+        "split": subject.split,
+        "images": subject.data.size(subject.split),
+        "binarize": subject.data.preprocess.binarize,
+        "seed": subject.seed,
+        "device": subject.device.type,
+        "precision": "float32",
+        "versions": versions(),
+    }
+
+
+def write(run: Path, found: dict[str, list[Row]], subject: Subject, common: dict[str, Any]) -> None:
+    """evaluation.json, the same bytes each time: without the speeds, which are measured; and evaluation.npz."""
+    import io
+
+    import numpy as np
+
+    kept = {
+        name: {row.name: _entry(row) for row in rows if "measured" not in row.protocol} for name, rows in found.items()
+    }
+    arrays: dict[str, Any] = {name: values.numpy() for name, values in sorted(subject.per_image.items())}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_atomically(run / "evaluation.npz", buffer.getvalue())
+    if subject.nearest is not None:
+        write_atomically(run / "images" / "nearest_training_images.png", nearest_png(*subject.nearest))
+    write_json(run / "evaluation.json", {"protocol": common, **kept})
+
+
+def nearest_png(samples: Tensor, images: Tensor) -> bytes:
+    from vae_lab.figures.canvas import figure_png
+    from vae_lab.figures.grids import stacked
+
+    parts = {"sample": samples.cpu(), "nearest": images.cpu()}
+    title = "Samples, and the training images nearest to them"
+    return figure_png(stacked(parts, title=title, xlabel="nearest in the features of the evaluation").figure())
+
+
+def _entry(row: Row) -> dict[str, Any]:
+    if row.value is None:
+        return {"value": None, "reason": row.reason}
+    return {"value": row.value, "stderr": row.stderr, "protocol": row.protocol}
+
+
+def show(run: Path, found: dict[str, list[Row]], subject: Subject) -> None:
+    """Print a table: a part's common protocol beside its name, that of single rows beside them."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(style="dim")
+    for name, rows in found.items():
+        protocols = [row.protocol.items() for row in rows if row.value is not None] or [{}.items()]
+        common = [item for item in protocols[0] if len(protocols) > 1 and all(item in each for each in protocols)]
+        table.add_row(f"[cyan]{name}", "", "", _words(common))
+        for row in rows:
+            own = _words([item for item in row.protocol.items() if item not in common])
+            stderr = "" if row.stderr is None else f"± {_number(row.stderr)}"
+            table.add_row(f"  {row.name}", "-" if row.value is None else _number(row.value), stderr, row.reason or own)
+    console = Console()
+    console.print(table, highlight=False)
+    console.print(
+        f"{subject.split} split, ± standard error; {run / 'evaluation.json'}", highlight=False, soft_wrap=True
+    )
+
+
+def _words(protocol: Iterable[tuple[str, Any]]) -> str:
+    def word(value: Any) -> str:
+        return f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+    return ", ".join(f"{key} {word(value)}" for key, value in protocol if key != "measured")
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1e5 else f"{value:.4g}" if abs(value) < 10 else f"{value:,.2f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""What every part of an evaluation has: the model, the images, the noise; and the rows it fills."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vae_lab.data.datamodule import ImageDataModule
+from vae_lab.data.images import Split
+from vae_lab.models.base import Model
+from vae_lab.utils.rng import FIT, seed_noise
+
+BLOCK = 100  # images with one seed: results do not depend on any batch size
+ProgressCallback = Callable[[str, int, int], None]  # what is done, how many of how many
+
+
+class Row(NamedTuple):
+    """One number of the table: its standard error and protocol, or the reason why it is left out."""
+
+    name: str
+    value: float | None
+    stderr: float | None = None
+    protocol: dict[str, Any] = {}  # noqa: RUF012 - never changed
+    reason: str = ""
+
+
+def mean_row(name: str, values: Tensor, **protocol: Any) -> Row:
+    """The mean over images and its standard error. values: one for each image, (N,)."""
+    values = values.double()
+    stderr = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else None
+    return Row(name, float(values.mean()), stderr, {"images": len(values), **protocol})
+
+
+def left_out(reason: str, *names: str) -> Iterator[Row]:
+    """Rows that could not be filled."""
+    for name in names:
+        yield Row(name, None, reason=reason)
+
+
+@dataclass
+class Subject:
+    """A model in evaluation mode on a device, the data that were set up for it, and the split to evaluate.
+
+    per_image: arrays (N,) by the names of their rows, for users to analyse. report_progress: also ends the evaluation,
+    by raising, when it is asked to stop.
+    """
+
+    model: Model
+    data: ImageDataModule
+    device: torch.device
+    split: Split = "test"
+    seed: int = 0
+    report_progress: ProgressCallback = lambda what, done, total: None
+    per_image: dict[str, Tensor] = field(default_factory=dict)
+    nearest: tuple[Tensor, Tensor] | None = None  # samples and their nearest training images, (n, C, H, W) each
+
+    def blocks(
+        self, num_images: int | None, what: str, split: Split | None = None
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The first images of a split, BLOCK at a time, each with a seed of its own: x (B, C, H, W), labels (B,)."""
+        split = split or self.split
+        total = min(num_images or self.data.size(split), self.data.size(split))
+        done = 0
+        for x, y in self._images(split, total):
+            seed_noise(self.device, self.seed, FIT, *what.encode(), done)
+            yield x, y
+            done += len(x)
+            self.report_progress(what, done, total)
+
+    def _images(self, split: Split, total: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Blocks of equal size, whatever the size of the batches of the data."""
+        rest, labels = torch.empty(0), torch.empty(0, dtype=torch.int64)
+        for x, y in self.data.first_images(split, total):
+            rest = torch.cat((rest, x)) if len(rest) else x
+            labels = labels if y is None else torch.cat((labels, y))
+            while len(rest) >= BLOCK:
+                yield self._on_device(rest[:BLOCK], None if y is None else labels[:BLOCK])
+                rest, labels = rest[BLOCK:], labels[BLOCK:]
+        if len(rest):
+            yield self._on_device(rest, labels if len(labels) else None)
+
+    def _on_device(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return x.to(self.device), None if y is None else y.to(self.device)
+
+    def labels(self, y: Tensor | None) -> Tensor | None:
+        """The labels, for a conditional model only."""
+        return y if self.model.conditional else None
