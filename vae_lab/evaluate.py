@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from vae_lab.fit_prior import prepare_device
+from vae_lab.fit_prior import prepare_device, progress_bar
 from vae_lab.runs.cli import run_as_first_argument, run_command
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.files import write_atomically, write_json
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
     from vae_lab.data.datamodule import ImageDataModule
     from vae_lab.inference import Lab
-    from vae_lab.metrics.evaluation import ProgressCallback, Row, Subject
+    from vae_lab.metrics.evaluation import Row, Subject
 
 Section = Callable[[], Iterator["Row"]]
 SPLITS = ("train", "val", "test")
@@ -52,33 +51,11 @@ def evaluate(config: DictConfig) -> None:
         if not data.size(options.split):
             raise UsageError(f"evaluation.split={options.split}: the data of this run have no such images")
         stop_signals.defer_to_safe_points()
-        with progress_reports(stop_signals.raise_if_requested) as report:
-            subject = Subject(lab.to(device).model, data, device, options.split, config.seed, report)
+        with progress_bar(stop_signals.raise_if_requested) as track:
+            subject = Subject(lab.to(device).model, data, device, options.split, config.seed, track)
             found = {name: list(section()) for name, section in sections(subject, options).items()}
     write(run, found, subject, protocol(config, lab, subject, step))
     show(run, found, subject)
-
-
-@contextmanager
-def progress_reports(pause: Callable[[], None]) -> Iterator[ProgressCallback]:
-    """A progress bar on a terminal, by a function that also calls `pause`, which may end the evaluation by raising."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from vae_lab.callbacks.progress import COLUMNS
-
-    console = Console(stderr=True)
-    bar = Progress(*COLUMNS, console=console, transient=True, refresh_per_second=2, disable=not console.is_terminal)
-    task = bar.add_task("", shown="")
-
-    def report(what: str, done: int, total: int) -> None:
-        pause()
-        if done < bar.tasks[0].completed:  # the next piece of work
-            bar.reset(task)
-        bar.update(task, description=what, completed=done, total=total)
-
-    with bar:
-        yield report
 
 
 def check(options: DictConfig) -> None:

@@ -20,8 +20,8 @@ from vae_lab.utils.signals import StopSignals
 if TYPE_CHECKING:
     import torch
 
-    from vae_lab.second_stage.fitting import Track
     from vae_lab.second_stage.prior_fit import PriorFit
+    from vae_lab.utils.callables import Track
 
 T = TypeVar("T")
 COLUMNS, MAX_CLASSES = 8, 20  # of the image of samples

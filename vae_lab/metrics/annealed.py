@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vae_lab.utils.callables import Track, untracked
+
 LogDensity = Callable[[Tensor], Tensor]  # z (C, B, *event) to (C, B)
 TARGET_ACCEPTANCE, ADAPTATION = 0.65, 1.1
 
@@ -56,25 +58,24 @@ def schedule(num_steps: int) -> list[float]:
 
 def anneal(
     path: Path, z: Tensor, num_steps: int, num_leapfrog: int = 10, backwards: bool = False,
-    step_size: float = 0.1, pause: Callable[[int], None] = lambda step: None,
+    step_size: float = 0.1, track: Track = untracked,
 ) -> Annealed:  # fmt: skip
     """Weights of chains that start at z and move by one HMC transition at each of `num_steps` densities.
 
-    z: exact samples of the start, or with `backwards` of the target: then the weights estimate 1 / p(x). pause: called
-    with the number of each step. The step size adapts to an acceptance of 0.65, for each image, while the chains go.
+    z: exact samples of the start, or with `backwards` of the target: then the weights estimate 1 / p(x).
+    The step size adapts to an acceptance of 0.65, for each image, while the chains go.
     """
     betas = schedule(num_steps)
     betas = betas[::-1] if backwards else betas
     z, weights = z.detach(), torch.zeros(z.shape[:2], device=z.device)
     sizes, accepted = torch.full(z.shape[1:2], step_size, device=z.device), []
-    for step, (before, after) in enumerate(pairwise(betas), 1):
+    for before, after in track(pairwise(betas), "steps of annealing", num_steps):
         with torch.no_grad():
             weights = weights + (after - before) * (path.log_target(z) - path.log_start(z))
         z, accept = hmc(lambda each, b=after: path.at(b, each), z, sizes, num_leapfrog)  # type: ignore[misc]
         rate = accept.float().mean(0)
         sizes = sizes * torch.where(rate > TARGET_ACCEPTANCE, ADAPTATION, 1 / ADAPTATION)
         accepted.append(rate.mean())
-        pause(step)
     return Annealed(weights, float(torch.stack(accepted).mean()))
 
 

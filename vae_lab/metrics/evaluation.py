@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -13,10 +13,10 @@ from torch import Tensor
 from vae_lab.data.datamodule import ImageDataModule
 from vae_lab.data.images import Split
 from vae_lab.models.base import Model
+from vae_lab.utils.callables import Track, untracked
 from vae_lab.utils.rng import FIT, seed_noise
 
 BLOCK = 100  # images with one seed: results do not depend on any batch size
-ProgressCallback = Callable[[str, int, int], None]  # what is done, how many of how many
 
 
 class Row(NamedTuple):
@@ -46,8 +46,7 @@ def left_out(reason: str, *names: str) -> Iterator[Row]:
 class Subject:
     """A model in evaluation mode on a device, the data that were set up for it, and the split to evaluate.
 
-    per_image: arrays (N,) by the names of their rows, for users to analyse. report_progress: also ends the evaluation,
-    by raising, when it is asked to stop.
+    per_image: arrays (N,) by the names of their rows, for users to analyse.
     """
 
     model: Model
@@ -55,32 +54,33 @@ class Subject:
     device: torch.device
     split: Split = "test"
     seed: int = 0
-    report_progress: ProgressCallback = lambda what, done, total: None
+    track: Track = untracked
     per_image: dict[str, Tensor] = field(default_factory=dict)
     nearest: tuple[Tensor, Tensor] | None = None  # samples and their nearest training images, (n, C, H, W) each
 
     def blocks(
-        self, num_images: int | None, what: str, split: Split | None = None
+        self, num_images: int | None, what: str, split: Split | None = None, size: int = BLOCK
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """The first images of a split, BLOCK at a time, each with a seed of its own: x (B, C, H, W), labels (B,)."""
+        """The first images of a split, `size` at a time, each block with its own seed: x (B, C, H, W), labels (B,).
+
+        Results may depend on `size`, never on the batch size of the data.
+        """
         split = split or self.split
         total = min(num_images or self.data.size(split), self.data.size(split))
-        done = 0
-        for x, y in self._images(split, total):
-            seed_noise(self.device, self.seed, FIT, *what.encode(), done)
-            yield x, y
-            done += len(x)
-            self.report_progress(what, done, total)
+        blocks = self.track(self._images(split, total, size), what, math.ceil(total / size))
+        for number, block in enumerate(blocks):
+            seed_noise(self.device, self.seed, FIT, *what.encode(), number)
+            yield block
 
-    def _images(self, split: Split, total: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def _images(self, split: Split, total: int, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Blocks of equal size, whatever the size of the batches of the data."""
         rest, labels = torch.empty(0), torch.empty(0, dtype=torch.int64)
         for x, y in self.data.first_images(split, total):
             rest = torch.cat((rest, x)) if len(rest) else x
             labels = labels if y is None else torch.cat((labels, y))
-            while len(rest) >= BLOCK:
-                yield self._on_device(rest[:BLOCK], None if y is None else labels[:BLOCK])
-                rest, labels = rest[BLOCK:], labels[BLOCK:]
+            while len(rest) >= size:
+                yield self._on_device(rest[:size], None if y is None else labels[:size])
+                rest, labels = rest[size:], labels[size:]
         if len(rest):
             yield self._on_device(rest, labels if len(labels) else None)
 

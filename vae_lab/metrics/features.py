@@ -6,6 +6,7 @@ Every result names its features: distances in different features cannot be compa
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -80,8 +81,6 @@ def _weights(network: nn.Module, name: str, subject: Subject, cache: Path) -> di
     if name != "random":
         _train(network, name == "classifier", subject)
     weights = {key: value.cpu() for key, value in network.state_dict().items()}
-    import io
-
     buffer = io.BytesIO()
     torch.save(weights, buffer)
     write_atomically(path, buffer.getvalue())
@@ -91,7 +90,7 @@ def _weights(network: nn.Module, name: str, subject: Subject, cache: Path) -> di
 def _train(network: nn.Module, labelled: bool, subject: Subject) -> None:
     network.to(subject.device).train()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-    for step, (x, y) in enumerate(_training_batches(subject)):
+    for x, y in subject.track(_training_batches(subject), "training of the feature network", STEPS):
         inputs = x.to(subject.device)
         if labelled and y is not None:
             targets = y.to(subject.device)
@@ -101,7 +100,6 @@ def _train(network: nn.Module, labelled: bool, subject: Subject) -> None:
         optimizer.zero_grad()
         cross_entropy(network(inputs).logits, targets).backward()
         optimizer.step()
-        subject.report_progress("training of the feature network", step + 1, STEPS)
 
 
 def _training_batches(subject: Subject, split: Split = "train") -> Iterator[tuple[Tensor, Tensor | None]]:

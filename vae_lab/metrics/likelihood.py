@@ -61,17 +61,13 @@ def importance_rows(subject: Subject, num_samples: int, num_images: int | None =
         return
     # Blocks and chunks depend on the model alone, so that the noise does not depend on the memory of a machine.
     values = subject.model.likelihood.num_channels * subject.model.image.height * subject.model.image.width
-    rows = max(1, min(10, MAX_VALUES_PER_CHUNK // values))
-    chunk = max(1, MAX_VALUES_PER_CHUNK // values // rows)
+    size = max(1, min(10, MAX_VALUES_PER_CHUNK // values))
+    chunk = max(1, MAX_VALUES_PER_CHUNK // values // size)
     found: dict[int, list[Tensor]] = {k: [] for k in numbers}
-    for x, y in subject.blocks(num_images, f"importance bound, K = {num_samples:,}"):
-        labels = subject.labels(y)
-        own = [None] * math.ceil(len(x) / rows) if labels is None else labels.split(rows)
-        for number, (part, label) in enumerate(zip(x.split(rows), own, strict=True)):
-            weights = log_weights(subject.model, part, num_samples, chunk, label)
-            for k, bound in bounds_by_number(weights, numbers).items():
-                found[k].append(bound.cpu())
-            subject.report_progress(f"importance bound, K = {num_samples:,}", number * rows, len(x))
+    for x, y in subject.blocks(num_images, f"importance bound, K = {num_samples:,}", size=size):
+        weights = log_weights(subject.model, x, num_samples, chunk, subject.labels(y))
+        for k, bound in bounds_by_number(weights, numbers).items():
+            found[k].append(bound.cpu())
     for name, k in zip(names, numbers, strict=True):
         subject.per_image[name] = torch.cat(found[k])
         yield mean_row(name, subject.per_image[name], K=k, unit="nats per image")
@@ -115,10 +111,8 @@ def annealed_rows(
     bounds, acceptance = [], []
     for x, y in subject.blocks(num_images, "annealed importance sampling"):
         chains = Chains(model, x, subject.labels(y))
-        found = anneal(
-            chains.path, chains.start.sample((num_chains,)), num_steps, num_leapfrog,
-            pause=lambda step: subject.report_progress("steps of annealing", step, num_steps),
-        )  # fmt: skip
+        start = chains.start.sample((num_chains,))
+        found = anneal(chains.path, start, num_steps, num_leapfrog, track=subject.track)
         bounds.append(found.log_px.cpu())
         acceptance.append(found.acceptance)
     subject.per_image["ais"] = torch.cat(bounds)
@@ -150,12 +144,9 @@ def bidirectional_rows(
         x = model.decode(z).sample()
     chains = Chains(model, x, None)
 
-    def report(step: int) -> None:
-        subject.report_progress("bidirectional Monte Carlo", step, num_steps)
-
-    lower = anneal(chains.path, chains.start.sample((num_chains,)), num_steps, num_leapfrog, pause=report).log_px
+    lower = anneal(chains.path, chains.start.sample((num_chains,)), num_steps, num_leapfrog, track=subject.track).log_px
     truth = z.expand(num_chains, *z.shape)
-    upper = anneal(chains.path, truth, num_steps, num_leapfrog, backwards=True, pause=report).upper_bound
+    upper = anneal(chains.path, truth, num_steps, num_leapfrog, backwards=True, track=subject.track).upper_bound
     protocol = {"steps": num_steps, "chains": num_chains, "leapfrog steps": num_leapfrog, "data": "simulated"}
     for name, values in zip(names, (lower, upper, upper - lower), strict=True):
         yield mean_row(name, values.cpu(), **protocol)

@@ -5,6 +5,7 @@ Frechet and kernel distance are torchmetrics'; the names of what is measured alw
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -106,7 +107,7 @@ def samples(subject: Subject, num_images: int, temperature: float = 1.0) -> Iter
     Means of p(x|z); for binary images samples of it, since the images beside them are binary.
     """
     num_classes = subject.model.image.num_classes
-    for start in range(0, num_images, BLOCK):
+    for start in subject.track(range(0, num_images, BLOCK), "samples", math.ceil(num_images / BLOCK)):
         seed_noise(subject.device, subject.seed, FIT, *b"samples", start)
         count = min(BLOCK, num_images - start)
         labels = None
@@ -114,7 +115,6 @@ def samples(subject: Subject, num_images: int, temperature: float = 1.0) -> Iter
             labels = torch.arange(start, start + count, device=subject.device) % num_classes
         px = subject.model.sample(count, labels, temperature)
         yield px.sample() if subject.model.image.levels == 2 else px.mean
-        subject.report_progress("samples", start + count, num_images)
 
 
 def quality_rows(subject: Subject, features: Features, num_images: int = 5000, k: int = 5) -> Iterator[Row]:

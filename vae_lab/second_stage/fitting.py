@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from vae_lab.core import NO_INPUTS, Codes, LatentSpec, Prior, PriorInputs
 from vae_lab.models.base import LabelledBatches
 from vae_lab.models.vae import VAE
 from vae_lab.objectives.schedules import Cosine
+from vae_lab.utils.callables import Track
 from vae_lab.utils.errors import RunFailed, UsageError
 from vae_lab.utils.rng import FIT, epoch_permutation, mix, seed_noise
 
@@ -24,14 +25,6 @@ WEIGHTS, ORDER, NOISE, IMPORTANCE, LATENTS, SAMPLES = range(1, 7)
 MIN_SCALE = 1e-6  # for a latent dimension that hardly varies
 HELD_OUT_EVERY = 20  # without validation images, every 20th training image is held out
 SCORING_BATCH = 2000
-
-T = TypeVar("T")
-
-
-class Track(Protocol):
-    """Yields the items of some work and shows how many of `total` are done; may raise after one, to end the fit."""
-
-    def __call__(self, items: Iterable[T], what: str, total: int) -> Iterator[T]: ...
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,11 @@ from vae_lab.second_stage.fitting import (
     SAMPLES,
     FittingTask,
     LatentSamples,
-    Track,
     sample_posteriors,
 )
 from vae_lab.second_stage.stage import SecondStage, build_prior, require_single_layer
 from vae_lab.training.build import build_node, restore_model
+from vae_lab.utils.callables import Track
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.rng import FIT, seed_noise
 
