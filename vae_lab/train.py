@@ -69,7 +69,8 @@ def _train(config: DictConfig, folder: Path, stop_signals: StopSignals) -> float
         initialize_from(module, config.init_from)
     resumed = None if config.resume is None else resume_checkpoint(config.resume)
     checkpoint = None if resumed is None else load_checkpoint(resumed, needed=REQUIRED_STATE)
-    trainer = assemble_trainer(config, folder, stop_signals, None if checkpoint is None else checkpoint["global_step"])
+    step = None if checkpoint is None else checkpoint["global_step"]
+    trainer = assemble_trainer(config, folder, stop_signals, module, step)
     require_known_monitors(trainer, module.model, data, config.optimized_metric)
     # An experiment file may set an option of second_stage while the command line sets second_stage=null.
     chosen = config.second_stage is not None and "_target_" in config.second_stage
@@ -105,16 +106,21 @@ def _train(config: DictConfig, folder: Path, stop_signals: StopSignals) -> float
 
 
 def assemble_trainer(
-    config: DictConfig, folder: Path, stop_signals: StopSignals, resumed_step: int | None = None
+    config: DictConfig, folder: Path, stop_signals: StopSignals, module: VAEModule, resumed_step: int | None = None
 ) -> Trainer:
-    """The trainer of a config, with its callbacks and those that every run has.
+    """The trainer of a config, with its callbacks (their `monitor: auto` by the model) and those that every run has.
 
     resumed_step: TensorBoard hides what the run logged after it.
     """
     from vae_lab import callbacks
+    from vae_lab.callbacks.monitors import chosen_monitor
     from vae_lab.training.build import build_node
 
-    chosen = {name: build_node(node) for name, node in (config.callbacks or {}).items() if node is not None}
+    chosen = {
+        name: build_node(node, **chosen_monitor(node, module.model, module.objective))
+        for name, node in (config.callbacks or {}).items()
+        if node is not None
+    }
     loggers = []
     for node in (config.logger or {}).values():
         if node is not None:

@@ -8,7 +8,10 @@ import pytest
 from helpers.data import FAST
 from helpers.steps import composed
 
-from vae_lab.callbacks.collapse import CollapseMonitor
+from vae_lab.callbacks.collapse import CollapseMonitor, far_from_prior
+from vae_lab.objectives.bounds import elbo
+from vae_lab.objectives.objective import Objective
+from vae_lab.objectives.schedules import Constant
 from vae_lab.runs.checkpoint_io import load_checkpoint
 
 HEALTHY = {
@@ -43,7 +46,9 @@ QUIET = ("callbacks.images=null", "logger=null")
 
 def validate(watch, metrics=(), healthy=HEALTHY, sanity_checking=False):
     """The warnings that hold after a validation."""
-    module = SimpleNamespace(metrics=healthy | dict(metrics), epoch_means=dict, caveats={})
+    module = SimpleNamespace(
+        metrics=healthy | dict(metrics), epoch_means=dict, caveats={}, config={}, objective=Objective(elbo, Constant())
+    )
     watch.on_validation_end(SimpleNamespace(sanity_checking=sanity_checking, is_global_zero=True), module)
     return module.caveats.get("collapse", [])
 
@@ -135,3 +140,16 @@ def test_a_healthy_run_is_left_in_peace(command):
     done = command(*FAST, *QUIET, "trainer.max_epochs=6")
     assert done.code == 0, done.stderr
     assert "try objective" not in done.stderr and "early_stopping" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("beta", "kl", "stage", "regularized", "warns"),
+    [(1e-3, 400.0, None, False, True), (0.0, 400.0, None, False, True), (0.0, 400.0, None, True, False),
+     (1e-3, 400.0, {"_target_": "x"}, False, False), (1e-3, 20.0, None, False, False),
+     (1.0, 400.0, None, False, False)],
+)  # fmt: skip
+def test_next_to_no_weight_on_a_large_kl_is_told_of(beta, kl, stage, regularized, warns):
+    objective = SimpleNamespace(beta=beta, regularizers=["mmd"] * regularized)
+    found = far_from_prior(objective, {"val/kl": kl}, {"second_stage": stage})
+    assert bool(found) == warns
+    assert not warns or "second_stage=flow" in found["far_from_prior"]

@@ -1,18 +1,22 @@
-"""Warnings about posterior collapse, overfitting, dead codes and ignored labels."""
+"""Warnings about posterior collapse and latents far from the prior, overfitting, dead codes and ignored labels."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
+
+from vae_lab.objectives.objective import Objective
 
 log = logging.getLogger("vae_lab")
 
 # Nats per image. Early in training the posterior may be the same for all images yet far from the prior: 100 nats.
 MAX_KL_WHEN_INACTIVE = 1.0
+LOW_BETA, HIGH_KL = 0.1, 100.0
 MIN_CODES_USED = 0.1  # share of the codebook
 MIN_LABEL_GAIN = 0.1  # nats per image
 
@@ -62,6 +66,7 @@ class CollapseMonitor(Callback):
         if trainer.sanity_checking:
             return
         found = self._problems({**pl_module.metrics, **pl_module.epoch_means()})
+        found |= far_from_prior(pl_module.objective, pl_module.metrics, pl_module.config)
         self._counts = {rule: self._counts.get(rule, 0) + 1 for rule in found}
         lasting = {rule: warning for rule, warning in found.items() if self._counts[rule] >= self.patience}
         pl_module.caveats["collapse"] = self._current = list(lasting.values())
@@ -99,3 +104,17 @@ class CollapseMonitor(Callback):
                 "model.latent_dim, a larger objective.beta, or model.conditional=false"
             )
         return found
+
+
+def far_from_prior(objective: Objective, metrics: Mapping[str, float], config: Mapping[str, Any]) -> dict[str, str]:
+    """The rule that samples of the prior will be poor: next to no weight on a large KL, and no second stage."""
+    beta, kl = objective.beta, metrics.get("val/kl", math.nan)
+    replaced = beta == 0 and len(objective.regularizers) > 0  # by a penalty that matches all latents to the prior
+    if not (beta < LOW_BETA and kl > HIGH_KL) or replaced or (config.get("second_stage") or {}).get("_target_"):
+        return {}
+    return {
+        "far_from_prior": (
+            f"prior samples will be poor: at objective.beta={beta:g} the KL is {kl:.0f} nats, so that the latents lie "
+            "far from the prior; fit a prior to them (second_stage=flow, or vae_lab.fit_prior), or raise objective.beta"
+        )
+    }

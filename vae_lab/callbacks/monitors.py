@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from lightning.pytorch import Trainer
+from omegaconf import DictConfig
 
 from vae_lab.callbacks.checkpoint import BestCheckpoint
 from vae_lab.config.validation import names_to_choose
 from vae_lab.data.datamodule import ImageDataModule, has_validation
 from vae_lab.models.base import Model, parts_without_density
+from vae_lab.objectives.objective import IMPORTANCE_WEIGHTED, Objective
 from vae_lab.utils.errors import UsageError
 
 TERMS = ("val/elbo", "val/log_px", "val/kl", "val/loss")
 LOWER_IS_BETTER = ("/loss", "/bits_per_dim")
+
+
+def chosen_monitor(node: DictConfig, model: Model, objective: Objective) -> dict[str, str]:
+    """Options of a callback with `monitor: auto`, else none: val/elbo, or val/loss where something else is minimised.
+
+    That is at beta = 0, under an importance-weighted bound, and where the ELBO is no bound.
+    """
+    if node.get("monitor") != "auto":
+        return {}
+    other = objective.beta == 0 or objective.bound in IMPORTANCE_WEIGHTED or parts_without_density(model)
+    return {"monitor": "val/loss", "mode": "min"} if other else {"monitor": "val/elbo"}
 
 
 def require_known_monitors(trainer: Trainer, model: Model, data: ImageDataModule, optimized_metric: str) -> None:
@@ -45,8 +58,8 @@ def validation_metrics(model: Model) -> list[str]:
     known = [*TERMS, *(["val/bits_per_dim"] if model.is_mass_function else [])]
     if len(model.latents) > 1:
         known += [f"kl/layer_{layer}" for layer in range(len(model.latents))]
-    elif model.latents[0].kind == "vector":
-        known += ["active_units", "kl/dim_"]
+    elif model.latents[0].kind != "codes":
+        known += ["active_units", *(["kl/dim_"] if model.latents[0].kind == "vector" else [])]
     if any(latent.num_codes for latent in model.latents):
         known += ["codes_used", "code_perplexity"]
     return [*known, *(["label_gain"] if model.conditional and len(model.latents) == 1 else [])]

@@ -18,7 +18,7 @@ class SplitEvaluator:
     """One validation or test pass: `start`, `add` for each batch, then `means`.
 
     sums, diagnostics: on the device of the images. kl_per_dim: KL of each latent dimension at the last
-    `latent_metrics`, (D,).
+    `latent_metrics`, (D,). fitted_at: step of the weights that the likelihood was last fitted to.
     """
 
     def __init__(
@@ -27,19 +27,21 @@ class SplitEvaluator:
         self.sums, self.diagnostics = sums, diagnostics
         self.objective, self.preprocess, self.seed = objective, preprocess, seed
         self.kl_per_dim: Tensor | None = None
+        self.fitted_at = -1
 
-    def start(self, model: Model, training_batches: LabelledBatches) -> None:
+    def start(self, model: Model, training_batches: LabelledBatches, step: int) -> None:
         """Reset the sums and fit the likelihood."""
         self.sums.reset()
         self.diagnostics.reset()
-        self.fit_likelihood(model, training_batches)
+        self.fit_likelihood(model, training_batches, step)
 
-    def fit_likelihood(self, model: Model, training_batches: LabelledBatches) -> None:
+    def fit_likelihood(self, model: Model, training_batches: LabelledBatches, step: int) -> None:
         """Fit the likelihood: same images x (B, C, H, W) and noise, hence the same result, in all processes."""
         seed_noise(self.sums.device, self.seed, FIT)
         training = model.training
         fit_likelihood(model.eval(), training_batches)
         model.train(training)
+        self.fitted_at = step
 
     def add(self, model: Model, batch: Batch, weights: Weights, rank: int, number: int) -> None:
         """Add batch `number` of process `rank`, uint8 images (B, C, H, W). weights: only used in the loss."""

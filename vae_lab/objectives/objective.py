@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -81,6 +82,8 @@ class Objective(nn.Module):
         self.beta, self.beta_schedule = beta, beta_schedule
         self.capacity, self.capacity_schedule = capacity, capacity_schedule or Constant()
         self.free_bits, self.num_samples, self.kl = free_bits, num_samples, kl
+        latents = spec.latents if spec else ()
+        self.num_codes = [math.prod(each.code_shape) if each.num_codes else None for each in latents]  # of each layer
         _require(
             spec is not None or not (constraint or regularizers),
             "objective: the constraint and regularizers need a TrainingSpec, and spec is None",
@@ -116,7 +119,7 @@ class Objective(nn.Module):
 
     def _bound(self, trace: Trace, terms: BoundTerms, weights: Weights) -> Tensor:
         if self.free_bits:
-            terms = terms._replace(kl=apply_free_bits(trace, terms, self.free_bits))
+            terms = terms._replace(kl=apply_free_bits(trace, terms, self.free_bits, self.num_codes))
         if self.constraint is not None:
             constrained: Tensor = self.constraint(terms, weights.beta)
             return constrained
@@ -143,16 +146,19 @@ class Objective(nn.Module):
         return Weights(beta, (self.capacity or 0.0) * self.capacity_schedule(step, total_steps))
 
 
-def apply_free_bits(trace: Trace, terms: BoundTerms, free_bits: float) -> Tensor:
+def apply_free_bits(
+    trace: Trace, terms: BoundTerms, free_bits: float, num_codes: Sequence[int | None] | None = None
+) -> Tensor:
     """KL with batch means of at least `free_bits` per dimension of z, (L, S, B).
 
-    Where q or p does not factorise, a layer's KL as a whole is at least `free_bits` times its number of dimensions.
+    Where q or p does not factorise, a layer's KL as a whole is at least `free_bits` times its number of dimensions, or
+    of codes (not of their features). num_codes: in one z of each layer; None for a layer without codes.
     """
     layers = []
-    for latent, kl in zip(trace.latents, terms.kl, strict=True):
+    for latent, kl, codes in zip(trace.latents, terms.kl, num_codes or [None] * len(terms.kl), strict=True):
         per_dimension, event = kl_per_dimension(latent), latent.posterior.event_shape
         if per_dimension is None:
-            floored = kl.mean().clamp(min=free_bits * event.numel())
+            floored = kl.mean().clamp(min=free_bits * (codes or event.numel()))
         else:
             floored = per_dimension.flatten(0, -len(event) - 1).mean(0).clamp(min=free_bits).sum()
         layers.append(floored.expand_as(kl))

@@ -28,6 +28,7 @@ from vae_lab.training.optimizer import OptimizerSettings, WeightAverage
 from vae_lab.training.resume import continue_at_step
 from vae_lab.training.step import TrainingStep, term_names
 from vae_lab.training.step_log import StepLog
+from vae_lab.training.trainer import best_by
 from vae_lab.utils.stopwatch import Stopwatch
 
 log = logging.getLogger("vae_lab")
@@ -67,7 +68,7 @@ class VAEModule(LightningModule):
         self.diagnostics = Diagnostics(model)
         self.evaluation = SplitEvaluator(self.sums, self.diagnostics, objective, preprocess, seed)
         self.metrics: dict[str, float] = {}  # latest value of each, by name
-        self.best_metrics: dict[str, float] = {}  # those of the validation with the best val/elbo
+        self.best_metrics: dict[str, float] = {}  # those of the best validation
         self.baseline: dict[str, Any] | None = None  # metrics of a linear model, after the test
         self.caveats: dict[str, list[str]] = {}  # warnings about the results, by the part that recorded them
         self.on_nonfinite = on_nonfinite
@@ -213,8 +214,9 @@ class VAEModule(LightningModule):
         """Metrics at the end of an epoch, functions of the weights and the step; kept as the best if they are."""
         found = {name: value for name, value in self.metrics.items() if not name.startswith(NOT_VALIDATED)}
         row = {**self.epoch_means(), **self._rates(), **found}
-        best, score = self.best_metrics.get("val/elbo"), row.get("val/elbo")
-        if best is None or score is None or score > best:
+        name, mode = best_by(self.trainer)
+        best, score = self.best_metrics.get(name), row.get(name)
+        if best is None or score is None or (score > best if mode == "max" else score < best):
             self.best_metrics = row
         return row
 
@@ -227,13 +229,13 @@ class VAEModule(LightningModule):
         self.on_test_epoch_start()
 
     def on_test_epoch_start(self) -> None:
-        self.evaluation.start(self.evaluation_model, self._training_batches())
+        self.evaluation.start(self.evaluation_model, self._training_batches(), self.global_step)
 
     def on_train_epoch_end(self) -> None:
         """Without validation, fit the likelihood to the last weights: they are saved as the best after this."""
         self.log_steps()
         if not has_validation(self.trainer):
-            self.evaluation.fit_likelihood(self.evaluation_model, self._training_batches())
+            self.evaluation.fit_likelihood(self.evaluation_model, self._training_batches(), self.global_step)
 
     def _training_batches(self) -> LabelledBatches:
         for x, y in datamodule_of(self.trainer).first_images("train", NUM_FITTED):
@@ -241,7 +243,8 @@ class VAEModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         weights = self.objective.weights_at(max(self.global_step - 1, 0), self._total_steps())  # of the last step
-        self.evaluation.add(self.evaluation_model, batch, weights, self.global_rank, batch_idx)
+        with torch.autocast(self.device.type, enabled=False):  # in float32, as a loaded model
+            self.evaluation.add(self.evaluation_model, batch, weights, self.global_rank, batch_idx)
 
     test_step = validation_step
 
@@ -271,9 +274,11 @@ class VAEModule(LightningModule):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check the last steps and the weights, and add what restores the model and the run."""
+        """Check the last steps and the weights, fit the likelihood to them, and add what restores model and run."""
         self.read_steps()
         require_finite((self.model, self.objective), self.global_step)
+        if self.evaluation.fitted_at != self.global_step:  # within an epoch; the checkpoint holds the same tensors
+            self.evaluation.fit_likelihood(self.evaluation_model, self._training_batches(), self.global_step)
         checkpoint["image"] = dataclasses.asdict(self.model.image)
         checkpoint["steps_per_epoch"] = datamodule_of(self.trainer).steps_per_epoch
         checkpoint["kl_per_dim"] = self.kl_per_dim

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelSummary
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 
@@ -64,6 +64,12 @@ def build_trainer(
         if keep_freed_memory:
             cpu.keep_freed_memory()
     return trainer
+
+
+def best_by(trainer: Trainer) -> tuple[str, str]:
+    """Metric and mode (max or min) of the best validation: those of best.ckpt, if it is kept."""
+    kept = [it for it in trainer.checkpoint_callbacks if isinstance(it, ModelCheckpoint)]
+    return next(((it.monitor, it.mode) for it in kept if it.monitor), ("val/elbo", "max"))
 
 
 def _lightning_trainer(
