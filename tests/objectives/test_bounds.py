@@ -7,10 +7,11 @@ from itertools import pairwise
 import pytest
 import torch
 from helpers.latents import gaussian, spec, standard_normal
+from helpers.steps import composed, model_of
 from torch.distributions import Independent, MultivariateNormal, Normal
 from torch.testing import assert_close
 
-from vae_lab.core import Latent, RegularizerInputs, Trace
+from vae_lab.core import Latent, RegularizerInputs, Trace, TrainingSpec
 from vae_lab.distributions.gaussians import mixture
 from vae_lab.objectives import (
     Constant,
@@ -24,6 +25,7 @@ from vae_lab.objectives import (
 from vae_lab.objectives.bounds import BoundTerms, bound_terms, kl_per_dimension
 from vae_lab.objectives.objective import Weights, apply_free_bits
 from vae_lab.objectives.regularizers import Spectral
+from vae_lab.training.build import build_node
 
 
 def conjugate(num_samples, scale=0.5, posterior_scale=None, num_images=5):
@@ -145,6 +147,21 @@ def test_free_bits_floor_a_kl_that_does_not_factorise_at_so_many_per_dimension(w
     for share, expected in ((0.9, mean), (1.1, 1.1 * mean)):
         floored = apply_free_bits(trace, terms, share * float(mean) / dims)
         assert_close(floored, expected.expand(1, 2, 6))
+
+
+def test_free_bits_count_codes_not_their_features():
+    """Two codes of five categories, of a KL below the floor: 2 x 0.25 nats, not 10 x 0.25."""
+    codes = ("model/posterior=relaxed_categorical", "model/prior=uniform_codes", "model.posterior.num_categories=5")
+    overrides = (*codes, "model.latent_dim=2", "objective.free_bits=0.25", "model/likelihood=bernoulli")
+    model = model_of(*overrides)
+    node = composed(*overrides).objective
+    objective = build_node(node, spec=TrainingSpec(model.image, model.latents, 100))
+    x = torch.rand(6, 1, 8, 8)
+    trace = model(x, 1)
+    terms = objective.terms(trace, x)
+    assert 0 < float(terms.kl.detach().mean()) < 0.5
+    loss, _ = objective(model.regularizer_inputs(trace, x, None), terms, Weights())
+    assert_close(loss, 0.5 - terms.log_px[0])
 
 
 def test_free_bits_leave_a_dimension_below_the_floor_without_a_gradient():

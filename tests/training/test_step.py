@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from vae_lab.core import ImageSpec, Latent, Trace
 from vae_lab.data.transforms import Preprocess
 from vae_lab.metrics.elbo_sums import ElboSums, bits_per_dim
-from vae_lab.objectives.bounds import BoundTerms
+from vae_lab.objectives.bounds import BoundTerms, bound_terms
 from vae_lab.objectives.schedules import Constant, Cosine, LinearWarmup
 from vae_lab.training.build import build_node
 from vae_lab.training.optimizer import OptimizerSettings, WeightAverage
@@ -376,16 +376,34 @@ def test_units_are_active_if_their_mean_varies_by_more_than_a_hundredth(offset):
     assert sums.active().tolist() == [False, False, True, True]
 
 
-def test_a_posterior_that_does_not_factorise_has_no_dimensions():
+def test_a_posterior_that_does_not_factorise_has_no_dimensions_but_active_units():
     prior = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
-    posterior = torch.distributions.MultivariateNormal(torch.zeros(5, 2), torch.eye(2))
+    posterior = torch.distributions.MultivariateNormal(torch.arange(5.0)[:, None] * torch.tensor([0, 1]), torch.eye(2))
     zeros = torch.zeros(1, 5)
     sums = ElboSums(2)
     sums.update(Trace(prior, (Latent(zeros, posterior, prior),)), BoundTerms(zeros, zeros, zeros[None]), zeros[0])
-    assert sums.kl_means() is None
+    assert sums.kl_means() is None and sums.latent_metrics() == {"active_units": 1.0}
     assert float(sums.compute()["elbo"]) == 0
 
 
 def test_bits_per_dimension_of_a_fair_coin_is_one():
     assert bits_per_dim(784 * math.log(2), 784) == pytest.approx(1)
     assert bits_per_dim(12 * math.log(256), 12) == pytest.approx(8)
+
+
+@pytest.mark.parametrize(
+    ("posterior", "prior", "names"),
+    [("diagonal_gaussian", "vamp", {"active_units"}), ("full_covariance", "standard_normal", {"active_units"}),
+     ("delta", "flat", {"active_units"}), ("von_mises_fisher", "uniform_sphere", {"active_units"}),
+     ("iaf", "standard_normal", set()), ("relaxed_categorical", "uniform_codes", set()),
+     ("diagonal_gaussian", "standard_normal", {"active_units", "kl/dim_0", "kl/dim_1", "kl/dim_2"})],
+)  # fmt: skip
+def test_every_posterior_with_a_mean_has_active_units(posterior, prior, names):
+    model = model_of(
+        *SMALL_MLP, "model/likelihood=gaussian_fixed", f"model/posterior={posterior}", f"model/prior={prior}"
+    )
+    sums, x = ElboSums.for_latents(model.latents), torch.rand(6, *model.image.shape)
+    trace = model.eval()(x)
+    terms = bound_terms(trace, x)
+    sums.update(trace, terms, terms.log_px[0])
+    assert sums.latent_metrics().keys() == names
