@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from helpers.commands import QUIET
 from helpers.data import FAST
 from helpers.refusals import refused
 from torch import nn
@@ -51,6 +52,8 @@ def test_every_number_has_its_protocol_and_twice_gives_the_same_bytes(run, comma
     ("argv", "words"),
     [
         (("evaluation.likelihood.num_samples=0",), ("evaluation.likelihood.num_samples=0", "at least 1")),
+        (("evaluation.likelihood.ais.num_leapfrog=0",), ("ais.num_leapfrog=0", "at least 1")),
+        (("evaluation.likelihood.num_images=0",), ("likelihood.num_images=0", "at least 1")),
         (("evaluation.split=tests",), ("evaluation.split=tests", "train, val, test")),
         (("evaluation.quality.features=inceptoin",), ("features=inceptoin", "flips")),
         (("checkpoint=newest",), ("newest.ckpt",)),
@@ -61,6 +64,21 @@ def test_every_number_has_its_protocol_and_twice_gives_the_same_bytes(run, comma
 def test_wrong_requests(run, command, argv, words):
     refused(command(str(run), *argv, **EVALUATE), *words)
     assert not (run / "evaluation.json").exists()
+
+
+def test_known_factors_are_scored_and_what_does_not_fit_is_refused(command):
+    shapes = ("data=shapes", "data.image_size=16", "data.num_scales=1", "data.num_orientations=2",
+              "data.num_positions=4", "data.val_size=10", "data.test_size=60")  # fmt: skip
+    trained = command(*shapes, "model=mlp", *QUIET)
+    assert trained.code == 0, trained.stderr
+    small = ("evaluation.likelihood=null", "evaluation.quality=null", "evaluation.cost=false")
+    done = command(str(trained.run), *small, **EVALUATE)
+    assert done.code == 0, done.stderr
+    found = json.loads((trained.run / "evaluation.json").read_text())["disentanglement"]
+    assert len(found) == 8 and found["mig"]["value"] is not None
+    assert found["mig"]["protocol"] == {"images": 60, "factors": 4, "codes": "point estimates"}  # one scale
+    refused(command(str(trained.run), *small, "evaluation.against=digits", **EVALUATE), "against=digits", "(1, 28, 28)")
+    refused(command(str(trained.run), *small, "evaluation.against=digts", **EVALUATE), "digts", "digits")
 
 
 def test_an_unfinished_run_is_evaluated_and_called_so(run, command):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,8 @@ def main() -> None:
 def evaluate(config: DictConfig) -> None:
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         raise UsageError("evaluate takes one run at a time\nremove --multirun")
+    import torch
+
     from vae_lab.inference import load
     from vae_lab.metrics.evaluation import Subject
     from vae_lab.runs.checkpoint_io import load_checkpoint
@@ -47,13 +50,15 @@ def evaluate(config: DictConfig) -> None:
     step = load_checkpoint(run / "checkpoints" / f"{config.checkpoint}.ckpt", needed=("global_step",))["global_step"]
     with StopSignals() as stop_signals:
         device = prepare_device(config.device, lab.config)
+        torch.backends.cudnn.allow_tf32 = False  # float32, as the protocol says
         data = images_of(lab, config.data)
+        root = lab.config.data.get("root")
         if not data.size(options.split):
             raise UsageError(f"evaluation.split={options.split}: the data of this run have no such images")
         stop_signals.defer_to_safe_points()
         with progress_bar(stop_signals.raise_if_requested) as track:
             subject = Subject(lab.to(device).model, data, device, options.split, config.seed, track)
-            found = {name: list(section()) for name, section in sections(subject, options).items()}
+            found = {name: list(section()) for name, section in sections(subject, options, root).items()}
     write(run, found, subject, protocol(config, lab, subject, step))
     show(run, found, subject)
 
@@ -68,8 +73,9 @@ def check(options: DictConfig) -> None:
         raise UsageError(f"evaluation.split={options.split}: expected {', '.join(SPLITS)}")
     if options.quality is not None and options.quality.features not in get_args(FeatureName):
         raise UsageError(f"evaluation.quality.features={options.quality.features}: expected one of {FeatureName}")
-    for key in ("likelihood.num_samples", "likelihood.ais.num_steps", "likelihood.ais.num_chains",
-                "quality.num_images", "representation.num_train"):  # fmt: skip
+    for key in (*(f"likelihood.{it}" for it in ("num_samples", "num_images")), "quality.num_images",
+                *(f"likelihood.ais.{it}" for it in ("num_steps", "num_chains", "num_leapfrog", "num_images")),
+                "representation.num_train", "representation.num_factored"):  # fmt: skip
         value = OmegaConf.select(options, key)
         if value is not None and value < 1:
             raise UsageError(f"evaluation.{key}={value}: expected at least 1")
@@ -92,8 +98,8 @@ def images_of(lab: Lab, moved: DictConfig) -> ImageDataModule:
     return data
 
 
-def sections(subject: Subject, options: DictConfig) -> dict[str, Section]:
-    """The parts of an evaluation that were asked for, in the order of the table."""
+def sections(subject: Subject, options: DictConfig, root: str | None) -> dict[str, Section]:
+    """The parts of an evaluation that were asked for, in the order of the table. root: where the run's data lie."""
     from vae_lab.metrics import baseline, cost, representation
 
     found: dict[str, Section] = {}
@@ -102,10 +108,15 @@ def sections(subject: Subject, options: DictConfig) -> dict[str, Section]:
     if options.baseline:
         found["baseline"] = partial(baseline.baseline_rows, subject)
     if options.against is not None:
-        found["anomaly"] = partial(_anomaly, subject, _strangers(subject, options.against), options.against)
+        found["anomaly"] = partial(_anomaly, subject, _strangers(subject, options.against, root), options.against)
     found["reconstruction"] = partial(representation.reconstruction_rows, subject)
     if options.representation is not None:
         found["representation"] = partial(representation.representation_rows, subject, options.representation.num_train)
+        if (known := subject.data.images.factors) is not None:
+            values = known.values[subject.data.images.splits[subject.split]].numpy()
+            count = options.representation.num_factored
+            rows = partial(representation.disentanglement_rows, subject, values, known.categorical, count)
+            found["disentanglement"] = rows
     if options.quality is not None:
         found["samples"] = partial(_quality, subject, options.quality)
     if options.cost:
@@ -136,8 +147,8 @@ def _quality(subject: Subject, options: DictConfig) -> Iterator[Row]:
     yield from quality_rows(subject, build_features(options.features, subject, cache), options.num_images)
 
 
-def _strangers(subject: Subject, other: str) -> Subject:
-    """The same model before the images of another data config. UsageError: images of another shape."""
+def _strangers(subject: Subject, other: str, root: str | None) -> Subject:
+    """The same model before the images of another data config, in the run's root. UsageError: they do not fit."""
     from dataclasses import replace
 
     from hydra import compose
@@ -145,8 +156,15 @@ def _strangers(subject: Subject, other: str) -> Subject:
     from vae_lab.training.build import build_node
 
     node = compose("train", overrides=[f"data={other}", f"data.binarize={subject.data.preprocess.binarize}"]).data
+    if root is not None and "root" in node:
+        node.root = root
     data: ImageDataModule = build_node(node)
     data.setup()
+    if subject.model.conditional and len(data.class_names) != subject.model.image.num_classes:
+        raise UsageError(
+            f"evaluation.against={other}: the model is conditional on {subject.model.image.num_classes} classes\n"
+            f"found images of {len(data.class_names)} classes"
+        )
     if data.image.shape != subject.model.image.shape:
         shapes = f"{data.image.shape} instead of {subject.model.image.shape}"
         raise UsageError(f"evaluation.against={other}: its images (C, H, W) are {shapes}")
@@ -220,6 +238,8 @@ def nearest_png(samples: Tensor, images: Tensor) -> bytes:
 def _entry(row: Row) -> dict[str, Any]:
     if row.value is None:
         return {"value": None, "reason": row.reason}
+    if not math.isfinite(row.value):
+        return {"value": None, "reason": "not finite"}
     return {"value": row.value, "stderr": row.stderr, "protocol": row.protocol}
 
 

@@ -75,3 +75,8 @@ def test_sap_of_a_categorical_factor_does_not_depend_on_the_order_of_its_values(
 def test_wrong_arrays(codes, factors, words):
     with pytest.raises(ValueError, match=words):
         scores.mutual_information_gap(codes, factors)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_codes_that_are_all_dead_score_no_more_than_chance(name):
+    assert ALL[name](0 * PERFECT, FACTORS) <= CHANCE.get(name, 0) + 0.1

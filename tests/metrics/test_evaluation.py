@@ -1,14 +1,19 @@
 """The parts of an evaluation on a linear Gaussian model, where every bound on log p(x) is known."""
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from helpers.linear import SIDE, Images, linear_model
+from helpers.steps import SMALL_MLP, model_of
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
+from torch.nn.functional import conv2d, pad
 from torch.testing import assert_close
 
+from vae_lab.core import ImageSpec
 from vae_lab.metrics.baseline import baseline_rows
 from vae_lab.metrics.cost import auroc, cost_rows
 from vae_lab.metrics.evaluation import BLOCK, Subject, mean_row
@@ -19,6 +24,7 @@ from vae_lab.metrics.likelihood import (
     annealed_rows,
     bidirectional_rows,
     elbo_rows,
+    images_at_once,
     importance_rows,
     kl_parts_rows,
 )
@@ -132,8 +138,11 @@ def test_factors_that_are_in_the_image_are_found_by_a_linear_code():
     z = torch.tensor(factors).float() - 3.5
     x = (model.posterior.b + z @ w.T).view(-1, 1, SIDE, SIDE)
     subject = Subject(model.eval(), Images(x), torch.device("cpu"))
-    found = rows(disentanglement_rows(subject, factors, [False, False]))
-    assert all(row.value > 0.95 for row in found.values()), found
+    constant = np.concatenate([factors, 0 * factors[:, :1]], 1)
+    found = rows(disentanglement_rows(subject, constant, (False, False, True)))
+    assert all(row.value > 0.95 and row.protocol["factors"] == 2 for row in found.values()), found
+    one = disentanglement_rows(subject, 0 * factors, (False, False))
+    assert {row.reason for row in one} == {"fewer than two factors vary"}
 
 
 def test_reconstructions_and_baseline_by_hand():
@@ -147,6 +156,73 @@ def test_reconstructions_and_baseline_by_hand():
     assert found["mean_mse"].value == pytest.approx(float((x - x.mean(0)).square().mean()), rel=1e-5)
     assert found["pca_log_likelihood"].value > float(evidence.mean())  # fitted to these images
     assert found["samples_per_second"].protocol["measured"]
+
+
+def wang(x, y, window):
+    """SSIM as in the paper, a Gaussian window at each pixel, borders reflected; (N,)."""
+    offsets = torch.arange(window) - window // 2
+    bell = torch.exp(-(offsets.double() ** 2) / (2 * (1.5 * window / 11) ** 2))
+    kernel = (bell[:, None] * bell / bell.sum() ** 2)[None, None]
+
+    def local(values):
+        return conv2d(pad(values.double(), [window // 2] * 4, mode="reflect"), kernel)
+
+    mx, my = local(x), local(y)
+    vx, vy, covariance = local(x * x) - mx**2, local(y * y) - my**2, local(x * y) - mx * my
+    index = (2 * mx * my + 1e-4) * (2 * covariance + 9e-4) / ((mx**2 + my**2 + 1e-4) * (vx + vy + 9e-4))
+    return index.flatten(1).mean(1)
+
+
+@pytest.mark.parametrize(("side", "window"), [(28, 11), (8, 7)])
+def test_ssim_is_that_of_the_paper(side, window):
+    torch.manual_seed(0)
+    x, blurred = torch.rand(6, 1, side, side), torch.rand(6, 1, side, side)
+    y = (x + blurred) / 2
+    model = SimpleNamespace(
+        image=ImageSpec(1, side, side), conditional=False, reconstruct=lambda *_: SimpleNamespace(mean=y)
+    )
+    found = rows(reconstruction_rows(Subject(model, Images(x), torch.device("cpu"))))["ssim"]
+    assert found.value == pytest.approx(float(wang(x, y, window).mean()), abs=1e-5)
+    assert found.protocol["window"] == f"Gaussian, {window} pixels"
+
+
+@pytest.mark.parametrize("prior", ["gaussian_mixture", "flow", "standard_normal"])
+def test_chains_from_any_prior_agree_with_the_mean_over_many_of_its_samples(prior):
+    """A posterior that is no Gaussian, whose chains start at p(z)."""
+    model = model_of(*SMALL_MLP, "model/likelihood=bernoulli", "model/posterior=iaf", f"model/prior={prior}")
+    subject = Subject(model.eval().requires_grad_(False), Images(torch.rand(6, *model.image.shape).round()),
+                      torch.device("cpu"))  # fmt: skip
+    (annealed,) = annealed_rows(subject, 40, 8, 3)
+    z = model.sample_latents(20_000)
+    weights = torch.cat([model.decode(part).log_prob(subject.data.x.unsqueeze(1)) for part in z.split(2000)], 1)
+    exact = float((weights.logsumexp(1) - math.log(len(z))).mean())
+    assert annealed.value == pytest.approx(exact, abs=0.1)
+    assert 0.3 < annealed.protocol["acceptance"] <= 1
+    lower, upper, _ = bidirectional_rows(subject, 40, 8, 3, num_images=20)
+    assert lower.value - 0.1 < upper.value
+
+
+def test_chains_of_large_images_take_a_few_at_a_time():
+    small, large = (SimpleNamespace(likelihood=SimpleNamespace(num_channels=3), image=ImageSpec(3, side, side))
+                    for side in (28, 128))  # fmt: skip
+    assert images_at_once(small, 16) > 40 and images_at_once(large, 16) == 2
+
+
+@pytest.mark.parametrize(
+    ("labels", "knn"),
+    [(torch.zeros(12, dtype=torch.int64), "of one class"), (torch.arange(6) % 2, ""), (None, "no labels")],
+)
+def test_labels_of_few_images_and_of_one_class(labels, knn):
+    subject, _ = linear_subject(count=12 if labels is None else len(labels), labels=labels)
+    found = rows(representation_rows(subject))["knn_accuracy"]
+    assert knn in found.reason and (found.value is None) == bool(knn)
+    assert knn or found.protocol["neighbours"] == 6
+
+
+def test_the_training_split_is_not_compared_with_itself():
+    subject, _ = linear_subject(count=40)
+    found = rows(quality_rows(replace(subject, split="train"), Features("pixels", lambda x: x.flatten(1)), 40))
+    assert found["memorisation"].reason and found["fid"].value is not None
 
 
 def test_auroc_is_the_share_of_pairs_in_order():

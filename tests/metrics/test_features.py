@@ -42,6 +42,17 @@ def test_auto_takes_the_labels_where_there_are_any(tmp_path, monkeypatch):
     assert features.build_features("auto", subject(labelled=False), tmp_path).name.startswith("flips")
 
 
+def test_other_labels_of_the_same_images_are_other_features(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "STEPS", 3)
+    images, others = subject(), subject()
+    others.data.labels, others.data.class_names = torch.arange(60) % 3, ("a", "b", "c")
+    for each in (images, others):
+        assert features.build_features("auto", each, tmp_path).name.startswith("classifier")
+    others.data.class_names = ("a",)
+    assert features.build_features("auto", others, tmp_path).name.startswith("flips")
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 def test_what_is_not_there_is_named(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="the data have no labels"):
         features.build_features("classifier", subject(labelled=False), tmp_path)

@@ -39,13 +39,17 @@ def cost_rows(subject: Subject, seconds: float = 1.0) -> Iterator[Row]:
 
 def rate(run: Callable[[], Tensor], seconds: float, device: torch.device) -> float:
     """Calls per second, after one that is not counted."""
-    run()
-    start, calls = time.perf_counter(), 0
-    while (elapsed := time.perf_counter() - start) < seconds or not calls:
+
+    def once() -> None:
         run()
-        calls += 1
         if device.type == "cuda":
             torch.cuda.synchronize(device)
+
+    once()
+    start, calls = time.perf_counter(), 0
+    while (elapsed := time.perf_counter() - start) < seconds or not calls:
+        once()
+        calls += 1
     return calls / elapsed if elapsed else 0.0
 
 

@@ -147,12 +147,13 @@ def dci(codes: Floats, factors: Integers, num_trees: int = 50, seed: int = 0) ->
 
 
 def _one_minus_entropy(importances: Floats) -> Floats:
-    """1 minus the entropy of each row, to the base of its length."""
+    """1 minus the entropy of each row, to the base of its length; 0 for a row of zeros."""
     if importances.shape[1] == 1:
-        return np.ones(len(importances))
-    p = importances / np.maximum(importances.sum(1, keepdims=True), 1e-12)
+        return (importances[:, 0] > 0).astype(float)
+    totals = importances.sum(1, keepdims=True)
+    p = importances / np.maximum(totals, 1e-12)
     logs = np.log(np.where(p > 0, p, 1)) / np.log(importances.shape[1])
-    return np.asarray(1 + (p * logs).sum(1))
+    return np.where(totals[:, 0] > 0, 1 + (p * logs).sum(1), 0.0)
 
 
 class _FixedFactor:
@@ -179,7 +180,10 @@ def factor_vae_score(
     """
     codes, factors = _checked(codes, factors)
     draws, spread = _FixedFactor(factors, seed), codes.std(0)
-    codes = codes[:, spread > 0.05 * spread.max()] / spread[spread > 0.05 * spread.max()]
+    used = spread >= max(0.05 * spread.max(), 1e-12)
+    if not used.any():
+        return 1.0 / int(factors.shape[1])
+    codes = codes[:, used] / spread[used]
     fixed = draws.random.integers(draws.num_factors, size=num_votes)
     least = np.array([codes[draws.draw(factor, num_images)].var(0).argmin() for factor in fixed])
     half, counts = num_votes // 2, np.zeros((codes.shape[1], draws.num_factors))

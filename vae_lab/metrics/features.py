@@ -24,6 +24,7 @@ from vae_lab.utils.rng import FIT, seed_noise
 
 FeatureName = Literal["auto", "classifier", "flips", "random", "inception"]
 STEPS, BATCH, WIDTH, MAX_WIDTH = 400, 128, 32, 128
+MAX_VALUES = 2**27  # of the training images in memory
 INCEPTION = "inception_v3_google-0cc3c7bd.pth"
 
 
@@ -44,13 +45,15 @@ def build_features(name: FeatureName, subject: Subject, cache: Path) -> Features
     classifier: trained on the labels of the training images. flips: on their orientation, as in `Perceptual`. random:
     not trained. UsageError: a classifier without labels, or no weights of Inception on disk.
     """
-    labelled = bool(subject.data.class_names)
+    labelled = len(subject.data.class_names) > 1
     if name == "auto":
         name = "classifier" if labelled else "flips"
     if name == "inception":
         return _inception()
     if name == "classifier" and not labelled:
-        raise UsageError("features=classifier: the data have no labels\nuse flips, random or inception")
+        raise UsageError(
+            "features=classifier: the data have no labels of several classes\nuse flips, random or inception"
+        )
     num_outputs = len(subject.data.class_names) if name == "classifier" else NUM_FLIPS
     network = ImageDiscriminator(subject.model.image.shape, num_outputs, WIDTH, MAX_WIDTH)
     network.load_state_dict(_weights(network, name, subject, cache))
@@ -67,9 +70,10 @@ def _pooled(network: ImageDiscriminator, x: Tensor) -> Tensor:
 def _weights(network: nn.Module, name: str, subject: Subject, cache: Path) -> dict[str, Tensor]:
     """Weights from the cache, else trained and stored there; its key is of the training images and the settings."""
     images = subject.data.first_images("train", BATCH)
-    digest = hashlib.sha256(repr((name, STEPS, BATCH, WIDTH, MAX_WIDTH, subject.data.size("train"))).encode())
-    for x, _ in images:
-        digest.update(x.numpy().tobytes())
+    settings = (name, STEPS, BATCH, WIDTH, MAX_WIDTH, subject.data.size("train"), subject.data.class_names)
+    digest = hashlib.sha256(repr(settings).encode())
+    for x, y in images:
+        digest.update(x.numpy().tobytes() + (b"" if y is None else y.numpy().tobytes()))
     path = cache / f"features-{digest.hexdigest()[:32]}.pt"
     if path.is_file():
         found: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
@@ -103,8 +107,9 @@ def _train(network: nn.Module, labelled: bool, subject: Subject) -> None:
 
 
 def _training_batches(subject: Subject, split: Split = "train") -> Iterator[tuple[Tensor, Tensor | None]]:
-    """STEPS batches of random images, of as many as are used in all."""
-    parts = list(subject.data.first_images(split, STEPS * BATCH))
+    """STEPS batches of random images, of as many as are used in all and fit into 1 GiB."""
+    count = min(STEPS * BATCH, max(BATCH, MAX_VALUES // subject.model.image.num_dims))
+    parts = list(subject.data.first_images(split, count))
     images = torch.cat([x for x, _ in parts])
     labels = None if parts[0][1] is None else torch.cat([y for _, y in parts if y is not None])
     for _ in range(STEPS):
@@ -119,7 +124,7 @@ def _inception() -> Features:
     path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION
     if not path.is_file():
         raise UsageError(f"features=inception: no weights at {path}\nput torchvision's {INCEPTION} there, or use auto")
-    network = Inception3(init_weights=False, transform_input=True)
+    network = Inception3(init_weights=False, transform_input=False)  # True is for images normalised as ImageNet's
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     network.fc = nn.Identity()
     network.eval()

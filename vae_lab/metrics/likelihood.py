@@ -93,11 +93,22 @@ class Chains:
         with torch.no_grad():
             posterior, prior = model.encode(x, y), model.prior_distribution(y)
         gaussian = as_diagonal_normal(posterior) is not None or isinstance(posterior, MultivariateNormal)
-        self.start = posterior if gaussian else prior.expand((len(x),))
+        self.start, self.num_images = posterior if gaussian else prior, len(x)
         self.path = Path(
             self.start.log_prob,
             lambda z: model.prior_distribution(y).log_prob(z) + model.decode(z, y).log_prob(x),
         )
+
+    def sample_start(self, num_chains: int) -> Tensor:
+        """Where forward chains start, (C, B, *event)."""
+        per_image = len(self.start.batch_shape) > 0  # False for a p(z) without labels
+        return self.start.sample(torch.Size((num_chains,) if per_image else (num_chains, self.num_images)))
+
+
+def images_at_once(model: VAE, num_chains: int) -> int:
+    """Images whose chains fit into memory, with the gradients of the decoder."""
+    values = model.likelihood.num_channels * model.image.height * model.image.width
+    return max(1, min(BLOCK, MAX_VALUES_PER_CHUNK // (2 * values * num_chains)))
 
 
 def annealed_rows(
@@ -109,15 +120,14 @@ def annealed_rows(
         return
     model: Any = subject.model
     bounds, acceptance = [], []
-    for x, y in subject.blocks(num_images, "annealed importance sampling"):
+    for x, y in subject.blocks(num_images, "annealed importance sampling", size=images_at_once(model, num_chains)):
         chains = Chains(model, x, subject.labels(y))
-        start = chains.start.sample((num_chains,))
-        found = anneal(chains.path, start, num_steps, num_leapfrog, track=subject.track)
+        found = anneal(chains.path, chains.sample_start(num_chains), num_steps, num_leapfrog, track=subject.track)
         bounds.append(found.log_px.cpu())
-        acceptance.append(found.acceptance)
+        acceptance.append(found.acceptance * len(x))
     subject.per_image["ais"] = torch.cat(bounds)
     protocol = {"steps": num_steps, "chains": num_chains, "leapfrog steps": num_leapfrog}
-    mean = sum(acceptance) / len(acceptance)
+    mean = sum(acceptance) / len(subject.per_image["ais"])
     yield mean_row("ais", subject.per_image["ais"], **protocol, acceptance=mean)
 
 
@@ -142,11 +152,15 @@ def bidirectional_rows(
             yield from left_out(str(error), *names)
             return
         x = model.decode(z).sample()
-    chains = Chains(model, x, None)
-
-    lower = anneal(chains.path, chains.start.sample((num_chains,)), num_steps, num_leapfrog, track=subject.track).log_px
-    truth = z.expand(num_chains, *z.shape)
-    upper = anneal(chains.path, truth, num_steps, num_leapfrog, backwards=True, track=subject.track).upper_bound
+    bounds = []
+    size = images_at_once(model, num_chains)
+    for truth, images in zip(z.split(size), x.split(size), strict=True):
+        chains = Chains(model, images, None)
+        start, end = chains.sample_start(num_chains), truth.expand(num_chains, *truth.shape)
+        forward = anneal(chains.path, start, num_steps, num_leapfrog, track=subject.track)
+        backward = anneal(chains.path, end, num_steps, num_leapfrog, backwards=True, track=subject.track)
+        bounds.append(torch.stack((forward.log_px, backward.upper_bound)))
+    lower, upper = torch.cat(bounds, 1)
     protocol = {"steps": num_steps, "chains": num_chains, "leapfrog steps": num_leapfrog, "data": "simulated"}
     for name, values in zip(names, (lower, upper, upper - lower), strict=True):
         yield mean_row(name, values.cpu(), **protocol)
@@ -186,12 +200,15 @@ def kl_parts_rows(subject: Subject, num_images: int = 10_000, num_draws: int = 1
         yield mean_row(name, values, **protocol)
 
 
-def aggregate_log_probs(z: Tensor, means: Tensor, scales: Tensor, chunk: int = 50) -> tuple[Tensor, Tensor, Tensor]:
+def aggregate_log_probs(
+    z: Tensor, means: Tensor, scales: Tensor, chunk: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """log q(z), sum over d of log q(z_d), and log q(z_m|x_m), (M,) each; q(z) is the mean over N Gaussians.
 
     z: (M, D), drawn from the first M of the Gaussians. means, scales: (N, D).
     """
     joint, marginals, own = [], [], []
+    chunk = chunk or max(1, 4 * MAX_VALUES_PER_CHUNK // means.numel())
     log_n = math.log(len(means))
     for start in range(0, len(z), chunk):
         rows = z[start : start + chunk, None]  # (chunk, 1, D)

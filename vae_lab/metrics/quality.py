@@ -146,6 +146,9 @@ def quality_rows(subject: Subject, features: Features, num_images: int = 5000, k
     indices, distances = nearest(generated, train)
     shown = next(samples(subject, count))[:NUM_SHOWN]  # drawn once more, so that not all have to be kept
     subject.nearest = shown, training_images(subject, indices[: len(shown)].tolist())
+    if subject.split == "train":
+        yield from left_out("the split is the training set itself", "memorisation")
+        return
     ratio = distances.median() / nearest(real, train)[1].median()
     yield Row("memorisation", float(ratio), protocol=protocol | {"training images": len(train)})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,7 +44,8 @@ def codes(subject: Subject, split: Split, num_images: int | None) -> Codes | Non
 def reconstruction_rows(subject: Subject, num_images: int | None = None) -> Iterator[Row]:
     """`mse`, `psnr` (dB) and `ssim` of reconstructions at the point estimate of z, means over images.
 
-    SSIM: Wang et al. 2004, doi:10.1109/TIP.2003.819861, with a window of 11 pixels, or as many as the image has.
+    SSIM: Wang et al. 2004, doi:10.1109/TIP.2003.819861, as torchmetrics has it: the Gaussian window of 11 pixels (of as
+    many as the image has, if fewer), with reflected borders.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -54,16 +55,14 @@ def reconstruction_rows(subject: Subject, num_images: int | None = None) -> Iter
     for x, y in subject.blocks(num_images, "reconstructions"):
         mean = subject.model.reconstruct(x, subject.labels(y)).mean
         squares.append((x - mean).square().flatten(1).mean(1).double().cpu())
-        ssim = structural_similarity_index_measure(
-            mean, x, gaussian_kernel=False, kernel_size=window, data_range=1.0, reduction="none"
-        )
+        ssim = structural_similarity_index_measure(mean, x, sigma=1.5 * window / 11, data_range=1.0, reduction="none")
         assert isinstance(ssim, Tensor)
         similarities.append(ssim.cpu())
     mse = torch.cat(squares)
     subject.per_image["mse"] = mse
     yield mean_row("mse", mse)
     yield mean_row("psnr", -10 * mse.clamp(min=1e-12).log10(), unit="dB")
-    yield mean_row("ssim", torch.cat(similarities), window=window)
+    yield mean_row("ssim", torch.cat(similarities), window=f"Gaussian, {window} pixels")
 
 
 def representation_rows(subject: Subject, num_train: int = 5000, num_test: int | None = None) -> Iterator[Row]:
@@ -77,13 +76,19 @@ def representation_rows(subject: Subject, num_train: int = 5000, num_test: int |
     if test is None:
         yield from left_out("a model with several stochastic layers has no single code", "active_units", *labelled)
         return
-    active = test.z.double().var(0) > ACTIVE_VARIANCE
-    yield Row("active_units", float(active.sum()), protocol={"images": len(test.z), "of": test.z.shape[1]})
+    if subject.model.latents[0].kind == "codes":
+        yield from left_out("codes are no units with a mean", "active_units")
+    else:
+        active = test.z.double().var(0) > ACTIVE_VARIANCE
+        yield Row("active_units", float(active.sum()), protocol={"images": len(test.z), "of": test.z.shape[1]})
     if test.labels is None:
         yield from left_out("the data have no labels", *labelled)
         return
     train = codes(subject, "train", num_train)
     assert train is not None and train.labels is not None
+    if len(train.labels.unique()) < 2:
+        yield from left_out("the training images are of one class", *labelled)
+        return
     yield from _classifiers(train, test)
 
 
@@ -94,13 +99,14 @@ def _classifiers(train: Codes, test: Codes) -> Iterator[Row]:
     from sklearn.preprocessing import StandardScaler
 
     assert train.labels is not None and test.labels is not None
+    neighbours = min(NUM_NEIGHBOURS, len(train.z))
     for name, classifier, how in (
-        ("knn_accuracy", KNeighborsClassifier(NUM_NEIGHBOURS), {"neighbours": NUM_NEIGHBOURS}),
+        ("knn_accuracy", KNeighborsClassifier(neighbours), {"neighbours": neighbours}),
         ("linear_probe_accuracy", LogisticRegression(max_iter=1000), {"classifier": "logistic regression"}),
     ):
         fitted = make_pipeline(StandardScaler(), classifier).fit(train.z.numpy(), train.labels.numpy())
         right = torch.from_numpy(fitted.predict(test.z.numpy()) == test.labels.numpy())
-        yield mean_row(name, right, **how, **{"training images": len(train.z)})
+        yield mean_row(name, right, **how, **{"training images": len(train.z), "codes": "standardised"})
 
 
 SCORES = (
@@ -110,11 +116,11 @@ SCORES = (
 
 
 def disentanglement_rows(
-    subject: Subject, factors: np.ndarray | None, categorical: list[bool], num_images: int = 10_000
+    subject: Subject, factors: np.ndarray | None, categorical: Sequence[bool], num_images: int = 10_000
 ) -> Iterator[Row]:
     """MIG, SAP, DCI, modularity, FactorVAE and beta-VAE score of the point estimates of images with known factors.
 
-    factors: integers (N, F), of the images of the split in order; None: not known.
+    factors: integers (N, F), of the images of the split in order; None: not known. Those of one value are left out.
     """
     found = codes(subject, subject.split, num_images) if factors is not None else None
     if found is None or factors is None:
@@ -122,6 +128,11 @@ def disentanglement_rows(
         yield from left_out(reason, *SCORES)
         return
     z, v = found.z.double().numpy(), factors[: len(found.z)]
+    varying = np.ptp(v, axis=0) > 0
+    if varying.sum() < 2:
+        yield from left_out("fewer than two factors vary", *SCORES)
+        return
+    v, categorical = v[:, varying], np.asarray(categorical)[varying].tolist()
     dci = disentanglement.dci(z, v)
     values = (
         disentanglement.mutual_information_gap(z, v),
@@ -134,4 +145,4 @@ def disentanglement_rows(
         disentanglement.beta_vae_score(z, v),
     )
     for name, value in zip(SCORES, values, strict=True):
-        yield Row(name, value, protocol={"images": len(z), "codes": "point estimate of z"})
+        yield Row(name, value, protocol={"images": len(z), "factors": v.shape[1], "codes": "point estimates"})
