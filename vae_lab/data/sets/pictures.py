@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple, Unpack
 
@@ -19,6 +19,7 @@ from vae_lab.data.images import SPLITS, DecodedImages, Split, split_by_hash
 from vae_lab.data.labels import labels_of_folders, read_labels
 from vae_lab.utils.errors import UsageError
 
+OnBadImage = Literal["stop", "skip"]
 SPLIT_FOLDERS: dict[str, Split] = {
     **{"train": "train", "training": "train", "test": "test", "testing": "test"},
     **{"val": "val", "valid": "val", "validation": "val"},
@@ -35,7 +36,7 @@ def folder(
     range: tuple[float, float] | None = None,
     labels: str | None = None,
     label_name: str | None = None,
-    on_bad_image: Literal["stop", "skip"] = "stop",
+    on_bad_image: OnBadImage = "stop",
     val_size: float = 0.1,
     test_size: float = 0.1,
     cache_dir: str = "~/.cache/vae_lab",
@@ -67,9 +68,9 @@ def folder(
         classes = read_labels(labels, path, names, label_name) if labels else labels_of_folders(layout.inner_names)
         stamp = [(name, *file_stamp(path / name)) for name in names]
         decoded = decode_cached(names, (path / name for name in names), stamp, pictures, cache)
-        splits = _readable(layout, decoded, on_bad_image == "stop", folder)
+        splits = readable(names, layout.splits, decoded, on_bad_image, f"data.folder={folder}")
         others = [name for name in others if not labels or PurePosixPath(name).name != Path(labels).name]
-        warnings = _warnings(others, sorted({*found} - {*names}), decoded.peak)
+        warnings = list_warnings(others, sorted({*found} - {*names}), decoded.peak)
         return DecodedImages(decoded.pixels, splits, *classes, tuple(decoded.unreadable), warnings=warnings)
 
     return ImageDataModule(load, **options)
@@ -145,22 +146,24 @@ def arrange(names: list[str], val_size: float, test_size: float) -> Layout:
     return Layout(names, inner, {"train": train[parts["train"]], "val": val, "test": test})
 
 
-def _readable(layout: Layout, decoded: CachedPictures, stop: bool, folder: str) -> dict[Split, Tensor]:
-    """The splits without unreadable pictures. UsageError if there are any and `stop`, or none is left to train on."""
+def readable(
+    names: Sequence[str], splits: Mapping[Split, Tensor], decoded: CachedPictures, on_bad_image: OnBadImage, where: str
+) -> Mapping[Split, Tensor]:
+    """The splits without unreadable pictures. UsageError: there are any and they stop, or none is left to train on."""
     if not decoded.unreadable:
-        return layout.splits
-    readable = torch.tensor([name not in decoded.unreadable for name in layout.names])
-    splits = {split: rows[readable[rows]] for split, rows in layout.splits.items()}
-    if stop or not len(splits["train"]):
+        return splits
+    mask = torch.tensor([name not in decoded.unreadable for name in names])
+    splits = {split: rows[mask[rows]] for split, rows in splits.items()}
+    if on_bad_image == "stop" or not len(splits["train"]):
         name, reason = next(iter(decoded.unreadable.items()))
         raise UsageError(
-            f"data.folder={folder}: {name} {reason}.\n{len(decoded.unreadable)} of {len(layout.names)} pictures cannot "
-            "be read.\nRepair or remove them, or skip them if others are left: data.on_bad_image=skip"
+            f"{where}: {name} {reason}.\n{len(decoded.unreadable)} of {len(names)} pictures cannot be read.\n"
+            "Repair or remove them, or skip them if others are left: data.on_bad_image=skip"
         )
     return splits
 
 
-def _warnings(others: Sequence[str], beside: Sequence[str], peak: int | None) -> tuple[str, ...]:
+def list_warnings(others: Sequence[str], beside: Sequence[str], peak: int | None) -> tuple[str, ...]:
     """What a user would not expect: files that are not read, pictures in no split, 16 bits of which few are used."""
     found = []
     if others:
