@@ -133,6 +133,8 @@ def test_wrong_names_and_files_are_named(tmp_path):
             load(path, keys=keys)
     with pytest.raises(UsageError, match=r"data\.keys: there is no pictures\nexpected some of: images, labels, train_"):
         load(path, keys={"pictures": "a"})
+    with pytest.raises(UsageError, match=r"data\.range=\[1, 1\]: expected"):
+        load(path, range=(1, 1))
     with pytest.raises(UsageError, match=r"cannot be read \(.*No such file"):
         load(tmp_path / "b.npz")
     for name, content in (("c.npz", b"<html>"), ("c.npy", b""), ("c.csv", b"a,b\nc,d\n"), ("c.csv", b"")):

@@ -30,14 +30,14 @@ _CHUNK = 4096  # images converted at a time
 class ArrayOptions(NamedTuple):
     keys: Keys | None
     shape: Sequence[int] | None
-    range: Sequence[float] | None
+    range: tuple[float, float] | None
 
 
 def arrays(
     file: str,
     keys: dict[str, str] | None = None,
     shape: list[int] | None = None,
-    range: list[float] | None = None,
+    range: tuple[float, float] | None = None,
     val_size: float = 0.1,
     test_size: float = 0.1,
     root: str | None = None,
@@ -54,6 +54,9 @@ def arrays(
     path = Path(file).expanduser()
     if unknown := set(keys or ()) - set(ROLES):
         raise UsageError(f"data.keys: there is no {', '.join(sorted(unknown))}\nexpected some of: {', '.join(ROLES)}")
+
+    if range and not range[0] < range[1]:
+        raise UsageError(f"data.range={list(range)}: expected [black,white], the first below the second.")
 
     def load() -> DecodedImages:
         try:
