@@ -90,7 +90,9 @@ def test_the_names_that_people_use(tmp_path, members, keys, sizes):
 
 def test_labels_that_are_not_one_for_each_image_are_left_out_with_a_warning(tmp_path):
     images = load(saved(tmp_path, "a.npz", images=GREY, labels=np.zeros((20, 14))))
-    assert images.labels is None and "labels are left out: [280] of them for [20] images" in images.warnings[0]
+    assert (
+        images.labels is None and "labels of the shapes [(20, 14)] for [20] images are left out" in images.warnings[0]
+    )
 
 
 @pytest.mark.parametrize("header", ["label,{}", "{}", ""])

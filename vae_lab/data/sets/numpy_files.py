@@ -6,7 +6,7 @@ import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from vae_lab.data.images import SPLITS, DecodedImages, complete_splits, consecut
 from vae_lab.data.labels import LABEL_COLUMNS, Labels, number_classes
 from vae_lab.utils.errors import UsageError
 
+Array = NDArray[Any]
 Keys = Mapping[str, str]  # the name of an array in the file by its role
 ROLES = ("images", "labels", *(f"{split}_{what}" for split in SPLITS for what in ("images", "labels")))
 KNOWN_KEYS: tuple[Keys, ...] = (
@@ -25,12 +26,6 @@ KNOWN_KEYS: tuple[Keys, ...] = (
     *({"images": images, "labels": labels} for images in ("images", "x", "X") for labels in ("labels", "y")),
 )
 _CHUNK = 4096  # images converted at a time
-
-
-class ArrayOptions(NamedTuple):
-    keys: Keys | None
-    shape: Sequence[int] | None
-    range: tuple[float, float] | None
 
 
 def arrays(
@@ -54,13 +49,14 @@ def arrays(
     path = Path(file).expanduser()
     if unknown := set(keys or ()) - set(ROLES):
         raise UsageError(f"data.keys: there is no {', '.join(sorted(unknown))}\nexpected some of: {', '.join(ROLES)}")
-
     if range and not range[0] < range[1]:
         raise UsageError(f"data.range={list(range)}: expected [black,white], the first below the second.")
 
     def load() -> DecodedImages:
         try:
-            return _decode(path, ArrayOptions(keys, shape, range), val_size, test_size)
+            images, labels = _read(path, keys)
+            parts = [_to_pixels(images[split], shape, range) for split in SPLITS if split in images]
+            pixels = torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts))
         except UsageError as error:
             raise UsageError(f"data.file={file}: {error}") from error
         except Exception as error:  # on a damaged file, the readers raise nearly any
@@ -68,36 +64,35 @@ def arrays(
                 f"data.file={file}: cannot be read ({str(error).partition(chr(10))[0] or type(error).__name__}).\n"
                 "Expected numbers in an intact .npz, .npy or .csv; objects are not read, for they may hold code."
             ) from error
+        sizes = [len(images.get(split, ())) for split in SPLITS]
+        named, warnings = _labels([labels[split] for split in SPLITS if split in labels], [n for n in sizes if n])
+        splits = complete_splits(consecutive(sizes), val_size, test_size)
+        return DecodedImages(pixels, splits, *named, warnings=warnings)
 
     return ImageDataModule(load, **options)
 
 
-def _decode(path: Path, options: ArrayOptions, val_size: float, test_size: float) -> DecodedImages:
-    labels: dict[str, NDArray[Any]] = {}
-    suffix = path.suffix.lower()
-    if suffix == ".npy":
-        images = {"train": np.load(path, mmap_mode="c", allow_pickle=False)}
-    elif suffix == ".npz":
-        images, labels = _from_npz(path, options.keys)
-    elif suffix == ".csv":
-        images, labels = _from_csv(path)
-    else:
-        raise UsageError("expected a file .npz, .npy or .csv")
-    parts = [to_pixels(images[split], options) for split in SPLITS if split in images]
-    sizes = [len(images.get(split, ())) for split in SPLITS]
-    if len({part.shape[1:] for part in parts}) > 1:
-        raise UsageError(f"images of several shapes: {', '.join(str(part.shape[1:]) for part in parts)}")
-    pixels = torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts))
-    named: Labels = (None, ())
-    found = [labels[split].reshape(-1) for split in SPLITS if split in labels]
-    counts, expected = [len(part) for part in found], [size for size in sizes if size]
-    if counts == expected:
-        named = number_classes([str(label) for label in np.concatenate(found).tolist()])
-    warnings = (f"labels are left out: {counts} of them for {expected} images",) if found and not named[1] else ()
-    return DecodedImages(pixels, complete_splits(consecutive(sizes), val_size, test_size), *named, warnings=warnings)
+def _labels(parts: list[Array], sizes: list[int]) -> tuple[Labels, tuple[str, ...]]:
+    """Labels and class names, or a warning: none of several values for each image."""
+    if [part.size for part in parts] == sizes:
+        return number_classes([str(label) for part in parts for label in part.reshape(-1).tolist()]), ()
+    found = [part.shape for part in parts]
+    return (None, ()), (f"labels of the shapes {found} for {sizes} images are left out",) if parts else ()
 
 
-def _from_npz(path: Path, keys: Keys | None) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+def _read(path: Path, keys: Keys | None) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Images and labels by split; without splits, all are of train."""
+    match path.suffix.lower():
+        case ".npy":
+            return {"train": np.load(path, mmap_mode="c", allow_pickle=False)}, {}
+        case ".npz":
+            return _from_npz(path, keys)
+        case ".csv":
+            return _from_csv(path)
+    raise UsageError("expected a file .npz, .npy or .csv")
+
+
+def _from_npz(path: Path, keys: Keys | None) -> tuple[dict[str, Array], dict[str, Array]]:
     """Images and labels by split; without splits, all are of train."""
     with np.load(path, allow_pickle=False) as members:
         names = list(members)
@@ -110,7 +105,7 @@ def _from_npz(path: Path, keys: Keys | None) -> tuple[dict[str, NDArray[Any]], d
                 "Set data.keys={images: NAME, labels: NAME} (or train_images, train_labels, val_images, ...)"
             )
 
-        def arrays(what: str) -> dict[str, NDArray[Any]]:
+        def arrays(what: str) -> dict[str, Array]:
             chosen = {role.removesuffix(what).rstrip("_") or "train": name for role, name in roles.items()
                       if role.endswith(what)}  # fmt: skip
             return {split: members[name] for split, name in chosen.items() if name in names}
@@ -118,7 +113,7 @@ def _from_npz(path: Path, keys: Keys | None) -> tuple[dict[str, NDArray[Any]], d
         return arrays("images"), arrays("labels")
 
 
-def _from_csv(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+def _from_csv(path: Path) -> tuple[dict[str, Array], dict[str, Array]]:
     """A row for each image; a header may name a column of labels, as in `label,pixel0,pixel1,...`."""
     with path.open(newline="") as file:
         header = next(csv.reader(file))
@@ -131,32 +126,30 @@ def _from_csv(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[An
     return {"train": pixels}, {} if label is None else {"train": table[:, label].astype(np.int64)}
 
 
-def to_pixels(images: NDArray[Any], options: ArrayOptions) -> NDArray[np.uint8]:
+def _to_pixels(images: Array, shape: Sequence[int] | None, levels: tuple[float, float] | None) -> NDArray[np.uint8]:
     """uint8 (N, C, H, W) of an array of any of the layouts and types; itself if it is that."""
-    images = _channels_first(images, options.shape)
+    images = _channels_first(images, shape)
     if images.dtype.kind not in "buif":
         raise UsageError(f"an array of {images.dtype}, expected numbers")
-    chunks = [images[start : start + _CHUNK] for start in np.arange(0, len(images), _CHUNK)]
-    low = min(float(chunk.min()) for chunk in chunks)
-    high = max(float(chunk.max()) for chunk in chunks)
-    black, white = options.range or (0, 255 if images.dtype.kind in "ui" and high > 1 else 1)
+    low, high = float(images.min()), float(images.max())
     if not math.isfinite(low + high):
         raise UsageError("some numbers are not finite")
-    if options.range is None and not (black <= low and high <= white):
+    black, white = levels or (0, 255 if images.dtype.kind in "ui" and high > 1 else 1)
+    if levels is None and not (black <= low and high <= white):
         raise UsageError(
-            f"{images.dtype} from {low:g} to {high:g}, expected {'0 to 255' if white == 255 else '0 to 1'}\n"
+            f"{images.dtype} from {low:g} to {high:g}, expected 0 to {white}\n"
             f"Set data.range=[BLACK,WHITE], here perhaps [{math.floor(low)},{math.ceil(high)}]"
         )
     if images.dtype == np.uint8 and (black, white) == (0, 255):
-        return images if images.flags.c_contiguous else np.ascontiguousarray(images)
+        return np.ascontiguousarray(images)
     pixels = np.empty(images.shape, np.uint8)
-    for start, chunk in zip(np.arange(0, len(images), _CHUNK), chunks, strict=True):
-        levels = (chunk.astype(np.float32) - black) * (255 / (white - black))
-        pixels[start : start + _CHUNK] = levels.clip(0, 255).round()
+    for start in range(0, len(images), _CHUNK):
+        chunk = (images[start : start + _CHUNK].astype(np.float32) - black) * (255 / (white - black))
+        pixels[start : start + _CHUNK] = chunk.clip(0, 255).round()
     return pixels
 
 
-def _channels_first(images: NDArray[Any], shape: Sequence[int] | None) -> NDArray[Any]:
+def _channels_first(images: Array, shape: Sequence[int] | None) -> Array:
     """A view (N, C, H, W)."""
     inner = images.shape[1:]
     side = math.isqrt(math.prod(inner))

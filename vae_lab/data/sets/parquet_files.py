@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Unpack
 
+import numpy as np
 import torch
 
 from vae_lab.config.validation import names_to_choose
@@ -57,7 +58,9 @@ def parquet(
         parts = torch.tensor([SPLITS.index(_split(path)) for path in paths]).repeat_interleave(torch.tensor(counts))
         given = {split: (parts == i).nonzero().squeeze(1) for i, split in enumerate(SPLITS)}
         splits = complete_splits(given, val_size, test_size)
-        names = _names(paths, counts)
+        names = [
+            f"{path.name}, row {row}," for path, count in zip(paths, counts, strict=True) for row in np.arange(count)
+        ]
         stamp = [image, *((str(path), *file_stamp(path)) for path in paths)]
         decoded = decode_cached(
             names, _contents(paths, image), stamp, pictures, Path(cache_dir).expanduser().absolute()
@@ -67,10 +70,6 @@ def parquet(
         return DecodedImages(decoded.pixels, splits, *labels, tuple(decoded.unreadable), warnings=warnings)
 
     return ImageDataModule(load, **options)
-
-
-def _names(paths: Sequence[Path], counts: Sequence[int]) -> list[str]:
-    return [f"{path.name}, row {row}," for path, count in zip(paths, counts, strict=True) for row in range(count)]
 
 
 def _find(patterns: Sequence[str]) -> list[Path]:

@@ -84,9 +84,10 @@ def find_pictures(folder: Path) -> tuple[list[str], list[str]]:
     """
     pictures: list[str] = []
     others: list[str] = []
-    seen = {folder.resolve()}
+    root = folder.resolve()
+    seen = {root}
     for where, folders, files in os.walk(folder, onerror=_raise_not_listed, followlinks=True):
-        folders[:] = [name for name in sorted(folders) if _is_to_list(Path(where, name), folder.resolve(), seen)]
+        folders[:] = [name for name in sorted(folders) if _is_to_list(Path(where, name), root, seen)]
         inside = PurePosixPath(Path(where).relative_to(folder).as_posix())
         for name in files:
             if not name.startswith("."):
