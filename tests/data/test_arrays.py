@@ -74,6 +74,7 @@ def test_one_array_of_uint8_is_mapped_and_never_written(tmp_path):
         ({"data": GREY, "y": LABELS, "z": GREY}, {"images": "data", "labels": "y"}, [16, 2, 2]),
         ({"a": GREY, "b": GREY[:3]}, {"train_images": "a", "val_images": "b"}, [18, 3, 2]),
         ({"arr_0": GREY}, None, [16, 2, 2]),
+        ({"x": GREY, "y": LABELS, "z": LABELS}, None, [16, 2, 2]),
     ],
 )  # fmt: skip
 def test_the_names_that_people_use(tmp_path, members, keys, sizes):
@@ -119,6 +120,7 @@ def test_a_csv_with_and_without_labels_and_header(tmp_path, header):
         (np.zeros((5, 3, 8, 3)), {}, r"data\.shape"),
         (np.zeros((0, 8, 8)), {}, r"expected images"),
         (np.zeros(7), {}, r"expected images"),
+        (np.zeros((8, 8, 3)), {}, r"data\.shape"),  # one picture
         (np.array([["a"]]), {"shape": [1, 1, 1]}, r"expected numbers"),
         (np.array([{"x": 1}], dtype=object), {}, r"cannot be read .*Python objects"),
     ],

@@ -97,7 +97,8 @@ def _from_npz(path: Path, keys: Keys | None) -> tuple[dict[str, Array], dict[str
     with np.load(path, allow_pickle=False) as members:
         names = list(members)
         known = [roles for roles in KNOWN_KEYS if {roles.get("images"), roles.get("train_images")} & set(names)]
-        roles = keys or (known[0] if known else {"images": names[0]} if len(names) == 1 else {})
+        best = max(known, key=lambda roles: len(set(roles.values()) & set(names)), default={})
+        roles = keys or best or ({"images": names[0]} if len(names) == 1 else {})
         missing = [name for name in (keys or {}).values() if name not in names]
         if missing or not roles:
             raise UsageError(
@@ -162,7 +163,7 @@ def _channels_first(images: Array, shape: Sequence[int] | None) -> Array:
         if inner == (height, width, channels) and channels > 1:
             return np.moveaxis(images, -1, 1)
         return images.reshape(-1, channels, height, width)
-    if len(inner) == 2 and shape is None:
+    if len(inner) == 2 and shape is None and (inner[1] > 4 or inner[0] == inner[1]):  # (H, W, 3) is one picture
         return images[:, None]
     first, last = (len(inner) == 3 and inner[i] in (1, 3, 4) for i in (0, -1))
     if shape is None and first != last:

@@ -66,7 +66,7 @@ def parquet(
             names, _contents(paths, image), stamp, pictures, Path(cache_dir).expanduser().absolute()
         )
         splits = dict(readable(names, splits, decoded, on_bad_image, f"data.files={files}"))
-        warnings = list_warnings([], [], decoded.peak)
+        warnings = list_warnings(decoded.peak)
         return DecodedImages(decoded.pixels, splits, *labels, tuple(decoded.unreadable), warnings=warnings)
 
     return ImageDataModule(load, **options)

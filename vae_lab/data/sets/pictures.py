@@ -63,15 +63,17 @@ def folder(
         found, others = find_pictures(path)
         if not found:
             raise UsageError(_no_pictures(path, folder))
-        layout = arrange(found, val_size, test_size)  # raises before decoding if there are too few to split
-        names = layout.names
-        classes = read_labels(labels, path, names, label_name) if labels else labels_of_folders(layout.inner_names)
+        names, inner_names, splits = arrange(found, val_size, test_size)  # raises before decoding if they are too few
+        classes = read_labels(labels, path, names, label_name) if labels else labels_of_folders(inner_names)
         stamp = [(name, *file_stamp(path / name)) for name in names]
         decoded = decode_cached(names, (path / name for name in names), stamp, pictures, cache)
-        splits = readable(names, layout.splits, decoded, on_bad_image, f"data.folder={folder}")
+        usable = readable(names, splits, decoded, on_bad_image, f"data.folder={folder}")
         others = [name for name in others if not labels or PurePosixPath(name).name != Path(labels).name]
-        warnings = list_warnings(others, sorted({*found} - {*names}), decoded.peak)
-        return DecodedImages(decoded.pixels, splits, *classes, tuple(decoded.unreadable), warnings=warnings)
+        top = [name for name in inner_names if "/" not in name]
+        warnings = list_warnings(
+            decoded.peak, others, sorted({*found} - {*names}), top if not labels and len(top) < len(names) else ()
+        )
+        return DecodedImages(decoded.pixels, usable, *classes, tuple(decoded.unreadable), warnings=warnings)
 
     return ImageDataModule(load, **options)
 
@@ -164,8 +166,10 @@ def readable(
     return splits
 
 
-def list_warnings(others: Sequence[str], beside: Sequence[str], peak: int | None) -> tuple[str, ...]:
-    """What a user would not expect: files that are not read, pictures in no split, 16 bits of which few are used."""
+def list_warnings(
+    peak: int | None, others: Sequence[str] = (), beside: Sequence[str] = (), top: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """What a user would not expect: files that are not read, pictures in no split or class, unused bits of 16."""
     found = []
     if others:
         suffixes = [PurePosixPath(name).suffix.lower() or "(no suffix)" for name in others]
@@ -174,6 +178,8 @@ def list_warnings(others: Sequence[str], beside: Sequence[str], peak: int | None
         found.append(f"{len(others)} files are left out, of formats that are not read: {', '.join(kinds)}")
     if beside:
         found.append(f"{len(beside)} pictures beside the folders of the splits are left out, such as {beside[0]}")
+    if top:
+        found.append(f"no labels, because {len(top)} pictures are in no class folder, such as {top[0]}")
     if peak is not None and peak < SIXTEEN_BITS / 8:
         found.append(f"no 16-bit picture is brighter than {peak} of {SIXTEEN_BITS}: set data.range=[0,{peak}]")
     return tuple(found)
