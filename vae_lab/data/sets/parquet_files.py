@@ -48,8 +48,7 @@ def parquet(
     range: see PictureOptions. image_name, label_name: the columns, where there are several. val_size, test_size:
     fractions or numbers of the training images, where there is no such split. Raises UsageError.
     """
-    size = image_size if isinstance(image_size, int) else (image_size[0], image_size[1])
-    pictures = PictureOptions(size, channels, fit, background, max_pixels, range and (range[0], range[1]))
+    pictures = PictureOptions(image_size, channels, fit, background, max_pixels, range)
 
     def load() -> DecodedImages:
         paths = _find([files] if isinstance(files, str) else files)

@@ -53,8 +53,7 @@ def folder(
     """
     if not folder.strip():
         raise UsageError("data.folder: has no value\nSet it to a folder of pictures: data.folder=PATH")
-    size = image_size if isinstance(image_size, int) else (image_size[0], image_size[1])
-    pictures = PictureOptions(size, channels, fit, background, max_pixels, range and (range[0], range[1]))
+    pictures = PictureOptions(image_size, channels, fit, background, max_pixels, range)
 
     def load() -> DecodedImages:
         path, cache = (Path(name).expanduser().absolute() for name in (folder, cache_dir))

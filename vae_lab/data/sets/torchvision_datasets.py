@@ -66,10 +66,7 @@ def torchvision(
         parts = {split: parts[split] for split in SPLITS if split in parts}
         first: Image.Image = parts["train"][0][0]
         size = image_size or (first.height, first.width)
-        pictures = PictureOptions(
-            size if isinstance(size, int) else (size[0], size[1]),
-            channels or (1 if first.mode in ("1", "L") else 3), fit, background,
-        )  # fmt: skip
+        pictures = PictureOptions(size, channels or (1 if first.mode in ("1", "L") else 3), fit, background)
         decoded = [_decode(part, pictures, None if image_size else first.size, dataset) for part in parts.values()]
         pixels, targets = (torch.cat([part[i] for part in decoded]) for i in (0, 1))
         splits = consecutive([len(parts.get(split, ())) for split in SPLITS])
