@@ -96,17 +96,21 @@ def test_labels_that_are_not_one_for_each_image_are_left_out_with_a_warning(tmp_
     )
 
 
-@pytest.mark.parametrize("header", ["label,{}", "{}", ""])
-def test_a_csv_with_and_without_labels_and_header(tmp_path, header):
+@pytest.mark.parametrize(("header", "has_labels"), [("label,{}", True), ("{}", False), ("", False), ("", True)])
+def test_a_csv_with_and_without_labels_and_header(tmp_path, header, has_labels):
     names = ",".join(f"pixel{i}" for i in range(16))
     flat = GREY[..., :4, :4].reshape(20, -1)
-    has_labels = header.startswith("label")
     rows = np.c_[LABELS, flat] if has_labels else flat
     lines = [header.format(names)] * bool(header) + [",".join(map(str, row)) for row in rows]
     (tmp_path / "a.csv").write_text("\n".join(lines) + "\n")
     images = load(tmp_path / "a.csv")
     assert np.array_equal(images.pixels.numpy(), GREY[..., :4, :4])
     assert (images.labels.tolist() == LABELS.tolist()) if has_labels else images.labels is None
+
+
+def test_a_first_row_of_any_numbers_is_no_header(tmp_path):
+    (tmp_path / "a.csv").write_text("-1,-0.5,1e-3,1\n" + "0,0,0,0\n" * 19)
+    assert load(tmp_path / "a.csv", range=(-1, 1)).pixels[0].flatten().tolist() == [0, 64, 128, 255]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
@@ -115,12 +116,17 @@ def _from_npz(path: Path, keys: Keys | None) -> tuple[dict[str, Array], dict[str
 
 
 def _from_csv(path: Path) -> tuple[dict[str, Array], dict[str, Array]]:
-    """A row for each image; a header may name a column of labels, as in `label,pixel0,pixel1,...`."""
+    """A row for each image; a header may name a column of labels, as in `label,pixel0,pixel1,...`.
+
+    Without a header, the first is that if the others make a square.
+    """
     with path.open(newline="") as file:
         header = next(csv.reader(file))
-    has_header = not all(cell.strip().replace(".", "", 1).isdigit() for cell in header)
+    has_header = not all(re.fullmatch(r"\s*[-+]?[\d.][-+.\deE]*\s*", cell) for cell in header)
     table = np.loadtxt(path, np.float32, delimiter=",", skiprows=int(has_header), ndmin=2)
     label = next((i for i, name in enumerate(header) if has_header and name.strip().lower() in LABEL_COLUMNS), None)
+    if not has_header and math.isqrt(len(header) - 1) ** 2 == len(header) - 1:
+        label = 0
     pixels = table if label is None else np.delete(table, label, axis=1)
     if (pixels == pixels.round()).all() and pixels.min() >= 0 and pixels.max() <= 255:
         pixels = pixels.astype(np.uint8)
