@@ -94,9 +94,11 @@ def test_the_first_level_folders_are_the_labels_if_all_pictures_are_in_one(tmp_p
     images = load(tmp_path / "p", val_size=0, test_size=0)
     assert images.class_names == ("earth", "fire", "water")
     assert images.labels.tolist() == [0, 1, 1, 2] and images.labels.dtype == torch.int64
+    assert images.warnings == ()
     paint(tmp_path / "p" / "b.png", 9)
     images = load(tmp_path / "p", val_size=0, test_size=0)
     assert images.labels is None and images.class_names == ()
+    assert images.warnings == ("no labels, because 1 pictures are in no class folder, such as b.png",)
 
 
 # --- splits by folder -----------------------------------------------------------------------------------------------
