@@ -152,10 +152,11 @@ def collect_warnings(config: DictConfig, trainer: Trainer, data: ImageDataModule
     from vae_lab.callbacks import LastCheckpoint
     from vae_lab.training.preflight import check_model, coverage_warnings
 
-    found = []
     images = data.images
+    found = [*images.warnings]
     if images.skipped:
-        found.append(f"{len(images.skipped)} pictures could not be read and were skipped: {', '.join(images.skipped)}")
+        names = f"{', '.join(images.skipped[:10])}{', ...' if len(images.skipped) > 10 else ''}"
+        found.append(f"{len(images.skipped)} pictures could not be read and were skipped: {names}")
     if not any(isinstance(callback, LastCheckpoint) for callback in trainer.checkpoint_callbacks):
         found.append("no checkpoint is saved that a run could resume from (callbacks.last is missing)")
     return [*found, *coverage_warnings(trainer, data, config), *check_model(module.model, module.objective, data)]
