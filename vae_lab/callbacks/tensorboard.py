@@ -52,6 +52,8 @@ def add_projector(
     shrink = min(1.0, THUMBNAIL / max(height, width))
     size = (max(1, round(height * shrink)), max(1, round(width * shrink)))
     thumbnails = nn.functional.interpolate(on_white(images), size, mode="area").expand(-1, 3, -1, -1)
+    below, right = (max(size) - side for side in size)
+    thumbnails = nn.functional.pad(thumbnails, (0, right, 0, below), value=1.0)  # the projector takes squares alone
     writer.add_embedding(points, list(names) if names else None, thumbnails, step, "posterior_means")
 
 
