@@ -26,7 +26,8 @@ def test_every_number_has_its_protocol_and_twice_gives_the_same_bytes(run, comma
     done = command(str(run), *SMALL, *annealing, "evaluation.against=digits", **EVALUATE)
     assert done.code == 0, done.stderr
     found = json.loads((run / "evaluation.json").read_text())
-    sections = ("likelihood", "baseline", "anomaly", "reconstruction", "representation", "samples", "cost")
+    sections = ("likelihood", "baseline", "anomaly", "reconstruction", "representation", "disentanglement")
+    sections = (*sections, "samples", "cost")
     assert list(found) == ["protocol", *sections]
     assert {"split", "binarize", "seed", "precision", "checkpoint", "step", "versions"} <= found["protocol"].keys()
     assert found["protocol"]["run_status"] == "completed"

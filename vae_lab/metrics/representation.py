@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -110,7 +110,7 @@ SCORES = (
 
 
 def disentanglement_rows(
-    subject: Subject, factors: np.ndarray | None, categorical: list[bool], num_images: int = 10_000
+    subject: Subject, factors: np.ndarray | None, categorical: Sequence[bool], num_images: int = 10_000
 ) -> Iterator[Row]:
     """MIG, SAP, DCI, modularity, FactorVAE and beta-VAE score of the point estimates of images with known factors.
 
