@@ -291,18 +291,44 @@ def bare_validation(passes: int, num_images: int) -> float:
     return clock.rate
 
 
-def bound(run_dir: str, passes: int, num_images: int, num_samples: int, ours: bool) -> float:
-    """The importance-weighted bound of a run's model: `log_likelihood`, or written out."""
+def bound(run_dir: str, passes: int, num_images: int, num_samples: int, way: str) -> float:
+    """The importance-weighted bound of a run's model: `log_likelihood`, written out, or one image at a time."""
     import vae_lab
 
     lab: Any = vae_lab.load(run_dir)
-    written_out = partial(bare_bound, lab.model.encoder, lab.model.decoder)
-    x, clock = torch.bernoulli(mnist(num_images)), Clock(num_images)
+    networks = lab.model.encoder, lab.model.decoder
+    ways: dict[str, Callable[[Tensor, int], object]] = {
+        "ours": lab.log_likelihood,
+        "bare": partial(bare_bound, *networks),
+        "one image": lambda x, k: [bare_bound(*networks, row, k, chunk=k) for row in x.split(1)],
+        "pythae": lambda x, k: with_weights_of(lab.model).get_nll(x, k, batch_size=100),
+    }
+    x, clock = torch.bernoulli(mnist(num_images), generator=torch.Generator().manual_seed(0)), Clock(num_images)
     for _ in range(passes + 1):
         clock.start()
-        (lab.log_likelihood if ours else written_out)(x, num_samples)
+        ways[way](x, num_samples)
         clock.stop()
     return clock.rate
+
+
+def with_weights_of(model: Any) -> Any:
+    """pythae's VAE with the weights of ours, 784-400-20."""
+    from pythae.models import VAE, VAEConfig
+
+    theirs = VAE(VAEConfig((1, 28, 28), latent_dim=20, reconstruction_loss="bce")).eval().requires_grad_(False)
+    first, last = (part for part in model.encoder.modules() if isinstance(part, nn.Linear))
+    theirs.encoder.layers[0][0], theirs.encoder.embedding, theirs.encoder.log_var = first, *halves(last)
+    hidden, output = (part for part in model.decoder.modules() if isinstance(part, nn.Linear))
+    theirs.decoder.layers[0][0], theirs.decoder.layers[1][0] = hidden, output
+    return theirs
+
+
+def halves(layer: nn.Linear) -> list[nn.Linear]:
+    """Two layers, of the first and of the second half of the outputs."""
+    parts = [nn.Linear(layer.in_features, layer.out_features // 2) for _ in range(2)]
+    for part, weight, bias in zip(parts, layer.weight.chunk(2), layer.bias.chunk(2), strict=True):
+        part.weight.data, part.bias.data = weight, bias
+    return parts
 
 
 @torch.inference_mode()
@@ -375,13 +401,19 @@ def validation(repeats: int, quick: bool) -> list[Row]:
 
 
 def importance(repeats: int, quick: bool) -> list[Row]:
-    """The importance-weighted bound, K=64."""
-    options: dict[str, Any] = {"passes": 2 if quick else 5, "num_images": 100 if quick else 500, "num_samples": 64}
+    """The importance-weighted bound, K=64, beside a bare loop; K=5000 beside one image at a time, and pythae."""
+    few: dict[str, Any] = {"passes": 2 if quick else 5, "num_images": 100 if quick else 500, "num_samples": 64}
+    many: dict[str, Any] = {"passes": 1, "num_images": 2 if quick else 40, "num_samples": 5000}
+    others = {"one image": "one image's K at a time"}
+    others |= {"pythae": "pythae's get_nll"} if importlib.util.find_spec("pythae") else {}
     with tempfile.TemporaryDirectory() as folder:
         trained(["model=mlp", "data=mnist", "trainer=cpu", NO_PICTURES, *length(1, 1)], run_dir=f"{folder}/run")
-        both = (partial(side, "bound", run_dir=f"{folder}/run", ours=ours, **options) for ours in (True, False))
-        mine, loop = in_turn(repeats, *both)
-    return [compared("importance-weighted bound, K=64, mlp", mine, "bare loop, inference_mode", loop)]
+        way = partial(side, "bound", run_dir=f"{folder}/run")
+        mine, loop = in_turn(repeats, *(partial(way, way=each, **few) for each in ("ours", "bare")))
+        ours, *theirs = in_turn(repeats, *(partial(way, way=each, **many) for each in ("ours", *others)))
+    what = "importance-weighted bound, mlp, K=5000"
+    rows = [compared(what, ours, beside, rates) for beside, rates in zip(others.values(), theirs, strict=True)]
+    return [compared("importance-weighted bound, mlp, K=64", mine, "bare loop, inference_mode", loop), *rows]
 
 
 def first_step(repeats: int, quick: bool) -> list[Row]:

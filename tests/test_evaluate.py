@@ -27,7 +27,8 @@ def test_every_number_has_its_protocol_and_twice_gives_the_same_bytes(run, comma
     done = command(str(run), *SMALL, *annealing, "evaluation.against=digits", **EVALUATE)
     assert done.code == 0, done.stderr
     found = json.loads((run / "evaluation.json").read_text())
-    sections = ("likelihood", "baseline", "anomaly", "reconstruction", "representation", "samples", "cost")
+    sections = ("likelihood", "baseline", "anomaly", "reconstruction", "representation", "disentanglement")
+    sections = (*sections, "samples", "cost")
     assert list(found) == ["protocol", *sections]
     assert {"split", "binarize", "seed", "precision", "checkpoint", "step", "versions"} <= found["protocol"].keys()
     assert found["protocol"]["run_status"] == "completed"
@@ -99,3 +100,21 @@ def test_a_model_without_a_bound_says_which_part_has_no_density(command):
     found = json.loads((trained.run / "evaluation.json").read_text())
     assert "has no density" in found["likelihood"]["elbo"]["reason"]
     assert found["likelihood"]["distortion"]["value"] > 0 and found["samples"]["fid"]["value"] is None
+
+
+def test_codes_are_scored_where_the_factors_are_known(command):
+    drawn = ("data=shapes", "data.num_scales=2", "data.num_orientations=4", "data.num_positions=4")
+    trained = command(*FAST, *drawn, "data.image_size=16", "data.val_size=20", "data.test_size=200")
+    assert trained.code == 0, trained.stderr
+    parts = (
+        "evaluation.likelihood=null",
+        "evaluation.quality=null",
+        "evaluation.cost=false",
+        "evaluation.baseline=false",
+    )
+    done = command(str(trained.run), *parts, **EVALUATE)
+    assert done.code == 0, done.stderr
+    found = json.loads((trained.run / "evaluation.json").read_text())
+    scores = {name: row["value"] for name, row in found["disentanglement"].items()}
+    assert len(scores) == 8 and all(0 <= value <= 1 for value in scores.values())
+    assert found["representation"]["knn_accuracy"]["reason"] == "the data have no labels"

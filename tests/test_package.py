@@ -86,7 +86,7 @@ def test_a_misspelt_key_is_refused_without_anything_heavy(tmp_path):
 def test_help_is_whole_and_imports_nothing_heavy(tmp_path):
     text = light("--help", tmp_path).stdout
     assert list(tmp_path.iterdir()) == []
-    for group in ("data: digits, fashion_mnist, folder, mnist, pokemon", "model: conv, ladder,",
+    for group in ("data: arrays, digits, dsprites, fashion_mnist, folder, mnist, parquet,", "model: conv, ladder,",
                   "trainer: auto, cpu, ddp, default, gpu", "debug: fast\n", "model/likelihood: bernoulli,",
                   "optimizer/schedule: constant,", "objective/bound: dreg, elbo, importance_weighted"):  # fmt: skip
         assert group in text, group

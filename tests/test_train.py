@@ -107,6 +107,15 @@ def test_multirun_gives_a_directory_and_a_metric_each(command):
     assert found[0]["config_hash"] == found[1]["config_hash"]
 
 
+def test_a_sweep_is_given_the_metric_of_the_best_weights_not_of_the_last(command):
+    done = command(
+        *QUIET, "optimizer.lr=0.3", "trainer.max_epochs=4", "+hydra.callbacks.keep._target_=helpers.named.KeepReturn"
+    )
+    assert done.code == 0, done.stderr
+    best, last = (done.summary[name]["val/elbo"] for name in ("best_metrics", "metrics"))
+    assert float((done.run / "returned.txt").read_text()) == best > last
+
+
 def test_without_validation_the_last_weights_are_the_best(command):
     done = command(*QUIET, "data.val_size=0")
     assert done.code == 0, done.stderr

@@ -112,11 +112,7 @@ def sections(subject: Subject, options: DictConfig, root: str | None) -> dict[st
     found["reconstruction"] = partial(representation.reconstruction_rows, subject)
     if options.representation is not None:
         found["representation"] = partial(representation.representation_rows, subject, options.representation.num_train)
-        if (known := subject.data.images.factors) is not None:
-            values = known.values[subject.data.images.splits[subject.split]].numpy()
-            count = options.representation.num_factored
-            rows = partial(representation.disentanglement_rows, subject, values, known.categorical, count)
-            found["disentanglement"] = rows
+        found["disentanglement"] = partial(_disentanglement, subject, options.representation.num_factored)
     if options.quality is not None:
         found["samples"] = partial(_quality, subject, options.quality)
     if options.cost:
@@ -135,6 +131,16 @@ def _likelihood(subject: Subject, options: DictConfig) -> Iterator[Row]:
         yield from likelihood.annealed_rows(subject, *sizes)
         if ais.simulated:
             yield from likelihood.bidirectional_rows(subject, *sizes)
+
+
+def _disentanglement(subject: Subject, num_images: int) -> Iterator[Row]:
+    from vae_lab.metrics.representation import disentanglement_rows
+
+    images = subject.data.images
+    if images.factors is None:
+        return disentanglement_rows(subject, None, [], num_images)
+    factors = images.factors.values[images.splits[subject.split]]
+    return disentanglement_rows(subject, factors.numpy(), images.factors.categorical, num_images)
 
 
 def _quality(subject: Subject, options: DictConfig) -> Iterator[Row]:

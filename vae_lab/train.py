@@ -102,7 +102,8 @@ def _train(config: DictConfig, folder: Path, stop_signals: StopSignals) -> float
             device = trainer.strategy.root_device
             fit_to_run(folder, config, config.second_stage, device, stop_signals.raise_if_requested)
     name = config.optimized_metric
-    return module.metrics.get(name if data.size("val") else name.replace("val/", "test/"))
+    values = module.metrics | (module.best_metrics if keeps_best(trainer) else {})  # the test was of the best weights
+    return values.get(name if data.size("val") else name.replace("val/", "test/"))
 
 
 def assemble_trainer(
@@ -158,10 +159,11 @@ def collect_warnings(config: DictConfig, trainer: Trainer, data: ImageDataModule
     from vae_lab.callbacks import LastCheckpoint
     from vae_lab.training.preflight import check_model, coverage_warnings
 
-    found = []
     images = data.images
+    found = [*images.warnings]
     if images.skipped:
-        found.append(f"{len(images.skipped)} pictures could not be read and were skipped: {', '.join(images.skipped)}")
+        names = f"{', '.join(images.skipped[:10])}{', ...' if len(images.skipped) > 10 else ''}"
+        found.append(f"{len(images.skipped)} pictures could not be read and were skipped: {names}")
     if not any(isinstance(callback, LastCheckpoint) for callback in trainer.checkpoint_callbacks):
         found.append("no checkpoint is saved that a run could resume from (callbacks.last is missing)")
     return [*found, *coverage_warnings(trainer, data, config), *check_model(module.model, module.objective, data)]

@@ -76,16 +76,14 @@ def test_links_to_folders_are_followed_once_and_never_in_circles(tmp_path):
     assert find_pictures(tmp_path / "link")[0] == expected
 
 
-def test_what_is_left_out_is_counted_and_named(pictures, logged_warnings):
+def test_what_is_left_out_is_counted_and_named(pictures):
     for name in ("a.heic", "b.heic", "sub/c.psd", "README"):
         (pictures / name).parent.mkdir(exist_ok=True)
         (pictures / name).write_bytes(b"another format")
-    load(pictures)
-    (warning,) = logged_warnings
+    (warning,) = load(pictures).warnings
     assert "4 files are left out" in warning
     assert "2 .heic such as a.heic" in warning and "1 .psd such as sub/c.psd" in warning
-    load(pictures)  # from the cache
-    assert logged_warnings[1:] == [warning]
+    assert load(pictures).warnings == (warning,)  # from the cache
 
 
 def test_the_first_level_folders_are_the_labels_if_all_pictures_are_in_one(tmp_path):
@@ -94,9 +92,11 @@ def test_the_first_level_folders_are_the_labels_if_all_pictures_are_in_one(tmp_p
     images = load(tmp_path / "p", val_size=0, test_size=0)
     assert images.class_names == ("earth", "fire", "water")
     assert images.labels.tolist() == [0, 1, 1, 2] and images.labels.dtype == torch.int64
+    assert images.warnings == ()
     paint(tmp_path / "p" / "b.png", 9)
     images = load(tmp_path / "p", val_size=0, test_size=0)
     assert images.labels is None and images.class_names == ()
+    assert images.warnings == ("no labels, because 1 pictures are in no class folder, such as b.png",)
 
 
 # --- splits by folder -----------------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def test_folders_that_are_named_so_are_the_splits_and_theirs_the_classes(tmp_pat
     assert images.labels.tolist() == [1 - grey % 2 for grey in greys(images)]
 
 
-def test_validation_pictures_are_taken_from_train_where_only_test_is_there(tmp_path, logged_warnings):
+def test_validation_pictures_are_taken_from_train_where_only_test_is_there(tmp_path):
     for i in range(60):
         paint(tmp_path / "p" / ("test" if i < 10 else "train") / f"{i}.png", i)
     paint(tmp_path / "p" / "extra" / "x.png", 99)
@@ -126,7 +126,7 @@ def test_validation_pictures_are_taken_from_train_where_only_test_is_there(tmp_p
     found = by_split(images)
     assert found["test"] == list(range(10)) and 5 < len(found["val"]) < 30
     assert sorted(found["train"] + found["val"]) == list(range(10, 60)) and images.labels is None
-    assert "2 pictures beside the folders of the splits are left out, such as extra/x.png" in logged_warnings[0]
+    assert "2 pictures beside the folders of the splits are left out, such as extra/x.png" in images.warnings[0]
 
 
 def test_a_folder_train_alone_is_a_class_as_any_other(tmp_path):
@@ -143,16 +143,17 @@ def paint16(path, level):
     Image.fromarray(np.full((6, 6), level, np.uint16)).save(path)
 
 
-def test_twelve_bits_in_sixteen_are_a_warning_or_scaled(tmp_path, logged_warnings):
+def test_twelve_bits_in_sixteen_are_a_warning_or_scaled(tmp_path):
     for i in range(10):
         paint16(tmp_path / "p" / f"{i}.png", 400 * i)
     for _ in range(2):
-        assert max(greys(load(tmp_path / "p"))) == 14
-        assert "no 16-bit picture is brighter than 3600 of 65535: set data.range=[0,3600]" in logged_warnings.pop()
-    assert max(greys(load(tmp_path / "p", range=(0, 3600)))) == 255 and logged_warnings == []
+        images = load(tmp_path / "p")
+        assert max(greys(images)) == 14
+        assert "no 16-bit picture is brighter than 3600 of 65535: set data.range=[0,3600]" in images.warnings[0]
+    scaled = load(tmp_path / "p", range=(0, 3600))
+    assert max(greys(scaled)) == 255 and scaled.warnings == ()
     paint16(tmp_path / "p" / "bright.png", 20_000)
-    load(tmp_path / "p")
-    assert logged_warnings == []
+    assert load(tmp_path / "p").warnings == ()
 
 
 def test_splits_shapes_and_four_channels_from_the_command_line(command):

@@ -4,8 +4,10 @@ import gzip
 import hashlib
 import struct
 
+import numpy as np
 import pytest
 import torch
+from helpers.data import FAST
 from torchvision import datasets
 
 from vae_lab.data import sets
@@ -64,6 +66,55 @@ def test_fashion_mnist_has_its_own_folder_and_classes(tmp_path):
     write(tmp_path, contents(), "FashionMNIST")
     images = load(tmp_path, sets.fashion_mnist)
     assert images.class_names[9] == "Ankle boot" and len(images.class_names) == 10
+
+
+DOTTED = {name: name.replace("-idx", ".idx") for name in FILES}
+LAYOUTS = {
+    "dots": [f"{name}" for name in DOTTED.values()],
+    "deep": [f"a/b/{name}.gz" for name in FILES],
+    "own folders": [f"archive/{name}/{name}" for name in FILES],
+    "own folders with dots": [f"archive/{name}/{name}" for name in DOTTED.values()],
+}
+
+
+def lay(root, names, files):
+    for name, content in zip(names, files.values(), strict=True):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_files_are_found_wherever_they_lie(tmp_path, layout):
+    other = contents()
+    other[IMAGES] = idx(torch.zeros(12, 28, 28, dtype=torch.uint8))
+    lay(tmp_path / "data", [f"FashionMNIST/{name}" for name in FILES], other)
+    lay(tmp_path / "data", [f"a/EMNIST/raw/{name}" for name in FILES], other)
+    lay(tmp_path / "data", LAYOUTS[layout], contents())
+    assert bytes(load(tmp_path / "data").pixels[:12].flatten()) == contents()[IMAGES][16:]
+    assert load(tmp_path / "data", sets.fashion_mnist).pixels[:12].max() == 0
+
+
+def test_the_file_of_keras(tmp_path):
+    write(tmp_path / "raw", contents())
+    images = load(tmp_path / "raw")
+    arrays = {"x_train": images.pixels[:12, 0], "y_train": images.labels[:12], "x_test": images.pixels[12:, 0],
+              "y_test": images.labels[12:]}  # fmt: skip
+    (tmp_path / "keras" / "datasets").mkdir(parents=True)
+    path = tmp_path / "keras" / "datasets" / "mnist.npz"
+    np.savez(path, **{key: value.numpy() for key, value in arrays.items()})
+    found = load(tmp_path / "keras")
+    assert torch.equal(found.pixels, images.pixels) and torch.equal(found.labels, images.labels)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(UsageError, match=r"mnist\.npz: cannot be read"):
+        load(tmp_path / "keras")
+
+
+def test_files_elsewhere_train_from_the_command_line(command):
+    lay(command.cwd / "d", LAYOUTS["own folders with dots"], contents(80, 20))
+    sizes = ("data.val_size=10", "data.test_size=20")
+    done = command("data=mnist", "data.root=d", *sizes, *FAST, "callbacks.images=null")
+    assert done.code == 0, done.stderr
 
 
 WHOLE = contents()[IMAGES]

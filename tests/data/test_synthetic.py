@@ -102,7 +102,7 @@ def test_a_file_that_is_not_dsprites_is_named(published, content):
 
 
 def test_a_cache_that_cannot_be_written_is_named(published):
-    with pytest.raises(UsageError, match=r"data\.cache_dir=.*dsprites\.npz: cannot be written"):
+    with pytest.raises(UsageError, match=r"^data\.cache_dir=.*dsprites\.npz: cannot be written"):
         dsprites(published, cache_dir=str(published))
 
 

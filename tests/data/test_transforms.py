@@ -168,6 +168,7 @@ def test_hue_turns_colours_about_grey(most, seed):
     turned = random_hue(x, most)
     assert_close(turned.mean(1), x.mean(1))
     assert_close(turned.square().sum(1), x.square().sum(1))
+    assert_close(random_hue(torch.cat([x, x[:, :1]], 1), most)[:, 3:], x[:, :1])  # transparency stays
     grey = torch.rand(2, 1, 4, 4).expand(2, 3, 4, 4)
     assert_close(random_hue(grey, most), grey)
 

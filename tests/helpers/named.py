@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import torch
+from hydra.experimental.callback import Callback as HydraCallback
 from lightning.pytorch import Callback
 
 from vae_lab.networks import MLPEncoder
@@ -72,3 +73,10 @@ class KeepState(Callback):
 
 class OwnEncoder(MLPEncoder):
     """What a user wrote: in a module of their own, on the path."""
+
+
+class KeepReturn(HydraCallback):
+    """Writes what a job returns, as a sweeper is given it, into its folder."""
+
+    def on_job_end(self, config, job_return, **_) -> None:
+        Path(job_return.hydra_cfg.hydra.runtime.output_dir, "returned.txt").write_text(str(job_return.return_value))

@@ -12,6 +12,8 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
+from vae_lab.figures.mosaic import on_white
+
 THUMBNAIL = 32  # pixels a side: the sprite of 2,000 images stays far below its limit of 8,192 pixels a side
 # The tab CUSTOM SCALARS shows the splits of a term in one chart; SCALARS groups by the part of a tag before the slash.
 TERMS = ("elbo", "log_px", "kl", "loss")
@@ -49,7 +51,9 @@ def add_projector(
     height, width = images.shape[-2:]
     shrink = min(1.0, THUMBNAIL / max(height, width))
     size = (max(1, round(height * shrink)), max(1, round(width * shrink)))
-    thumbnails = nn.functional.interpolate(images, size, mode="area").expand(-1, 3, -1, -1)
+    thumbnails = nn.functional.interpolate(on_white(images), size, mode="area").expand(-1, 3, -1, -1)
+    below, right = (max(size) - side for side in size)
+    thumbnails = nn.functional.pad(thumbnails, (0, right, 0, below), value=1.0)  # the projector takes squares alone
     writer.add_embedding(points, list(names) if names else None, thumbnails, step, "posterior_means")
 
 

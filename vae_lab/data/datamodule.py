@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict
@@ -17,8 +16,6 @@ from vae_lab.data.images import SPLITS, DecodedImages, Split
 from vae_lab.data.transforms import Binarize, Corruption, Preprocess, binarize_fixed
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.rng import BINARIZE, mix
-
-log = logging.getLogger("vae_lab")
 
 RESIDENT_SHARE = 0.25  # maximum fraction of the device's free memory for images under `auto`
 
@@ -92,8 +89,6 @@ class ImageDataModule(LightningDataModule):
         """Decode all images on the first call; the result is kept for the life of the process."""
         if self._loaded is None:
             self._loaded = self.source()
-            for warning in self._loaded.warnings:
-                log.warning("data: %s", warning)
         return self._loaded
 
     @property

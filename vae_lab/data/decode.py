@@ -16,11 +16,12 @@ from vae_lab.utils.errors import UsageError
 
 Fit = Literal["pad", "crop", "stretch"]
 Channels = Literal[1, 3, 4]
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", *(["AVIF"] if features.check("avif") else []))
+AVIF = "avif" in features.modules and features.check("avif")  # a Pillow before 11.3 warns of an unknown feature
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", *(["AVIF"] if AVIF else []))
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),
-    *([".avif"] if "AVIF" in FORMATS else []),
+    *([".avif"] if AVIF else []),
 )
 MODES: dict[int, str] = {1: "L", 3: "RGB", 4: "RGBA"}
 SIXTEEN_BITS = 65535  # the largest level

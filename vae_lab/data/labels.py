@@ -83,7 +83,8 @@ def _read_table(path: Path, label_name: str | None) -> list[tuple[str, str]]:
             rows = [dict(zip(header, row, strict=False)) for row in cells]
     except (OSError, ValueError, TypeError, csv.Error) as error:
         raise UsageError(
-            f"data.labels={path}: cannot be read ({error}).\nExpected a csv, tsv or jsonl of file names and labels."
+            f"data.labels={path}: cannot be read ({error}).\n"
+            "Expected a csv, tsv or jsonl of file names and labels, in UTF-8."
         ) from error
     names = next((name for name in FILE_COLUMNS if name in header), header[0] if header else "")
     others = [name for name in header if name != names]

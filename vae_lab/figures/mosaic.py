@@ -100,9 +100,14 @@ class Mosaic:
         return rows, columns
 
 
+def on_white(images: Tensor) -> Tensor:
+    """Pictures with an alpha channel, (N, 4, H, W), without it, (N, 3, H, W); others as they are."""
+    return images[:, :3] * images[:, 3:] + (1 - images[:, 3:]) if images.shape[1] == 4 else images
+
+
 def to_pixels(images: Tensor) -> Pixels:
-    """(N, C, H, W) in [0, 1] to uint8 (N, H, W, 3); NaN becomes black."""
-    pixels = images.nan_to_num(0.0).clamp(0, 1).mul(255).round().to(torch.uint8)
+    """(N, C, H, W) in [0, 1] to uint8 (N, H, W, 3); NaN becomes black, and what is transparent white."""
+    pixels = on_white(images).nan_to_num(0.0).clamp(0, 1).mul(255).round().to(torch.uint8)
     return pixels.movedim(1, -1).expand(-1, -1, -1, 3).numpy()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple, Unpack
 
@@ -19,6 +19,7 @@ from vae_lab.data.images import SPLITS, DecodedImages, Split, split_by_hash
 from vae_lab.data.labels import labels_of_folders, read_labels
 from vae_lab.utils.errors import UsageError
 
+OnBadImage = Literal["stop", "skip"]
 SPLIT_FOLDERS: dict[str, Split] = {
     **{"train": "train", "training": "train", "test": "test", "testing": "test"},
     **{"val": "val", "valid": "val", "validation": "val"},
@@ -35,7 +36,7 @@ def folder(
     range: tuple[float, float] | None = None,
     labels: str | None = None,
     label_name: str | None = None,
-    on_bad_image: Literal["stop", "skip"] = "stop",
+    on_bad_image: OnBadImage = "stop",
     val_size: float = 0.1,
     test_size: float = 0.1,
     cache_dir: str = "~/.cache/vae_lab",
@@ -52,8 +53,7 @@ def folder(
     """
     if not folder.strip():
         raise UsageError("data.folder: has no value\nSet it to a folder of pictures: data.folder=PATH")
-    size = image_size if isinstance(image_size, int) else (image_size[0], image_size[1])
-    pictures = PictureOptions(size, channels, fit, background, max_pixels, range and (range[0], range[1]))
+    pictures = PictureOptions(image_size, channels, fit, background, max_pixels, range)
 
     def load() -> DecodedImages:
         path, cache = (Path(name).expanduser().absolute() for name in (folder, cache_dir))
@@ -62,15 +62,17 @@ def folder(
         found, others = find_pictures(path)
         if not found:
             raise UsageError(_no_pictures(path, folder))
-        layout = arrange(found, val_size, test_size)  # raises before decoding if there are too few to split
-        names = layout.names
-        classes = read_labels(labels, path, names, label_name) if labels else labels_of_folders(layout.inner_names)
+        names, inner_names, splits = arrange(found, val_size, test_size)  # raises before decoding if they are too few
+        classes = read_labels(labels, path, names, label_name) if labels else labels_of_folders(inner_names)
         stamp = [(name, *file_stamp(path / name)) for name in names]
         decoded = decode_cached(names, (path / name for name in names), stamp, pictures, cache)
-        splits = _readable(layout, decoded, on_bad_image == "stop", folder)
+        usable = readable(names, splits, decoded, on_bad_image, f"data.folder={folder}")
         others = [name for name in others if not labels or PurePosixPath(name).name != Path(labels).name]
-        warnings = _warnings(others, sorted({*found} - {*names}), decoded.peak)
-        return DecodedImages(decoded.pixels, splits, *classes, tuple(decoded.unreadable), warnings=warnings)
+        top = [name for name in inner_names if "/" not in name]
+        warnings = list_warnings(
+            decoded.peak, others, sorted({*found} - {*names}), top if not labels and len(top) < len(names) else ()
+        )
+        return DecodedImages(decoded.pixels, usable, *classes, tuple(decoded.unreadable), warnings=warnings)
 
     return ImageDataModule(load, **options)
 
@@ -83,9 +85,10 @@ def find_pictures(folder: Path) -> tuple[list[str], list[str]]:
     """
     pictures: list[str] = []
     others: list[str] = []
-    seen = {folder.resolve()}
+    root = folder.resolve()
+    seen = {root}
     for where, folders, files in os.walk(folder, onerror=_raise_not_listed, followlinks=True):
-        folders[:] = [name for name in sorted(folders) if _is_to_list(Path(where, name), folder.resolve(), seen)]
+        folders[:] = [name for name in sorted(folders) if _is_to_list(Path(where, name), root, seen)]
         inside = PurePosixPath(Path(where).relative_to(folder).as_posix())
         for name in files:
             if not name.startswith("."):
@@ -145,23 +148,27 @@ def arrange(names: list[str], val_size: float, test_size: float) -> Layout:
     return Layout(names, inner, {"train": train[parts["train"]], "val": val, "test": test})
 
 
-def _readable(layout: Layout, decoded: CachedPictures, stop: bool, folder: str) -> dict[Split, Tensor]:
-    """The splits without unreadable pictures. UsageError if there are any and `stop`, or none is left to train on."""
+def readable(
+    names: Sequence[str], splits: Mapping[Split, Tensor], decoded: CachedPictures, on_bad_image: OnBadImage, where: str
+) -> Mapping[Split, Tensor]:
+    """The splits without unreadable pictures. UsageError: there are any and they stop, or none is left to train on."""
     if not decoded.unreadable:
-        return layout.splits
-    readable = torch.tensor([name not in decoded.unreadable for name in layout.names])
-    splits = {split: rows[readable[rows]] for split, rows in layout.splits.items()}
-    if stop or not len(splits["train"]):
+        return splits
+    mask = torch.tensor([name not in decoded.unreadable for name in names])
+    splits = {split: rows[mask[rows]] for split, rows in splits.items()}
+    if on_bad_image == "stop" or not len(splits["train"]):
         name, reason = next(iter(decoded.unreadable.items()))
         raise UsageError(
-            f"data.folder={folder}: {name} {reason}.\n{len(decoded.unreadable)} of {len(layout.names)} pictures cannot "
-            "be read.\nRepair or remove them, or skip them if others are left: data.on_bad_image=skip"
+            f"{where}: {name} {reason}.\n{len(decoded.unreadable)} of {len(names)} pictures cannot be read.\n"
+            "Repair or remove them, or skip them if others are left: data.on_bad_image=skip"
         )
     return splits
 
 
-def _warnings(others: Sequence[str], beside: Sequence[str], peak: int | None) -> tuple[str, ...]:
-    """What a user would not expect: files that are not read, pictures in no split, 16 bits of which few are used."""
+def list_warnings(
+    peak: int | None, others: Sequence[str] = (), beside: Sequence[str] = (), top: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """What a user would not expect: files that are not read, pictures in no split or class, unused bits of 16."""
     found = []
     if others:
         suffixes = [PurePosixPath(name).suffix.lower() or "(no suffix)" for name in others]
@@ -170,6 +177,8 @@ def _warnings(others: Sequence[str], beside: Sequence[str], peak: int | None) ->
         found.append(f"{len(others)} files are left out, of formats that are not read: {', '.join(kinds)}")
     if beside:
         found.append(f"{len(beside)} pictures beside the folders of the splits are left out, such as {beside[0]}")
+    if top:
+        found.append(f"no labels, because {len(top)} pictures are in no class folder, such as {top[0]}")
     if peak is not None and peak < SIXTEEN_BITS / 8:
         found.append(f"no 16-bit picture is brighter than {peak} of {SIXTEEN_BITS}: set data.range=[0,{peak}]")
     return tuple(found)

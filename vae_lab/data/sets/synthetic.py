@@ -110,6 +110,8 @@ def dsprites(
                 pixels = _unpacked(archive, Path(cache_dir).expanduser())
             with np.load(path, allow_pickle=False) as arrays:
                 classes = torch.from_numpy(arrays["latents_classes"][:, 1:].astype(np.int64))  # the first is the colour
+        except UsageError:
+            raise
         except UNREADABLE as error:
             raise UsageError(
                 f"data.file={path}: cannot be read ({error}).\nExpected {DSPRITES} of dSprites; set data.file, or "
