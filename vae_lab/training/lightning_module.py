@@ -33,6 +33,7 @@ from vae_lab.utils.stopwatch import Stopwatch
 
 log = logging.getLogger("vae_lab")
 NUM_FITTED = 512  # training images that the likelihood is fitted to
+NUM_FITTED_TO_STOP = 32  # the same for a run that has seconds left
 NOT_VALIDATED = ("train/", "test/", "learning_rate", "beta", "capacity", "multiplier", "gradient_norm", "skipped")
 
 
@@ -238,7 +239,8 @@ class VAEModule(LightningModule):
             self.evaluation.fit_likelihood(self.evaluation_model, self._training_batches(), self.global_step)
 
     def _training_batches(self) -> LabelledBatches:
-        for x, y in datamodule_of(self.trainer).first_images("train", NUM_FITTED):
+        count = NUM_FITTED_TO_STOP if self.stop_requested() else NUM_FITTED
+        for x, y in datamodule_of(self.trainer).first_images("train", count):
             yield x.to(self.device), y.to(self.device) if y is not None and self.model.conditional else None
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
