@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from vae_lab.utils.errors import UsageError
 
 HYDRA_KEYS = frozenset({"_target_", "_partial_", "_recursive_", "_convert_", "_args_"})
+OF_LIGHTNING = {"gradient_clip_val": "optimizer.clip_norm", "accumulate_grad_batches": "optimizer.accumulate"}
 WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", types.NoneType: "null"}
 
 
@@ -46,6 +47,8 @@ def check_targets(config: DictConfig) -> None:
 
 def did_you_mean(word: str, names: Iterable[str], prefix: str = "") -> str:
     """A line of an error message with the name most similar to a misspelt word; empty if none is similar."""
+    if word in OF_LIGHTNING:
+        return f"\nset {OF_LIGHTNING[word]}"
     by_lower = {name.lower(): name for name in names}
     near = difflib.get_close_matches(word.lower(), by_lower, n=1)
     return f"\ndid you mean {prefix}{by_lower[near[0]]}?" if near else ""

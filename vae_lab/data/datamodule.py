@@ -46,6 +46,7 @@ class LoaderOptions:
     accumulate: int = 1
     steps_per_execution: int | Literal["auto"] = "auto"
     limit_steps: int | float | None = None
+    repeat: bool = False  # the batches of the first epoch in all epochs
 
 
 class ImageDataModule(LightningDataModule):
@@ -179,6 +180,7 @@ class ImageDataModule(LightningDataModule):
             clock=lambda: trainer.global_step,
             boundaries=call_boundaries(trainer),
             last_step=final_step(trainer, self.steps_per_epoch),
+            repeat=self._training.repeat,
             **self._world(),
         )
 

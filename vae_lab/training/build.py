@@ -43,8 +43,11 @@ def build(config: DictConfig, stop_requested: Callable[[], bool] = lambda: False
     data: ImageDataModule = build_node(config.data)
     settings: OptimizerSettings = build_node(config.optimizer)
     trainer = config.trainer
+    limit = trainer.overfit_batches or trainer.limit_train_batches
     data.configure(
-        LoaderOptions(config.seed, settings.accumulate, trainer.steps_per_execution, trainer.limit_train_batches)
+        LoaderOptions(
+            config.seed, settings.accumulate, trainer.steps_per_execution, limit, repeat=trainer.overfit_batches > 0
+        )
     )
     data.load()
     if trainer.cuda_graphs:

@@ -260,7 +260,7 @@ class VAEModule(LightningModule):
             means |= self.evaluation.latent_metrics()
         self.metrics |= means
         if not math.isfinite(means[f"{split}/elbo"]):
-            log.warning("warning: %s/elbo is %s at step %d", split, means[f"{split}/elbo"], self.global_step)
+            log.warning("%s/elbo is %s at step %d", split, means[f"{split}/elbo"], self.global_step)
         self.log_dict(means, logger=False)
         self._to_loggers({name: value for name, value in means.items() if not name.endswith("_stderr")})
 

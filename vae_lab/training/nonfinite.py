@@ -128,7 +128,7 @@ class NonFinitePolicy:
             raise NonFiniteLoss(f"{message}\n{locate()}\n{ADVICE}")
         self.num_skipped += 1
         if self.num_skipped <= MAX_LOCATED:
-            log.warning("warning: skipped step: %s\n%s", message, locate())
+            log.warning("skipped step: %s\n%s", message, locate())
         self._in_a_row = self._in_a_row + 1 if step == self._at + 1 else 1
         self._at = step
         if self._in_a_row == MAX_CONSECUTIVE:
