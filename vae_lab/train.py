@@ -5,6 +5,7 @@ Heavy imports come after the composition of the config, so that `--help` and a m
 
 from __future__ import annotations
 
+import logging
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from vae_lab.runs.cli import run_command
+from vae_lab.runs.cli import run_command, run_in_process
 from vae_lab.runs.resume import AUTO, exclusive_lock, resume_checkpoint
 from vae_lab.runs.stored_config import is_run_override, resumed_config
 from vae_lab.utils.errors import RunFailed, UsageError, find_cause
@@ -23,11 +24,27 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
     from vae_lab.data.datamodule import ImageDataModule
+    from vae_lab.inference import Lab
     from vae_lab.training.lightning_module import VAEModule
+
+log = logging.getLogger("vae_lab")
 
 
 def main() -> None:
     run_command(train, config_name="train")
+
+
+def fit(*overrides: str) -> Lab:
+    """Run an experiment with overrides as on the command line, and return the trained model; see `vae_lab.fit`."""
+
+    def task(config: DictConfig) -> Path:
+        train(config)
+        return Path(HydraConfig.get().runtime.output_dir)
+
+    folder = run_in_process(task, "train", overrides)
+    from vae_lab.inference import load
+
+    return load(folder, "best" if (folder / "checkpoints" / "best.ckpt").exists() else "last")
 
 
 def train(config: DictConfig) -> float | None:
@@ -103,6 +120,7 @@ def _train(config: DictConfig, folder: Path, stop_signals: StopSignals) -> float
     if checkpoint is not None:
         changed = any(map(is_run_override, HydraConfig.get().overrides.task))
         prepare_resume(config.resume, checkpoint, folder, trainer, data, changed)
+        log.info("resumed at step %d: %s", checkpoint["global_step"], " ".join(HydraConfig.get().overrides.task))
     with RunSummary(folder, config, trainer, module):
         trainer.fit(module, data, ckpt_path=resumed)
         stop_signals.raise_if_requested()

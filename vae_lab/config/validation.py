@@ -11,7 +11,7 @@ import pkgutil
 import re
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from importlib import import_module
 from typing import Any, Literal, Union, Unpack
 
@@ -25,11 +25,11 @@ OF_LIGHTNING = {"gradient_clip_val": "optimizer.clip_norm", "accumulate_grad_bat
 WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", types.NoneType: "null"}
 
 
-def check_targets(config: DictConfig) -> None:
+def check_targets(config: DictConfig, groups: Container[str] | None = None) -> None:
     """Raise UsageError at the first key, type or `_target_` that would fail when the config is built.
 
     A missing argument is an error unless the node is `_partial_`. Types follow the annotations; an integer counts as a
-    float and a list as any sequence. Imports every target.
+    float and a list as any sequence. Imports every target. groups: the only ones to check.
     """
     for prefix, node in (("", config), ("trainer.", config.get("trainer"))):  # `+key=` adds keys even to typed nodes
         schema = OmegaConf.get_type(node)
@@ -39,6 +39,8 @@ def check_targets(config: DictConfig) -> None:
                 if name not in fields:
                     raise UsageError(f"{prefix}{name}: there is no such key{names_to_choose(name, fields, prefix)}")
     for where, node in tree(OmegaConf.to_container(config, resolve=True, throw_on_missing=True)):
+        if groups is not None and where.partition(".")[0] not in groups:
+            continue
         if isinstance(node, dict) and "_target_" in node:
             _check_node(node, where)
         elif isinstance(node, dict) and re.fullmatch(r"(callbacks|logger)\.\w+", where):

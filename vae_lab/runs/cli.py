@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -27,12 +27,13 @@ from omegaconf import DictConfig
 
 from vae_lab.config.schema import conf_dir, register
 from vae_lab.runs.run_dir import Refusal, register_resolvers
-from vae_lab.utils.errors import RunFailed, find_cause
+from vae_lab.runs.stored_config import MOVABLE
+from vae_lab.utils.errors import RunFailed, UsageError, find_cause
 from vae_lab.utils.signals import ForcedInterrupt, Interrupted
 
+T = TypeVar("T")
 TaskFunction = Callable[[DictConfig], object]
 FULL_ERROR = "HYDRA_FULL_ERROR"
-MOVABLE = ("data.root", "data.folder", "data.file", "data.cache_dir")  # data of a run that lie elsewhere now
 PATHS = (*MOVABLE, "data.labels", "resume", "init_from", "run", "hydra.run.dir", "hydra.sweep.dir")
 FLAGS_WITH_VALUE = (
     *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
@@ -57,6 +58,34 @@ def run_command(task: TaskFunction, config_name: str, config_path: str | None = 
         stream.flush()
     if code:
         sys.exit(code)
+
+
+def run_in_process(task: Callable[[DictConfig], T], config_name: str, overrides: Sequence[str]) -> T:
+    """Run a task as the command with these overrides would, in a program or a notebook, and return its result.
+
+    UsageError: a wrong request; other exceptions are raised as they are.
+    """
+    from vae_lab.config.messages import usage_message
+
+    if flags := [word for word in overrides if word.startswith("-")]:
+        raise UsageError(f"{flags[0]}: expected overrides only, such as data=mnist\nsweeps run on the command line")
+    require_cache()
+    register()
+    register_resolvers()
+    results: list[T] = []
+    argv, full_error = sys.argv, os.environ.get(FULL_ERROR)
+    sys.argv, os.environ[FULL_ERROR] = [argv[0], *hydra_words(overrides, conf_dir())], "1"
+    job = functools.wraps(task)(lambda config: results.append(task(config)))
+    try:
+        hydra.main(version_base="1.3", config_path=conf_dir(), config_name=config_name)(job)()
+    except (Exception, Refusal) as error:
+        if message := usage_message(error, conf_dir(), in_job=True):
+            raise UsageError(message) from error
+        raise
+    finally:
+        sys.argv = argv
+        os.environ.pop(FULL_ERROR) if full_error is None else os.environ.update({FULL_ERROR: full_error})
+    return results[0]
 
 
 def run_as_first_argument() -> None:

@@ -23,7 +23,7 @@ from vae_lab.metrics.evaluator import SplitEvaluator
 from vae_lab.models.base import LabelledBatches, Model
 from vae_lab.objectives.objective import Objective
 from vae_lab.training.ddp import AllReduceStrategy
-from vae_lab.training.nonfinite import NonFinitePolicy, OnNonFinite, require_finite
+from vae_lab.training.nonfinite import NonFinitePolicy, OnNonFinite, require_finite, ways_out
 from vae_lab.training.optimizer import OptimizerSettings, WeightAverage
 from vae_lab.training.resume import continue_at_step
 from vae_lab.training.step import TrainingStep, term_names
@@ -71,7 +71,8 @@ class VAEModule(LightningModule):
         self.baseline: dict[str, Any] | None = None  # metrics of a linear model, after the test
         self.caveats: dict[str, list[str]] = {}  # warnings about the results, by the part that recorded them
         self.on_nonfinite = on_nonfinite
-        self.nonfinite_policy = NonFinitePolicy(on_nonfinite)
+        precision = str(config.get("trainer", {}).get("precision", "32-true"))
+        self.nonfinite_policy = NonFinitePolicy(on_nonfinite, ways_out(optimizer.lr, on_nonfinite, precision))
         self.stop_requested = stop_requested
         self.stopwatch = Stopwatch()
         self.step_log = StepLog(term_names(objective))
@@ -273,7 +274,7 @@ class VAEModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check the last steps and the weights, and add what restores the model and the run."""
         self.read_steps()
-        require_finite((self.model, self.objective), self.global_step)
+        require_finite((self.model, self.objective), self.global_step, self.nonfinite_policy.advice)
         checkpoint["image"] = dataclasses.asdict(self.model.image)
         checkpoint["steps_per_epoch"] = datamodule_of(self.trainer).steps_per_epoch
         checkpoint["kl_per_dim"] = self.kl_per_dim
