@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from vae_lab.runs.cli import run_command, run_in_process
 from vae_lab.runs.resume import AUTO, exclusive_lock, resume_checkpoint
-from vae_lab.runs.stored_config import is_run_override, resumed_config
+from vae_lab.runs.stored_config import CHANGED, is_run_override, resumed_config
 from vae_lab.utils.errors import RunFailed, UsageError, find_cause
 from vae_lab.utils.signals import StopSignals
 
@@ -118,9 +118,10 @@ def _train(config: DictConfig, folder: Path, stop_signals: StopSignals) -> float
     stop_signals.defer_to_safe_points()
     stop_signals.raise_if_requested()
     if checkpoint is not None:
-        changed = any(map(is_run_override, HydraConfig.get().overrides.task))
-        prepare_resume(config.resume, checkpoint, folder, trainer, data, changed)
-        log.info("resumed at step %d: %s", checkpoint["global_step"], " ".join(HydraConfig.get().overrides.task))
+        words = HydraConfig.get().overrides.task
+        accepts = f"++{CHANGED}=accept" in words
+        prepare_resume(config.resume, checkpoint, folder, trainer, data, any(map(is_run_override, words)), accepts)
+        log.info("resumed at step %d: %s", checkpoint["global_step"], " ".join(words))
     with RunSummary(folder, config, trainer, module):
         trainer.fit(module, data, ckpt_path=resumed)
         stop_signals.raise_if_requested()

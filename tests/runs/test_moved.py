@@ -28,10 +28,15 @@ def test_names_that_a_shell_or_hydra_would_read_otherwise(command, tmp_path):
     refused(command(f"resume={run}", "trainer.max_epochs=3"), "data.folder=")
     moved = command(f"resume={run}", "trainer.max_epochs=3", f"data.folder={tmp_path}/~moved")
     assert moved.code == 0, moved.stderr
+    (tmp_path / "~moved/000.png").write_bytes((tmp_path / "~moved/001.png").read_bytes())
+    again = (f"resume={run}", "trainer.max_epochs=4", f"data.folder={tmp_path}/~moved")
+    refused(command(*again), "not those that the run was trained on", "data.changed=accept")
+    accepted = command(*again, "data.changed=accept")
+    assert accepted.code == 0, accepted.stderr
     assert "data.folder=" in (run / "train.log").read_text()
     fitted = command(str(run), f"data.folder={tmp_path}/~moved", "second_stage=gaussian", module="vae_lab.fit_prior")
     assert fitted.code == 0, fitted.stderr
-    refused(command(f"resume={run}", "trainer.max_epochs=4", "data.file=x"), "reads no file")
+    refused(command(f"resume={run}", "trainer.max_epochs=5", "data.file=x"), "reads no file")
     lab = vae_lab.load(run / "checkpoints/last.ckpt", prior="trained")
     assert lab.sample(2).shape == (2, 3, 16, 16)
 

@@ -27,7 +27,7 @@ from omegaconf import DictConfig
 
 from vae_lab.config.schema import conf_dir, register
 from vae_lab.runs.run_dir import Refusal, register_resolvers
-from vae_lab.runs.stored_config import MOVABLE
+from vae_lab.runs.stored_config import CHANGED, MOVABLE
 from vae_lab.utils.errors import RunFailed, UsageError, find_cause
 from vae_lab.utils.signals import ForcedInterrupt, Interrupted
 
@@ -154,7 +154,7 @@ def _hydra_word(word: str, directory: str, is_sweep: bool, resumes: bool) -> str
     key, equals, value = word.partition("=")
     if value == "null" and key and Path(directory, key).is_dir():
         return f"{key}=[]"
-    if resumes and key in MOVABLE:
+    if resumes and key in (*MOVABLE, CHANGED):
         key = f"++{key}"
     if equals and key.lstrip("+") in PATHS and not re.fullmatch(r"[\w./:-]*|'.*'|\".*\"|.*\$\{.*", value, re.ASCII):
         path = str(Path(value).expanduser()) if value.startswith("~") else value

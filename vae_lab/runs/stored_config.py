@@ -22,6 +22,7 @@ log = logging.getLogger("vae_lab")
 OVERRIDABLE_ON_RESUME = ("trainer", "logger", "callbacks")  # groups that a resumed run may override
 MOVABLE = ("data.root", "data.folder", "data.file", "data.cache_dir")  # keys of data that may lie elsewhere now
 TRAINER_OF_0_1 = "vae_lab.trainer.build_trainer"
+CHANGED = "data.changed"  # accept: resume with other images
 
 
 def load_config(run: Path | str, trusted: bool = False, lenient: bool = False) -> DictConfig:
@@ -103,6 +104,8 @@ def resumed_config(composed: DictConfig, overrides: Sequence[str]) -> DictConfig
     UsageError: the run cannot be resumed, or an override of any other key.
     """
     config = load_config(require_resumable(composed.resume), composed.trusted)
+    if (accepted := OmegaConf.select(composed, CHANGED)) not in (None, "accept"):
+        raise UsageError(f"{CHANGED}={accepted}: expected accept, to resume with other images")
     for override in sorted(filter(is_run_override, overrides), key=lambda text: "." in _key(text)):  # choices first
         key = _key(override)
         if re.split(r"[./@]", key)[0] not in OVERRIDABLE_ON_RESUME and key not in ("optimizer.lr", *MOVABLE):
@@ -118,7 +121,7 @@ def resumed_config(composed: DictConfig, overrides: Sequence[str]) -> DictConfig
 
 def is_run_override(override: str) -> bool:
     """Whether an override changes the run."""
-    return _key(override) not in ("resume", "trusted")
+    return _key(override) not in ("resume", "trusted", CHANGED)
 
 
 def _key(override: str) -> str:

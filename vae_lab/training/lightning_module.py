@@ -277,6 +277,7 @@ class VAEModule(LightningModule):
         require_finite((self.model, self.objective), self.global_step, self.nonfinite_policy.advice)
         checkpoint["image"] = dataclasses.asdict(self.model.image)
         checkpoint["steps_per_epoch"] = datamodule_of(self.trainer).steps_per_epoch
+        checkpoint["data_checksum"] = datamodule_of(self.trainer).checksum
         checkpoint["kl_per_dim"] = self.kl_per_dim
         checkpoint["metrics"], checkpoint["best_metrics"] = self.metrics, self.best_metrics
         checkpoint["step_log"] = self.step_log.state_dict()
