@@ -22,6 +22,18 @@ from helpers.refusals import refused
         (["trainer.accelerator=mps"], ["float64", "trainer=cpu"]),
         (["trainer.precision=16-mixed"], ["bf16-mixed"]),
         (["trainer=cpu", "trainer.devices=2"], ["trainer=ddp"]),
+        (["trainer=cpu", "trainer.devices=-1"], ["trainer", "devices", "int > 0"]),
+        (["trainer.accelerator=tpu"], ["trainer.accelerator=tpu", "auto, cpu or gpu"]),
+        (["trainer.strategy=ddp_spawn"], ["trainer.strategy=ddp_spawn", "auto, or ddp"]),
+        (["trainer.limit_val_batches=0.001"], ["less than one batch", "trainer.limit_val_batches=1"]),
+        (["trainer.overfit_batches=1.5"], ["trainer.overfit_batches=1.5", "a fraction in (0, 1]"]),
+        (["trainer.check_val_every_n_epoch=0"], ["check_val_every_n_epoch=0", "at least 1"]),
+        (["trainer.val_check_interval=0.5"], ["check_val_every_n_epoch"]),
+        (["trainer.gradient_clip_val=1"], ["optimizer.clip_norm"]),
+        (["trainer.accumulate_grad_batches=2"], ["optimizer.accumulate"]),
+        (["data.folder=X"], ["data.folder", "data=folder"]),
+        (["data=celeba"], ["data=celeba", "data=folder data.folder=PATH"]),
+        (["name=it's"], ["""name=it's""", "\"name='it\\'s'\""]),
         (["objective/bound=importance_weighted"], ["num_samples"]),
         (["optimized_metric=val/bits_per_dim", "model/likelihood=laplace"], ["logistic_mixture", "val/elbo"]),
         (["callbacks.best.monitor=val/bits_per_dim", "model/likelihood=gaussian"], ["a density", "logistic_mixture"]),
@@ -47,6 +59,37 @@ from helpers.refusals import refused
 def test_wrong_overrides(command, overrides, words):
     refused(command(*overrides), *words)
     assert not list(command.cwd.glob("outputs/*/*"))  # nothing is left behind
+
+
+HEADER = "# @package _global_\n"
+FILES = {
+    "tab": (f"{HEADER}model:\n\tlatent_dim: 3", ["tab.yaml, line 3", "spaces, not tabs"]),
+    "brace": (f"{HEADER}model: {{latent_dim: 3", ["brace.yaml, line 2", "expected ',' or '}'"]),
+    "twice": (f"{HEADER}seed: 1\nseed: 2", ["twice.yaml, line 3", "duplicate key seed"]),
+    "reference": (f"{HEADER}model:\n  latent_dim: ${{nowhere.x}}", ["model.latent_dim", "'nowhere.x' not found"]),
+    "open": (f"{HEADER}seed: ${{oops", ["${oops"]),
+    "package": ("model:\n  latent_dim: 3", ["experiment/package.yaml", "`# @package _global_`"]),
+    "override": ("defaults: [override /model: conv]", ["experiment/override.yaml", "`# @package _global_`"]),
+    "bom": (f"\ufeff{HEADER}model:\n  latent_dim: 3", ["experiment/bom.yaml", "byte order mark"]),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_wrong_experiment_files(command, tmp_path, name):
+    text, words = FILES[name]
+    (tmp_path / "conf/experiment").mkdir(parents=True)
+    (tmp_path / f"conf/experiment/{name}.yaml").write_text(text, "utf-8")
+    refused(command("seed=1", "--config-dir", "conf", f"experiment={name}"), *words)  # a flag between overrides
+
+
+def test_a_refused_request_leaves_the_folder_that_the_user_chose_as_it_was(command, tmp_path):
+    for holds in ([], ["notes.txt"]):
+        chosen = tmp_path / f"chosen_{len(holds)}"
+        chosen.mkdir()
+        for name in holds:
+            (chosen / name).touch()
+        refused(command("hydra.run.dir=.", "model.latent_dim=0", cwd=chosen), "model.latent_dim")
+        assert [path.name for path in chosen.iterdir()] == holds
 
 
 def test_an_endless_schedule_and_a_missing_gpu_or_folder(command, tmp_path):

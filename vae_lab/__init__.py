@@ -1,4 +1,4 @@
-"""vae_lab: variational autoencoder experiments. `vae_lab.load(run)` returns a trained model."""
+"""vae_lab: variational autoencoder experiments. `vae_lab.fit(...)` trains a model, `vae_lab.load(run)` loads one."""
 
 from __future__ import annotations
 
@@ -32,3 +32,15 @@ def load(
     from vae_lab.inference import load as load_run
 
     return load_run(run, checkpoint, trusted, prior)
+
+
+def fit(*overrides: str) -> Lab:
+    """Train an experiment, with overrides as on the command line, and return the trained model.
+
+        lab = vae_lab.fit("experiment=vae", "data=mnist", "trainer.max_epochs=10")
+
+    The run is a directory below outputs/ as of `python -m vae_lab.train`. UsageError: a wrong request.
+    """
+    from vae_lab.train import fit as fit_run
+
+    return fit_run(*overrides)

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vae_lab.fit_prior import prepare_device, progress_bar
 from vae_lab.runs.cli import run_as_first_argument, run_command
+from vae_lab.runs.resume import run_dir_of
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.files import write_atomically, write_json
 from vae_lab.utils.signals import StopSignals
@@ -44,7 +45,9 @@ def evaluate(config: DictConfig) -> None:
     from vae_lab.metrics.evaluation import Subject
     from vae_lab.runs.checkpoint_io import load_checkpoint
 
-    run, options = Path(config.run), config.evaluation
+    named, options = Path(config.run), config.evaluation
+    if (run := run_dir_of(named)) != named:  # a checkpoint in it
+        config.run, config.checkpoint = str(run), named.stem
     check(options)
     lab = load(run, config.checkpoint, config.trusted, config.prior)
     step = load_checkpoint(run / "checkpoints" / f"{config.checkpoint}.ckpt", needed=("global_step",))["global_step"]
@@ -83,15 +86,13 @@ def check(options: DictConfig) -> None:
 
 def images_of(lab: Lab, moved: DictConfig) -> ImageDataModule:
     """The images of the run, where they are now. UsageError: they are not there, or of another shape."""
+    from vae_lab.config.validation import check_targets
+    from vae_lab.runs.stored_config import move_data
     from vae_lab.training.build import build_node
 
-    node = lab.config.data
-    for key in ("root", "folder"):
-        if moved[key] is not None:
-            if key not in node:
-                raise UsageError(f"data.{key}: this run reads no {key}; its data config has {', '.join(node)}")
-            node[key] = moved[key]
-    data: ImageDataModule = build_node(node)
+    move_data(lab.config, moved)
+    check_targets(lab.config, ("data",))
+    data: ImageDataModule = build_node(lab.config.data)
     data.setup()
     if data.image != lab.image:
         raise UsageError(f"data: the model was trained on images of {lab.image}\nfound {data.image}")

@@ -12,7 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from vae_lab.runs.cli import run_as_first_argument, run_command
-from vae_lab.runs.resume import exclusive_lock
+from vae_lab.runs.resume import exclusive_lock, run_dir_of
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.files import write_atomically
 from vae_lab.utils.signals import StopSignals
@@ -38,10 +38,11 @@ def fit_prior(config: DictConfig) -> None:
     if config.second_stage is None:
         raise UsageError("second_stage=null: nothing to fit\nchoose gaussian, mixture, flow or autoregressive_codes")
     from vae_lab.config.validation import check_targets
-    from vae_lab.runs.stored_config import load_config
+    from vae_lab.runs.stored_config import load_config, move_data
 
-    run = Path(config.run)
+    run = run_dir_of(config.run)
     run_config = load_config(run, config.trusted)
+    move_data(run_config, config.data)
     check_targets(run_config)
     check_targets(config)
     if (run / "prior").exists() and not config.overwrite:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,7 @@ from vae_lab.config.validation import check_targets
 from vae_lab.metrics.importance import importance_bound
 from vae_lab.models.base import Model, parts_without_density
 from vae_lab.runs.checkpoint_io import load_checkpoint
+from vae_lab.runs.resume import resume_checkpoint, run_dir_of
 from vae_lab.runs.stored_config import load_config
 from vae_lab.second_stage.stage import require_single_layer
 from vae_lab.second_stage.storage import FOLDER, FittedTo, read_fitted_prior
@@ -96,6 +98,8 @@ def load(
 ) -> Lab:
     """Load the model of a run directory with the weights of checkpoints/<checkpoint>.ckpt, averaged if EMA is on.
 
+    run: may also be a checkpoint in it, whose weights are then loaded.
+
     prior: the one fitted to the run's latents (`vae_lab.fit_prior`) or the one the model was trained with; default: the
     fitted one if there is one. Builds only parts of vae_lab and torch, unless the run is trusted to name other code.
     Never runs code from a checkpoint. UsageError: not a run directory, no such checkpoint, a config with a target that
@@ -103,15 +107,20 @@ def load(
     """
     if prior not in (None, "fitted", "trained"):
         raise UsageError(f"prior: found {prior!r}, expected 'fitted' or 'trained'")
-    config = load_config(run, trusted)
-    check_targets(config)
+    if (path := resume_checkpoint(run)) == Path(run):
+        checkpoint = path.stem
+    run = run_dir_of(run)
+    config = load_config(run, trusted, lenient=True)
+    check_targets(config, ("model",))
     name = f"{checkpoint}.ckpt"
-    saved = load_checkpoint(Path(run) / "checkpoints" / name, needed=("state_dict", "image", "global_step"))
-    model, is_fitted = restore_model(saved, config), (Path(run) / FOLDER).exists()
+    saved = load_checkpoint(run / "checkpoints" / name, needed=("state_dict", "image", "global_step"))
+    model, is_fitted = restore_model(saved, config), (run / FOLDER).exists()
     if prior == "fitted" and not is_fitted:
-        raise UsageError(f"{run}: no prior was fitted to this run\nfit one with python -m vae_lab.fit_prior run={run}")
+        raise UsageError(
+            f"{run}: no prior was fitted to this run\nfit one with python -m vae_lab.fit_prior {shlex.quote(str(run))}"
+        )
     if prior == "trained" or not is_fitted:
         return Lab(model, config)
-    fitted_name, fitted = read_fitted_prior(Path(run), model, FittedTo.of(name, saved), trusted)
+    fitted_name, fitted = read_fitted_prior(run, model, FittedTo.of(name, saved), trusted)
     require_single_layer(model).replace_prior(fitted)
     return Lab(model, config, fitted_name)

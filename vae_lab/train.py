@@ -5,51 +5,82 @@ Heavy imports come after the composition of the config, so that `--help` and a m
 
 from __future__ import annotations
 
+import logging
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from vae_lab.runs.cli import run_command
+from vae_lab.runs.cli import run_command, run_in_process
 from vae_lab.runs.resume import AUTO, exclusive_lock, resume_checkpoint
-from vae_lab.runs.stored_config import is_run_override, resumed_config
-from vae_lab.utils.errors import UsageError
+from vae_lab.runs.stored_config import CHANGED, is_run_override, resumed_config
+from vae_lab.utils.errors import RunFailed, UsageError, find_cause
 from vae_lab.utils.signals import StopSignals
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
     from vae_lab.data.datamodule import ImageDataModule
+    from vae_lab.inference import Lab
     from vae_lab.training.lightning_module import VAEModule
+
+log = logging.getLogger("vae_lab")
 
 
 def main() -> None:
     run_command(train, config_name="train")
 
 
+def fit(*overrides: str) -> Lab:
+    """Run an experiment with overrides as on the command line, and return the trained model; see `vae_lab.fit`."""
+
+    def task(config: DictConfig) -> Path:
+        train(config)
+        return Path(HydraConfig.get().runtime.output_dir)
+
+    folder = run_in_process(task, "train", overrides)
+    from vae_lab.inference import load
+
+    return load(folder, "best" if (folder / "checkpoints" / "best.ckpt").exists() else "last")
+
+
 def train(config: DictConfig) -> float | None:
     """Train and test one experiment; returns the value of `optimized_metric`, which a sweep optimises."""
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    folder, overrides = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().overrides
     if config.resume == AUTO:  # the config that the run stored is the same
         config.resume = str(folder) if resume_checkpoint(folder).is_file() else None
     elif config.resume is not None:
-        config = resumed_config(config, HydraConfig.get().overrides.task)
+        config = resumed_config(config, overrides.task)
     with StopSignals() as stop_signals, exclusive_lock(folder):
         try:
             return _train(config, folder, stop_signals)
-        except Exception:
-            remove_empty_run_dir(folder)
+        except Exception as error:
+            from vae_lab.callbacks.run_summary import memory_failure
+
+            if config.resume is None:
+                remove_refused(folder, any(word.startswith("hydra.run.dir=") for word in overrides.hydra))
+            if (failure := memory_failure(error, config.data)) and not find_cause(error, RunFailed):
+                raise failure from error
             raise
 
 
-def remove_empty_run_dir(folder: Path) -> None:
-    """Remove the run directory of a refused request, if it holds nothing but the config."""
-    left = {path.name: path for path in folder.glob("*")}  # empty if another process of the run has removed it
-    log = left.get("train.log")
-    if left.keys() <= {".hydra", "train.log"} and not (log and log.stat().st_size):
-        shutil.rmtree(folder, ignore_errors=True)
+def remove_refused(folder: Path, chosen: bool) -> None:
+    """Remove what a refused request has written: its config, an empty log, and the folder, unless the user chose it."""
+    log = folder / "train.log"
+    has_log = log.is_file() and log.stat().st_size > 0
+    if any((folder / name).exists() for name in ("summary.json", "checkpoints", "metrics.csv")) or (
+        has_log and not chosen
+    ):
+        return
+    shutil.rmtree(folder / ".hydra", ignore_errors=True)
+    if not has_log:
+        log.unlink(missing_ok=True)
+    if not chosen:
+        with suppress(OSError):  # it holds something else, or another process of the run has removed it
+            folder.rmdir()
 
 
 def _train(config: DictConfig, folder: Path, stop_signals: StopSignals) -> float | None:
@@ -88,8 +119,10 @@ def _train(config: DictConfig, folder: Path, stop_signals: StopSignals) -> float
     stop_signals.defer_to_safe_points()
     stop_signals.raise_if_requested()
     if checkpoint is not None:
-        changed = any(map(is_run_override, HydraConfig.get().overrides.task))
-        prepare_resume(config.resume, checkpoint, folder, trainer, data, changed)
+        words = HydraConfig.get().overrides.task
+        accepts = f"++{CHANGED}=accept" in words
+        prepare_resume(config.resume, checkpoint, folder, trainer, data, any(map(is_run_override, words)), accepts)
+        log.info("resumed at step %d: %s", checkpoint["global_step"], " ".join(words))
     with RunSummary(folder, config, trainer, module):
         trainer.fit(module, data, ckpt_path=resumed)
         stop_signals.raise_if_requested()

@@ -56,6 +56,13 @@ def test_epochs_and_seeds_have_orders_of_their_own_which_stay_the_same():
     assert epoch_permutation(10, 3, 2).tolist() == [8, 7, 3, 4, 1, 9, 5, 6, 2, 0]
 
 
+def test_overfitting_repeats_the_batches_of_the_first_epoch():
+    split = split_of(40)
+    first, second = (flat(calls_of(split, limit=2, at=at, repeat=True)) for at in (0, 2))
+    assert first == second and len(first) == 2
+    assert flat(calls_of(split, limit=2, at=2)) != first
+
+
 @given(
     count=st.integers(1, MOST_IMAGES),
     step_size=st.integers(1, 70),

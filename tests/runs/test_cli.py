@@ -161,13 +161,25 @@ def test_an_interrupted_job_ends_the_whole_sweep(run: Run, signum: int, code: in
     assert outcome.error == f"interrupted by {signal.Signals(signum).name}\n"
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)])
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGHUP, 143)]
+)
 def test_before_anything_can_be_lost_a_signal_ends_the_command_where_it_is(signum, code):
     with pytest.raises(Interrupted) as caught, StopSignals():
         signal.raise_signal(signum)
         time.sleep(60)
     assert caught.value.exit_code == code
     assert not callable(handler := signal.getsignal(signum)) or "StopSignals" not in repr(handler)
+
+
+def test_a_run_under_nohup_outlives_its_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as stop_signals:
+            signal.raise_signal(signal.SIGHUP)
+        assert stop_signals.requested is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_handler_that_lightning_installs_as_the_test_begins_is_replaced():

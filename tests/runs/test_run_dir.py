@@ -167,7 +167,7 @@ def test_an_override_of_what_the_run_does_not_have_is_refused(
 
 
 @pytest.mark.parametrize(
-    "override", ["seed=2", "model=conv", "model.latent_dim=3", "data.root=x", "+experiment=paper", "init_from=x"]
+    "override", ["seed=2", "model=conv", "model.latent_dim=3", "data.batch_size=3", "+experiment=paper", "init_from=x"]
 )
 def test_a_resumed_run_refuses_to_become_another_experiment(launch: Launch, refused: Callable[..., str], override: str):
     message = refused(f"resume={launch()}", override.lstrip("+"), task=take_overrides)

@@ -17,6 +17,7 @@ from vae_lab.training.nonfinite import (
     nonfinite_flag,
     require_finite,
     watch_nonfinite,
+    ways_out,
 )
 from vae_lab.training.optimizer import WeightAverage
 
@@ -166,10 +167,12 @@ TERMS = {"loss": NAN, "log_px": -3.0, "kl": INF}
 def test_stop_says_which_term_and_where_and_what_to_try():
     where = "First non-finite output: encoder.1 (Linear)"
     with pytest.raises(NonFiniteLoss) as caught:
-        NonFinitePolicy("stop").handle(7, TERMS, lambda: where)
+        NonFinitePolicy("stop", ways_out(0.1, "stop", "bf16-mixed")).handle(7, TERMS, lambda: where)
     text = str(caught.value)
     assert "kl became inf at optimiser step 8 (loss nan, log_px -3, kl inf)" in text
-    assert where in text and "optimizer.clip_norm=1" in text
+    assert (
+        where in text and "resume=RUN optimizer.lr=0.01, or trainer.on_nonfinite=skip, or trainer.precision=32" in text
+    )
     finite = {"loss": 1.0, "log_px": -1.0, "kl": 0.0}
     with pytest.raises(NonFiniteLoss, match="a gradient became infinite or NaN"):
         NonFinitePolicy("stop").handle(7, finite, lambda: where)

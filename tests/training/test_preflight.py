@@ -93,7 +93,7 @@ def test_a_density_that_has_none_for_these_pixels_is_refused():
 def warnings_of(done):
     assert done.code == 0, done.stderr
     log = (done.run / "train.log").read_text()
-    assert all(f"warning: {warning}" in log for warning in done.summary["warnings"])
+    assert all(f"WARNING] - {warning}" in log for warning in done.summary["warnings"])
     return done.summary["warnings"]
 
 

@@ -73,7 +73,7 @@ class CollapseMonitor(Callback):
         new = [rule for rule in lasting if rule not in self._warned]
         self._warned = self._warned + new
         for rule in new if trainer.is_global_zero else ():
-            log.warning("warning: %s", lasting[rule])
+            log.warning("%s", lasting[rule])
 
     def _problems(self, metrics: dict[str, float]) -> dict[str, str]:
         """The rules that hold, each with its warning and advice."""

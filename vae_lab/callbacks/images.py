@@ -171,7 +171,7 @@ def failure_as_warning(pl_module: Any, what: str) -> Iterator[None]:
         reason = (str(error) or repr(error)).splitlines()[0]
         warning = f"{what} could not be drawn: {reason}"
         if what not in pl_module.caveats:  # once, not every epoch
-            log.warning("warning: %s", warning)
+            log.warning("%s", warning)
         pl_module.caveats[what] = [warning]
 
 

@@ -36,7 +36,7 @@ class MetricsCSV(Callback):
         if trainer.is_global_zero and path.exists():
             rows = read_rows(path)[: self._num_rows]
             if len(rows) < self._num_rows:
-                log.warning("warning: %s has %d rows, the checkpoint expects %d", path, len(rows), self._num_rows)
+                log.warning("%s has %d rows, the checkpoint expects %d", path, len(rows), self._num_rows)
             self._num_rows = len(rows)
             write_rows(path, rows)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shlex
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ class RunSummary:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        failure = disk_failure(error, self.folder) or error
+        failure = disk_failure(error, self.folder) or memory_failure(error, self.config.data) or error
         if any(isinstance(link, INTERRUPTIONS) for link in cause_chain(error)):
             outcome = {"status": "interrupted"}
         elif failure is not None:
@@ -55,7 +57,7 @@ class RunSummary:
                     write_json(self.folder / "summary.json", outcome | self._results() | self._environment())
                 except OSError as refused:
                     sys.stderr.write(f"summary.json could not be written: {refused.strerror or refused}\n")
-                self._report(outcome["status"])
+                self._report(outcome, failure)
         if failure is not None and failure is not error:
             raise failure from error
 
@@ -66,13 +68,16 @@ class RunSummary:
         timers = [callback for callback in callbacks if isinstance(callback, Timer)]
         return self.trainer.global_step != end and any((timer.time_remaining() or 1) <= 0 for timer in timers)
 
-    def _report(self, status: str) -> None:
-        """Log the warnings, the run directory, and how to resume."""
+    def _report(self, outcome: dict[str, str], failure: BaseException | None) -> None:
+        """Log the warnings, the failure (its message follows on stderr), the run directory, and how to resume."""
+        status = outcome["status"]
         for warning in self.module.warnings():
-            log.warning("warning: %s", warning)
+            log.warning("%s", warning)
+        if status == "failed":
+            log.info("%s: %s", status, outcome["error"], exc_info=None if isinstance(failure, RunFailed) else failure)
         lines = [f"run directory: {self.folder}"]
         if status != "completed" and (self.folder / "checkpoints" / "last.ckpt").exists():
-            lines.append(f"to resume: python -m vae_lab.train resume={self.folder}")
+            lines.append(f"to resume: python -m vae_lab.train {shlex.quote(f'resume={self.folder}')}")
         elif status != "completed":
             lines.append("no checkpoint was saved yet, so the run cannot be resumed")
         for line in lines:
@@ -107,6 +112,17 @@ class RunSummary:
             "versions": versions(),
             "git": git_state(),
         }
+
+
+def memory_failure(error: BaseException | None, data: DictConfig) -> RunFailed | None:
+    """RunFailed, with the sizes to lower, if memory ran out; else None."""
+    for link in cause_chain(error):
+        if isinstance(link, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(link):
+            steps = {frame.f_code.co_name for frame, _ in traceback.walk_tb(link.__traceback__)}
+            key = "eval_batch_size" if steps & {"validation_step", "test_step"} else "batch_size"
+            found = str(link).partition("\n")[0][:160]
+            return RunFailed(f"out of memory: {found}\nset data.{key} below {data[key]}, or choose a smaller model")
+    return None
 
 
 def disk_failure(error: BaseException | None, folder: Path) -> RunFailed | None:

@@ -80,11 +80,21 @@ class Config:
 
 
 @dataclass
+class MovedData:
+    """Where the images of the run are now; null: where they were."""
+
+    root: str | None = None
+    folder: str | None = None
+    file: str | None = None
+
+
+@dataclass
 class FitPriorConfig:
     """Config of vae_lab.fit_prior."""
 
     run: str = MISSING
     second_stage: Any = None
+    data: MovedData = field(default_factory=MovedData)
     seed: int | None = None
     device: str = "auto"
     overwrite: bool = False
@@ -132,14 +142,6 @@ class EvaluationConfig:
     baseline: bool = True
     cost: bool = True
     against: str | None = None  # a data config whose images the score should tell apart
-
-
-@dataclass
-class MovedData:
-    """Where the images of the run are now; null: where they were."""
-
-    root: str | None = None
-    folder: str | None = None
 
 
 @dataclass

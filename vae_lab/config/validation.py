@@ -11,7 +11,7 @@ import pkgutil
 import re
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from importlib import import_module
 from typing import Any, Literal, Union, Unpack
 
@@ -21,14 +21,15 @@ from omegaconf import DictConfig, OmegaConf
 from vae_lab.utils.errors import UsageError
 
 HYDRA_KEYS = frozenset({"_target_", "_partial_", "_recursive_", "_convert_", "_args_"})
+OF_LIGHTNING = {"gradient_clip_val": "optimizer.clip_norm", "accumulate_grad_batches": "optimizer.accumulate"}
 WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", types.NoneType: "null"}
 
 
-def check_targets(config: DictConfig) -> None:
+def check_targets(config: DictConfig, groups: Container[str] | None = None) -> None:
     """Raise UsageError at the first key, type or `_target_` that would fail when the config is built.
 
     A missing argument is an error unless the node is `_partial_`. Types follow the annotations; an integer counts as a
-    float and a list as any sequence. Imports every target.
+    float and a list as any sequence. Imports every target. groups: the only ones to check.
     """
     for prefix, node in (("", config), ("trainer.", config.get("trainer"))):  # `+key=` adds keys even to typed nodes
         schema = OmegaConf.get_type(node)
@@ -38,6 +39,8 @@ def check_targets(config: DictConfig) -> None:
                 if name not in fields:
                     raise UsageError(f"{prefix}{name}: there is no such key{names_to_choose(name, fields, prefix)}")
     for where, node in tree(OmegaConf.to_container(config, resolve=True, throw_on_missing=True)):
+        if groups is not None and where.partition(".")[0] not in groups:
+            continue
         if isinstance(node, dict) and "_target_" in node:
             _check_node(node, where)
         elif isinstance(node, dict) and re.fullmatch(r"(callbacks|logger)\.\w+", where):
@@ -46,6 +49,8 @@ def check_targets(config: DictConfig) -> None:
 
 def did_you_mean(word: str, names: Iterable[str], prefix: str = "") -> str:
     """A line of an error message with the name most similar to a misspelt word; empty if none is similar."""
+    if word in OF_LIGHTNING:
+        return f"\nset {OF_LIGHTNING[word]}"
     by_lower = {name.lower(): name for name in names}
     near = difflib.get_close_matches(word.lower(), by_lower, n=1)
     return f"\ndid you mean {prefix}{by_lower[near[0]]}?" if near else ""

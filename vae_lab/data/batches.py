@@ -73,7 +73,7 @@ class TrainingBatches:
 
     step_size: images per optimiser step on this device. clock: returns the index of the next optimiser step.
     boundaries: calls end at every multiple of these step counts (logging, pictures, checkpoints). last_step: no call
-    continues past it.
+    continues past it. repeat: every epoch has the batches of the first.
     """
 
     split: ImageSplit
@@ -84,6 +84,7 @@ class TrainingBatches:
     clock: Callable[[], int]
     boundaries: Sequence[int] = ()
     last_step: int | None = None
+    repeat: bool = False
     rank: int = 0
     world_size: int = 1
 
@@ -106,7 +107,7 @@ class TrainingBatches:
 
     def _rows(self, epoch: int) -> Tensor:
         """This device's rows in the order of the epoch; the first rows repeat if the devices do not divide them."""
-        order = self.split.indices[epoch_permutation(len(self.split), self.seed, epoch)]
+        order = self.split.indices[epoch_permutation(len(self.split), self.seed, 0 if self.repeat else epoch)]
         if self.world_size == 1:
             return order
         missing = -len(order) % self.world_size

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, TypedDict
 
 import torch
@@ -43,6 +46,7 @@ class LoaderOptions:
     accumulate: int = 1
     steps_per_execution: int | Literal["auto"] = "auto"
     limit_steps: int | float | None = None
+    repeat: bool = False  # the batches of the first epoch in all epochs
 
 
 class ImageDataModule(LightningDataModule):
@@ -96,6 +100,14 @@ class ImageDataModule(LightningDataModule):
         """The images, once loaded."""
         assert self._loaded is not None, "call load() or setup() first"
         return self._loaded
+
+    @cached_property
+    def checksum(self) -> int:
+        """CRC-32 of the pixels (a regular selection of 256 MB if there are more), their number and their labels."""
+        pixels, labels = self.images.pixels, self.images.labels
+        found = zlib.crc32(pixels[:: math.ceil(pixels.nbytes / 2**28) or 1].contiguous().numpy().data)
+        found = zlib.crc32(repr(tuple(pixels.shape)).encode(), found)
+        return found if labels is None else zlib.crc32(labels.contiguous().numpy().data, found)
 
     @property
     def image(self) -> ImageSpec:
@@ -174,6 +186,7 @@ class ImageDataModule(LightningDataModule):
             clock=lambda: trainer.global_step,
             boundaries=call_boundaries(trainer),
             last_step=final_step(trainer, self.steps_per_epoch),
+            repeat=self._training.repeat,
             **self._world(),
         )
 

@@ -4,25 +4,41 @@
 messages.
 """
 
+import atexit
 import functools
+import io
 import os
+import re
+import shutil
 import sys
+import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
+from typing import Any, TypeVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from vae_lab.config.schema import conf_dir, register
 from vae_lab.runs.run_dir import Refusal, register_resolvers
-from vae_lab.utils.errors import RunFailed, find_cause
+from vae_lab.runs.stored_config import CHANGED, MOVABLE
+from vae_lab.utils.errors import RunFailed, UsageError, find_cause
 from vae_lab.utils.signals import ForcedInterrupt, Interrupted
 
+T = TypeVar("T")
 TaskFunction = Callable[[DictConfig], object]
 FULL_ERROR = "HYDRA_FULL_ERROR"
+PATHS = (*MOVABLE, "data.labels", "resume", "init_from", "run", "hydra.run.dir", "hydra.sweep.dir")
+FLAGS_WITH_VALUE = (
+    *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
+    *("--info", "-i", "--experimental-rerun"),
+)
 
 
 def run_command(task: TaskFunction, config_name: str, config_path: str | None = None) -> None:
@@ -30,26 +46,120 @@ def run_command(task: TaskFunction, config_name: str, config_path: str | None = 
 
     Returns on success, else prints a message to stderr and exits with 1, 2, 130 or 143.
     """
+    ignore_closed_streams()
+    require_cache()
     directory = config_path or conf_dir()
-    sys.argv[1:] = [_without_option(word, directory) for word in sys.argv[1:]]
+    sys.argv[1:] = hydra_words(sys.argv[1:], directory)
     register()
     register_resolvers()
     command = _Command(task, directory)
     code = command.run(hydra.main(version_base="1.3", config_path=directory, config_name=config_name)(command.job()))
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
     if code:
         sys.exit(code)
 
 
+def run_in_process(task: Callable[[DictConfig], T], config_name: str, overrides: Sequence[str]) -> T:
+    """Run a task as the command with these overrides would, in a program or a notebook, and return its result.
+
+    UsageError: a wrong request; other exceptions are raised as they are.
+    """
+    from vae_lab.config.messages import usage_message
+
+    if flags := [word for word in overrides if word.startswith("-")]:
+        raise UsageError(f"{flags[0]}: expected overrides only, such as data=mnist\nsweeps run on the command line")
+    require_cache()
+    register()
+    register_resolvers()
+    results: list[T] = []
+    argv, full_error = sys.argv, os.environ.get(FULL_ERROR)
+    sys.argv, os.environ[FULL_ERROR] = [argv[0], *hydra_words(overrides, conf_dir())], "1"
+    job = functools.wraps(task)(lambda config: results.append(task(config)))
+    try:
+        hydra.main(version_base="1.3", config_path=conf_dir(), config_name=config_name)(job)()
+    except (Exception, Refusal) as error:
+        if message := usage_message(error, conf_dir(), in_job=True):
+            raise UsageError(message) from error
+        raise
+    finally:
+        sys.argv = argv
+        os.environ.pop(FULL_ERROR) if full_error is None else os.environ.update({FULL_ERROR: full_error})
+    return results[0]
+
+
 def run_as_first_argument() -> None:
     """Accept the run directory as the first argument: RUN for run=RUN."""
-    if len(sys.argv) > 1 and "=" not in sys.argv[1] and not sys.argv[1].startswith("-"):
+    if len(sys.argv) > 1 and not sys.argv[1].startswith("-") and ("=" not in sys.argv[1] or Path(sys.argv[1]).exists()):
         sys.argv[1] = f"run={sys.argv[1]}"
 
 
-def _without_option(word: str, directory: str) -> str:
-    """GROUP=[] for GROUP=null, which Hydra refuses on the command line but not in a file."""
-    group, _, option = word.partition("=")
-    return f"{group}=[]" if option == "null" and group and Path(directory, group).is_dir() else word
+class _LenientFile(io.FileIO):
+    """Drops what it cannot write: the reader of the pipe has ended, the terminal was closed."""
+
+    def write(self, data: Any) -> int:
+        with suppress(OSError):
+            return super().write(data)
+        return len(data)
+
+
+def ignore_closed_streams() -> None:
+    """Let the command go on when nobody reads its stdout or stderr any more: `| head`, `2>&-`, a closed terminal."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:  # closed from the start
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+        elif stream is getattr(sys, f"__{name}__") and isinstance(
+            stream, io.TextIOWrapper
+        ):  # else of a notebook, a test
+            file = io.BufferedWriter(_LenientFile(number, "w", closefd=False))
+            lenient = io.TextIOWrapper(file, stream.encoding, stream.errors, line_buffering=stream.line_buffering)
+            setattr(sys, name, lenient)
+
+
+def require_cache() -> None:
+    """Set VAE_LAB_CACHE to a temporary folder for this command if the home cannot be written."""
+    try:
+        home = Path.home() / ".cache" / "vae_lab"
+        exists = next(path for path in (home, *home.parents) if path.exists())
+    except (RuntimeError, OSError):  # no home, or one that cannot be looked into
+        exists = Path(os.devnull)
+    if "VAE_LAB_CACHE" not in os.environ and not (exists.is_dir() and os.access(exists, os.W_OK | os.X_OK)):
+        os.environ["VAE_LAB_CACHE"] = folder = tempfile.mkdtemp(prefix="vae_lab-cache-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        sys.stderr.write(f"{exists} cannot be written: decoded pictures are kept until the end only (VAE_LAB_CACHE)\n")
+
+
+def hydra_words(words: Sequence[str], directory: str) -> list[str]:
+    """The command line as Hydra's parsers take it: flags behind the overrides, paths in quotes."""
+    overrides, flags = [], []
+    rest = iter(words)
+    for word in rest:
+        if word.startswith("-"):
+            flags += [word, *islice(rest, 1)] if word in FLAGS_WITH_VALUE else [word]
+        else:
+            overrides.append(word)
+    is_sweep, resumes = (
+        bool({"-m", "--multirun"} & {*flags}),
+        any(re.match(r"resume=(?!auto$)", it) for it in overrides),
+    )
+    return [*(_hydra_word(word, directory, is_sweep, resumes) for word in overrides), *flags]
+
+
+def _hydra_word(word: str, directory: str, is_sweep: bool, resumes: bool) -> str:
+    """A quoted path; GROUP=[] for GROUP=null, which Hydra refuses on the command line but not in a file.
+
+    With `resume`, the config composed first need not have the folder that moved.
+    """
+    key, equals, value = word.partition("=")
+    if value == "null" and key and Path(directory, key).is_dir():
+        return f"{key}=[]"
+    if resumes and key in (*MOVABLE, CHANGED):
+        key = f"++{key}"
+    if equals and key.lstrip("+") in PATHS and not re.fullmatch(r"[\w./:-]*|'.*'|\".*\"|.*\$\{.*", value, re.ASCII):
+        path = str(Path(value).expanduser()) if value.startswith("~") else value
+        value = value if is_sweep and "," in value else QuotedString(path, Quote.single).with_quotes()
+    return f"{key}{equals}{value}"
 
 
 class _Command:

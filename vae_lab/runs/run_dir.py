@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,6 +103,7 @@ def claim(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name in (".hydra", "summary.json", "multirun.yaml"):
         if (folder / name).exists():
-            raise UsageError(f"{folder}: already holds a run ({name})\nchoose another directory, or resume={folder}")
+            resume = shlex.quote(f"resume={folder}")
+            raise UsageError(f"{folder}: already holds a run ({name})\nchoose another directory, or {resume}")
     (folder / ".hydra").mkdir()  # of several runs started at once, one succeeds
     return folder

@@ -7,6 +7,7 @@ the results (not summary.json, which marks a run directory). The folder is writt
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -74,7 +75,7 @@ def read_fitted_prior(run: Path, model: Model, found: FittedTo, trusted: bool) -
     a run's config may not (unless trusted).
     """
     folder = run / FOLDER
-    again = f"fit it again: python -m vae_lab.fit_prior run={run} overwrite=true"
+    again = f"fit it again: python -m vae_lab.fit_prior {shlex.quote(str(run))} overwrite=true"
     config = OmegaConf.masked_copy(read_config(folder / CONFIG, FitPriorConfig, trusted, again), "second_stage")
     check_targets(config)
     saved = load_checkpoint(folder / WEIGHTS, ("prior", *FittedTo._fields), again)

@@ -17,6 +17,7 @@ from vae_lab.core import ImageSpec, TrainingSpec
 from vae_lab.data.datamodule import ImageDataModule, LoaderOptions
 from vae_lab.models.base import Model
 from vae_lab.runs.checkpoint_io import load_checkpoint
+from vae_lab.runs.resume import resume_checkpoint
 from vae_lab.training.lightning_module import VAEModule
 from vae_lab.training.nonfinite import can_skip_on_device
 from vae_lab.training.optimizer import OptimizerSettings
@@ -43,8 +44,11 @@ def build(config: DictConfig, stop_requested: Callable[[], bool] = lambda: False
     data: ImageDataModule = build_node(config.data)
     settings: OptimizerSettings = build_node(config.optimizer)
     trainer = config.trainer
+    limit = trainer.overfit_batches or trainer.limit_train_batches
     data.configure(
-        LoaderOptions(config.seed, settings.accumulate, trainer.steps_per_execution, trainer.limit_train_batches)
+        LoaderOptions(
+            config.seed, settings.accumulate, trainer.steps_per_execution, limit, repeat=trainer.overfit_batches > 0
+        )
     )
     data.load()
     if trainer.cuda_graphs:
@@ -112,9 +116,15 @@ def model_weights(saved: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def initialize_from(module: VAEModule, run: str | Path) -> None:
-    """Load the best weights of another run. UsageError: not a run, or a different architecture."""
+    """Load the best weights of another run, or its last if it ended before a validation.
+
+    UsageError: not a run, or a different architecture.
+    """
     # The config of that run is not read, since nothing is built from it.
-    weights = model_weights(load_checkpoint(Path(run) / "checkpoints" / "best.ckpt", needed=("state_dict",)))
+    checkpoint = resume_checkpoint(run)  # the run's last one, unless it names one
+    if checkpoint != Path(run) and (best := checkpoint.with_name("best.ckpt")).exists():
+        checkpoint = best
+    weights = model_weights(load_checkpoint(checkpoint, needed=("state_dict",)))
     try:
         module.model.load_state_dict(weights)
         if module.average is not None:

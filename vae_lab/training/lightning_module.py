@@ -23,7 +23,7 @@ from vae_lab.metrics.evaluator import SplitEvaluator
 from vae_lab.models.base import LabelledBatches, Model
 from vae_lab.objectives.objective import Objective
 from vae_lab.training.ddp import AllReduceStrategy
-from vae_lab.training.nonfinite import NonFinitePolicy, OnNonFinite, require_finite
+from vae_lab.training.nonfinite import NonFinitePolicy, OnNonFinite, require_finite, ways_out
 from vae_lab.training.optimizer import OptimizerSettings, WeightAverage
 from vae_lab.training.resume import continue_at_step
 from vae_lab.training.step import TrainingStep, term_names
@@ -73,7 +73,8 @@ class VAEModule(LightningModule):
         self.baseline: dict[str, Any] | None = None  # metrics of a linear model, after the test
         self.caveats: dict[str, list[str]] = {}  # warnings about the results, by the part that recorded them
         self.on_nonfinite = on_nonfinite
-        self.nonfinite_policy = NonFinitePolicy(on_nonfinite)
+        precision = str(config.get("trainer", {}).get("precision", "32-true"))
+        self.nonfinite_policy = NonFinitePolicy(on_nonfinite, ways_out(optimizer.lr, on_nonfinite, precision))
         self.stop_requested = stop_requested
         self.stopwatch = Stopwatch()
         self.step_log = StepLog(term_names(objective))
@@ -265,7 +266,7 @@ class VAEModule(LightningModule):
             means |= self.evaluation.latent_metrics()
         self.metrics |= means
         if not math.isfinite(means[f"{split}/elbo"]):
-            log.warning("warning: %s/elbo is %s at step %d", split, means[f"{split}/elbo"], self.global_step)
+            log.warning("%s/elbo is %s at step %d", split, means[f"{split}/elbo"], self.global_step)
         self.log_dict(means, logger=False)
         self._to_loggers({name: value for name, value in means.items() if not name.endswith("_stderr")})
 
@@ -278,11 +279,12 @@ class VAEModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check the last steps and the weights, fit the likelihood to them, and add what restores model and run."""
         self.read_steps()
-        require_finite((self.model, self.objective), self.global_step)
+        require_finite((self.model, self.objective), self.global_step, self.nonfinite_policy.advice)
         if self.evaluation.fitted_at != self.global_step:  # within an epoch; the checkpoint holds the same tensors
             self.evaluation.fit_likelihood(self.evaluation_model, self._training_batches(), self.global_step)
         checkpoint["image"] = dataclasses.asdict(self.model.image)
         checkpoint["steps_per_epoch"] = datamodule_of(self.trainer).steps_per_epoch
+        checkpoint["data_checksum"] = datamodule_of(self.trainer).checksum
         checkpoint["kl_per_dim"] = self.kl_per_dim
         checkpoint["metrics"], checkpoint["best_metrics"] = self.metrics, self.best_metrics
         checkpoint["step_log"] = self.step_log.state_dict()

@@ -19,10 +19,15 @@ log = logging.getLogger("vae_lab")
 OnNonFinite = Literal["stop", "skip"]
 MAX_LOCATED = 3  # skipped steps that are repeated to locate the first non-finite value
 MAX_CONSECUTIVE = 100
-ADVICE = (
-    "Training stopped; the checkpoints hold the last finite weights. Try a smaller optimizer.lr, "
-    "optimizer.clip_norm=1, or trainer.precision=32-true."
-)
+STOPPED = "Training stopped; the checkpoints hold the last finite weights."
+
+
+def ways_out(lr: float, policy: OnNonFinite, precision: str) -> str:
+    """What may help against a non-finite loss under these options: the first can be set at a resume."""
+    found = [f"resume=RUN optimizer.lr={lr / 10:g}"]
+    found += ["trainer.on_nonfinite=skip"] if policy == "stop" else []
+    found += [f"trainer.precision=32-true instead of {precision}"] if precision not in ("32", "32-true") else []
+    return f"{STOPPED} Try {', or '.join(found)}; a new run may also set optimizer.clip_norm=1."
 
 
 def nonfinite_flag(loss: Tensor, gradients: Sequence[Tensor]) -> Tensor:
@@ -112,7 +117,8 @@ class NonFiniteLoss(RunFailed):
 class NonFinitePolicy:
     """Stops at the first non-finite step; or skips and counts them, and stops at too many in a row."""
 
-    def __init__(self, answer: OnNonFinite) -> None:
+    def __init__(self, answer: OnNonFinite, advice: str = STOPPED) -> None:
+        self.advice = advice
         self.stops = answer == "stop"
         self.num_skipped = 0
         self._at, self._in_a_row = -1, 0
@@ -125,14 +131,14 @@ class NonFinitePolicy:
         found = named[0] if named else "a gradient became infinite or NaN"
         message = f"{found} at optimiser step {step + 1} ({values})."
         if self.stops:
-            raise NonFiniteLoss(f"{message}\n{locate()}\n{ADVICE}")
+            raise NonFiniteLoss(f"{message}\n{locate()}\n{self.advice}")
         self.num_skipped += 1
         if self.num_skipped <= MAX_LOCATED:
-            log.warning("warning: skipped step: %s\n%s", message, locate())
+            log.warning("skipped step: %s\n%s", message, locate())
         self._in_a_row = self._in_a_row + 1 if step == self._at + 1 else 1
         self._at = step
         if self._in_a_row == MAX_CONSECUTIVE:
-            raise NonFiniteLoss(f"{message}\nThe {MAX_CONSECUTIVE - 1} steps before it were skipped too. {ADVICE}")
+            raise NonFiniteLoss(f"{message}\nThe {MAX_CONSECUTIVE - 1} steps before it were skipped too. {self.advice}")
 
     def state_dict(self) -> dict[str, int]:
         return {"num_skipped": self.num_skipped, "at": self._at, "in_a_row": self._in_a_row}
@@ -141,9 +147,9 @@ class NonFinitePolicy:
         self.num_skipped, self._at, self._in_a_row = state["num_skipped"], state["at"], state["in_a_row"]
 
 
-def require_finite(parts: Sequence[nn.Module], step: int) -> None:
+def require_finite(parts: Sequence[nn.Module], step: int, advice: str = STOPPED) -> None:
     """NonFiniteLoss if a weight is not finite: an update by a finite gradient may have overflowed it."""
     weights = (named for part in parts for named in part.named_parameters())
     nonfinite = next((name for name, weight in weights if not weight.isfinite().all()), None)
     if nonfinite is not None:
-        raise NonFiniteLoss(f"the weights {nonfinite} became infinite or NaN by optimiser step {step}.\n{ADVICE}")
+        raise NonFiniteLoss(f"the weights {nonfinite} became infinite or NaN by optimiser step {step}.\n{advice}")

@@ -49,6 +49,11 @@ def coverage_warnings(trainer: Trainer, data: ImageDataModule, config: DictConfi
         if data.size(split) and limit == 0:
             found.append(f"trainer.limit_{split}_batches=0: the {split} split was not evaluated")
         elif data.size(split) and limit not in (None, 1.0):
+            if isinstance(limit, float) and limit * math.ceil(data.size(split) / data.eval_batch_size) < 1:
+                raise UsageError(
+                    f"trainer.limit_{split}_batches={limit}: less than one batch of {data.eval_batch_size} images, of "
+                    f"{data.size(split)}\nset a number of batches: trainer.limit_{split}_batches=1"
+                )
             found.append(f"trainer.limit_{split}_batches={limit}: {split} metrics do not cover the whole split")
     asked = config.trainer.devices
     if isinstance(asked, int) and trainer.world_size < asked * config.trainer.num_nodes:

@@ -22,12 +22,19 @@ REQUIRED_STATE = (
 
 
 def prepare_resume(
-    resume: str, checkpoint: dict[str, Any], folder: Path, trainer: Trainer, data: ImageDataModule, changed: bool
+    resume: str,
+    checkpoint: dict[str, Any],
+    folder: Path,
+    trainer: Trainer,
+    data: ImageDataModule,
+    changed: bool,
+    accepts_data: bool = False,
 ) -> None:
     """Check that the run can go on, and mark it as unfinished.
 
     changed: whether the command line changes the config. UsageError, with nothing changed: the run is complete, already
-    past the requested end, or would have another number of steps per epoch, on which the order of the images depends.
+    past the requested end, or would have another number of steps per epoch, on which the order of the images depends;
+    or, unless `accepts_data`, the images are others.
     """
     before, steps_per_epoch = read_summary(folder), checkpoint["steps_per_epoch"]
     if (best := folder / "checkpoints" / BEST).exists():
@@ -37,6 +44,11 @@ def prepare_resume(
             f"resume={resume}: the run has {steps_per_epoch} steps per epoch, this command gives "
             f"{data.steps_per_epoch}\nkeep trainer.limit_train_batches, trainer.devices and the images unchanged; "
             "init_from=RUN starts a new run from its weights"
+        )
+    if checkpoint.get("data_checksum", data.checksum) != data.checksum and not accepts_data:
+        raise UsageError(
+            f"resume={resume}: the images or labels are not those that the run was trained on\n"
+            "restore them; or go on with these: data.changed=accept; init_from=RUN starts a new run from its weights"
         )
     done, end = checkpoint["global_step"], final_step(trainer, steps_per_epoch)
     completed = before.get("status") == "completed"

@@ -35,6 +35,7 @@ def build_trainer(
     logger: Iterable[Logger] = (),
     steps_per_execution: int | Literal["auto"] = "auto",
     limit_train_batches: int | float | None = None,
+    overfit_batches: int | float = 0.0,
     num_threads: int | None = None,
     keep_freed_memory: bool = True,
     channels_last: bool = True,
@@ -51,7 +52,8 @@ def build_trainer(
     hold_best: see `AtomicCheckpointIO`. UsageError: an unavailable device, or an option incompatible with several steps
     per call.
     """
-    _refuse(_wrong_options(options, steps_per_execution, limit_train_batches, num_threads, compile))
+    limits = {"limit_train_batches": limit_train_batches, "overfit_batches": overfit_batches or None}
+    _refuse(_wrong_options(options, steps_per_execution, limits, num_threads, compile))
     devices = options.get("devices", 1)  # on this machine
     torch.set_num_threads(num_threads or cpu.num_threads(devices if isinstance(devices, int) else 1))
     if matmul_precision is not None:
@@ -93,7 +95,7 @@ def _lightning_trainer(
         ours["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         return Trainer(**options | ours)
-    except MisconfigurationException as error:
+    except (MisconfigurationException, TypeError, ImportError) as error:  # TypeError: devices, on the CPU
         raise UsageError(f"trainer: {error}") from error
 
 
@@ -104,17 +106,26 @@ def _refuse(found: Iterable[str]) -> None:
 
 
 def _wrong_options(
-    options: dict[str, Any], steps: int | str, limit: int | float | None, threads: int | None, compile: bool | str
+    options: dict[str, Any],
+    steps: int | str,
+    limits: dict[str, int | float | None],
+    threads: int | None,
+    compile: bool | str,
 ) -> Iterator[str]:
     """Messages about options that this hardware or several optimiser steps per call do not allow."""
     accelerator, precision = options.get("accelerator", "auto"), options.get("precision", "32-true")
     if accelerator == "mps":
         yield "trainer.accelerator=mps: sums are kept in float64, which Apple GPUs do not support. Use trainer=cpu"
+    if accelerator not in ("auto", "cpu", "mps", *GPU_NAMES):
+        yield f"trainer.accelerator={accelerator}: expected auto, cpu or gpu"
+    if (strategy := options.get("strategy", "auto")) not in ("auto", "ddp"):
+        yield f"trainer.strategy={strategy}: expected auto, or ddp for one process a device"
     if accelerator in GPU_NAMES and not torch.cuda.is_available():
         yield (
             f"trainer.accelerator={accelerator}: no CUDA device is visible to torch {torch.__version__} here.\n"
             "Use trainer=cpu (or trainer=auto, which uses a GPU if there is one)"
         )
+    yield from _wrong_numbers(options, limits, threads)
     if str(precision) not in PRECISIONS:
         yield (
             f"trainer.precision={precision}: expected one of {', '.join(PRECISIONS)}. float16 overflows in "
@@ -122,8 +133,6 @@ def _wrong_options(
         )
     if steps != "auto" and not (isinstance(steps, int) and steps >= 1):
         yield f"trainer.steps_per_execution={steps}: expected an integer of at least 1, or auto"
-    if limit is not None and not (limit >= 1 if isinstance(limit, int) else 0 < limit <= 1):
-        yield f"trainer.limit_train_batches={limit}: expected a number of batches from 1, or a fraction in (0, 1]"
     time = options.get("max_time")
     if not (time is None or isinstance(time, Mapping) or re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(time))):
         yield (
@@ -135,13 +144,24 @@ def _wrong_options(
             f"trainer.val_check_interval={interval}: a call of the trainer runs several optimiser steps, so batches "
             "cannot be counted. Use trainer.check_val_every_n_epoch, or a smaller trainer.limit_train_batches"
         )
+    if compile and not torch.cuda.is_available():
+        yield from _missing_compiler()
+
+
+def _wrong_numbers(
+    options: dict[str, Any], limits: dict[str, int | float | None], threads: int | None
+) -> Iterator[str]:
+    for name, limit in limits.items():
+        if limit is not None and not (limit >= 1 if isinstance(limit, int) else 0 < limit <= 1):
+            yield f"trainer.{name}={limit}: expected a number of batches from 1, or a fraction in (0, 1]"
+    for name, least in (("check_val_every_n_epoch", 1), ("log_every_n_steps", 0)):
+        if (value := options.get(name)) is not None and value < least:
+            yield f"trainer.{name}={value}: expected at least {least}"
     if threads is not None and threads < 1:
         yield (
             f"trainer.num_threads={threads}: expected an integer of at least 1, or null for the physical cores "
             f"({cpu.num_threads()} here)"
         )
-    if compile and not torch.cuda.is_available():
-        yield from _missing_compiler()
 
 
 def _missing_compiler() -> Iterator[str]:

@@ -6,12 +6,14 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, Self
 
-# Slurm's --signal=USR1@60 sends SIGUSR1 a minute before the time limit; Windows does not have it.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
+# Slurm's --signal=USR1@60 sends SIGUSR1 a minute before the time limit, a terminal that closes SIGHUP. Windows has
+# neither.
+POSIX_SIGNALS = (signal.SIGUSR1, signal.SIGHUP) if os.name == "posix" else ()
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *POSIX_SIGNALS)
 
 
 class Interrupted(Exception):  # noqa: N818 - a request, not an error
@@ -33,7 +35,7 @@ class ForcedInterrupt(BaseException):
 
 
 class StopSignals:
-    """A context in which SIGINT, SIGTERM and SIGUSR1 stop the run.
+    """A context in which SIGINT, SIGTERM, SIGUSR1 and, unless it is ignored (nohup), SIGHUP stop the run.
 
     At first each of them raises Interrupted at once, since nothing can be lost yet. After `defer_to_safe_points` they
     only set `requested`, which is read where stopping is safe; a second Ctrl-C raises ForcedInterrupt.
@@ -55,7 +57,8 @@ class StopSignals:
 
     def install(self) -> dict[signal.Signals, Any]:
         """Install the handlers (again, if a library replaced them); returns the previous ones."""
-        return {signum: signal.signal(signum, self._handle) for signum in SIGNALS}
+        ignored = {signum for signum in POSIX_SIGNALS if signal.getsignal(signum) is signal.SIG_IGN}
+        return {signum: signal.signal(signum, self._handle) for signum in SIGNALS if signum not in ignored}
 
     def defer_to_safe_points(self) -> None:
         """Stop only where `requested` is read: from now on progress could be lost."""
@@ -79,7 +82,8 @@ class StopSignals:
         if self._at_once:
             raise Interrupted(signum)
         if signum == signal.SIGINT:  # not sys.stderr: the signal may interrupt a write to it
-            os.write(2, b"\nstopping as soon as everything is saved; Ctrl-C again stops at once\n")
+            with suppress(OSError):  # stderr is closed
+                os.write(2, b"\nstopping as soon as everything is saved; Ctrl-C again stops at once\n")
 
 
 @contextmanager
