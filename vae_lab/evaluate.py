@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from vae_lab.fit_prior import prepare_device, progress_bar
 from vae_lab.runs.cli import run_as_first_argument, run_command
 from vae_lab.runs.resume import run_dir_of
 from vae_lab.utils.errors import UsageError
-from vae_lab.utils.files import write_atomically, write_json
+from vae_lab.utils.files import write_atomically
 from vae_lab.utils.signals import StopSignals
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
     from vae_lab.data.datamodule import ImageDataModule
     from vae_lab.inference import Lab
-    from vae_lab.metrics.evaluation import Row, Subject
+    from vae_lab.metrics.subject import Row, Subject
 
 Section = Callable[[], Iterator["Row"]]
 SPLITS = ("train", "val", "test")
@@ -42,7 +41,8 @@ def evaluate(config: DictConfig) -> None:
     import torch
 
     from vae_lab.inference import load
-    from vae_lab.metrics.evaluation import Subject
+    from vae_lab.metrics.results import print_table, write_part
+    from vae_lab.metrics.subject import Row, Subject
     from vae_lab.runs.checkpoint_io import load_checkpoint
 
     named, options = Path(config.run), config.evaluation
@@ -61,9 +61,13 @@ def evaluate(config: DictConfig) -> None:
         stop_signals.defer_to_safe_points()
         with progress_bar(stop_signals.raise_if_requested) as track:
             subject = Subject(lab.to(device).model, data, device, options.split, config.seed, track)
-            found = {name: list(section()) for name, section in sections(subject, options, root).items()}
-    write(run, found, subject, protocol(config, lab, subject, step))
-    show(run, found, subject)
+            common, found = protocol(config, lab, subject, step), dict[str, list[Row]]()
+            for name, section in sections(subject, options, root).items():
+                found[name] = list(section())
+                write_part(run, name, found[name], subject.per_image, common)  # an interruption keeps what is done
+    if subject.nearest is not None:
+        write_atomically(run / "images" / "nearest_training_images.png", nearest_png(*subject.nearest))
+    print_table(run, found, common)
 
 
 def check(options: DictConfig) -> None:
@@ -75,7 +79,9 @@ def check(options: DictConfig) -> None:
     if options.split not in SPLITS:
         raise UsageError(f"evaluation.split={options.split}: expected {', '.join(SPLITS)}")
     if options.quality is not None and options.quality.features not in get_args(FeatureName):
-        raise UsageError(f"evaluation.quality.features={options.quality.features}: expected one of {FeatureName}")
+        raise UsageError(
+            f"evaluation.quality.features={options.quality.features}: expected {', '.join(get_args(FeatureName))}"
+        )
     for key in (*(f"likelihood.{it}" for it in ("num_samples", "num_images")), "quality.num_images",
                 *(f"likelihood.ais.{it}" for it in ("num_steps", "num_chains", "num_leapfrog", "num_images")),
                 "representation.num_train", "representation.num_factored"):  # fmt: skip
@@ -181,8 +187,8 @@ def _strangers(subject: Subject, other: str, root: str | None) -> Subject:
 def _anomaly(subject: Subject, strangers: Subject, other: str) -> Iterator[Row]:
     """`auroc`: whether the ELBO is higher for the images of the run than for those of another data config."""
     from vae_lab.metrics.cost import auroc
-    from vae_lab.metrics.evaluation import Row, left_out
     from vae_lab.metrics.likelihood import elbo_rows
+    from vae_lab.metrics.subject import Row, left_out
 
     for each in (subject, strangers):
         if "elbo" not in each.per_image and "elbo" in {row.name for row in elbo_rows(each) if row.value is None}:
@@ -215,24 +221,6 @@ def protocol(config: DictConfig, lab: Lab, subject: Subject, step: int) -> dict[
     }
 
 
-def write(run: Path, found: dict[str, list[Row]], subject: Subject, common: dict[str, Any]) -> None:
-    """evaluation.json, the same bytes each time: without the speeds, which are measured; and evaluation.npz."""
-    import io
-
-    import numpy as np
-
-    kept = {
-        name: {row.name: _entry(row) for row in rows if "measured" not in row.protocol} for name, rows in found.items()
-    }
-    arrays: dict[str, Any] = {name: values.numpy() for name, values in sorted(subject.per_image.items())}
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    write_atomically(run / "evaluation.npz", buffer.getvalue())
-    if subject.nearest is not None:
-        write_atomically(run / "images" / "nearest_training_images.png", nearest_png(*subject.nearest))
-    write_json(run / "evaluation.json", {"protocol": common, **kept})
-
-
 def nearest_png(samples: Tensor, images: Tensor) -> bytes:
     from vae_lab.figures.canvas import figure_png
     from vae_lab.figures.grids import stacked
@@ -240,50 +228,6 @@ def nearest_png(samples: Tensor, images: Tensor) -> bytes:
     parts = {"sample": samples.cpu(), "nearest": images.cpu()}
     title = "Samples, and the training images nearest to them"
     return figure_png(stacked(parts, title=title, xlabel="nearest in the features of the evaluation").figure())
-
-
-def _entry(row: Row) -> dict[str, Any]:
-    if row.value is None:
-        return {"value": None, "reason": row.reason}
-    if not math.isfinite(row.value):
-        return {"value": None, "reason": "not finite"}
-    return {"value": row.value, "stderr": row.stderr, "protocol": row.protocol}
-
-
-def show(run: Path, found: dict[str, list[Row]], subject: Subject) -> None:
-    """Print a table: a part's common protocol beside its name, that of single rows beside them."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(style="dim")
-    for name, rows in found.items():
-        protocols = [row.protocol.items() for row in rows if row.value is not None] or [{}.items()]
-        common = [item for item in protocols[0] if len(protocols) > 1 and all(item in each for each in protocols)]
-        table.add_row(f"[cyan]{name}", "", "", _words(common))
-        for row in rows:
-            own = _words([item for item in row.protocol.items() if item not in common])
-            stderr = "" if row.stderr is None else f"± {_number(row.stderr)}"
-            table.add_row(f"  {row.name}", "-" if row.value is None else _number(row.value), stderr, row.reason or own)
-    console = Console()
-    console.print(table, highlight=False)
-    console.print(
-        f"{subject.split} split, ± standard error; {run / 'evaluation.json'}", highlight=False, soft_wrap=True
-    )
-
-
-def _words(protocol: Iterable[tuple[str, Any]]) -> str:
-    def word(value: Any) -> str:
-        return f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if isinstance(value, float) else str(value)
-
-    return ", ".join(f"{key} {word(value)}" for key, value in protocol if key != "measured")
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1e5 else f"{value:.4g}" if abs(value) < 10 else f"{value:,.2f}"
 
 
 if __name__ == "__main__":

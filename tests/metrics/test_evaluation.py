@@ -16,7 +16,6 @@ from torch.testing import assert_close
 from vae_lab.core import ImageSpec
 from vae_lab.metrics.baseline import baseline_rows
 from vae_lab.metrics.cost import auroc, cost_rows
-from vae_lab.metrics.evaluation import BLOCK, Subject, mean_row
 from vae_lab.metrics.features import Features
 from vae_lab.metrics.importance import bounds_by_number
 from vae_lab.metrics.likelihood import (
@@ -30,6 +29,7 @@ from vae_lab.metrics.likelihood import (
 )
 from vae_lab.metrics.quality import quality_rows, samples
 from vae_lab.metrics.representation import disentanglement_rows, reconstruction_rows, representation_rows
+from vae_lab.metrics.subject import BLOCK, Subject, mean_row
 
 
 def linear_subject(factor=1.0, count=250, **options):
@@ -220,8 +220,8 @@ def test_labels_of_few_images_and_of_one_class(labels, knn):
 
 
 def test_the_training_split_is_not_compared_with_itself():
-    subject, _ = linear_subject(count=40)
-    found = rows(quality_rows(replace(subject, split="train"), Features("pixels", lambda x: x.flatten(1)), 40))
+    subject, _ = linear_subject(count=60)
+    found = rows(quality_rows(replace(subject, split="train"), Features("pixels", lambda x: x.flatten(1)), 60))
     assert found["memorisation"].reason and found["fid"].value is not None
 
 

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from vae_lab.core import ImageSpec
 from vae_lab.metrics import features
-from vae_lab.metrics.evaluation import Subject
+from vae_lab.metrics.subject import Subject
 from vae_lab.utils.errors import UsageError
 
 

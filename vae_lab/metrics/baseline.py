@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vae_lab.likelihoods import MIN_VARIANCE
-from vae_lab.metrics.evaluation import Row, Subject, left_out, mean_row
+from vae_lab.metrics.subject import Row, Subject, left_out, mean_row
 
 Batches = Callable[[], Iterable[Tensor]]  # images (B, D), the same at each call
 EXACT_SIZE = 1024  # of a matrix whose eigenvectors one thread finds in half a second

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from vae_lab.metrics.evaluation import Row, Subject, left_out
+from vae_lab.metrics.subject import Row, Subject, left_out
 
 
 @torch.inference_mode()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
 from vae_lab.data.images import Split
-from vae_lab.metrics.evaluation import Subject
+from vae_lab.metrics.subject import Subject
 from vae_lab.objectives.regularizers.images import NUM_FLIPS, ImageDiscriminator, apply_flips
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.files import write_atomically

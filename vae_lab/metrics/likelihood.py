@@ -13,8 +13,8 @@ from torch.distributions import MultivariateNormal
 from vae_lab.distributions.gaussians import as_diagonal_normal
 from vae_lab.metrics.annealed import Path, anneal
 from vae_lab.metrics.elbo_sums import bits_per_dim
-from vae_lab.metrics.evaluation import BLOCK, Row, Subject, left_out, mean_row
 from vae_lab.metrics.importance import MAX_VALUES_PER_CHUNK, bounds_by_number, log_weights
+from vae_lab.metrics.subject import BLOCK, Row, Subject, left_out, mean_row
 from vae_lab.models.base import parts_without_density
 from vae_lab.models.vae import VAE
 from vae_lab.objectives.bounds import bound_terms, elbo, total_kl
@@ -195,7 +195,7 @@ def kl_parts_rows(subject: Subject, num_images: int = 10_000, num_draws: int = 1
     means, scales = (torch.cat(each) for each in zip(*posteriors, strict=True))
     z, log_pz = torch.cat(draws)[:num_draws], torch.cat(ratios)[:num_draws]
     joint, marginals, own = aggregate_log_probs(z, means, scales)
-    protocol = {"q(z) over images": len(means), "unit": "nats per image"}
+    protocol = {"q(z) over images": len(means), "at most": math.log(len(means)), "unit": "nats per image"}
     for name, values in zip(names, (own - joint, joint - marginals, marginals - log_pz), strict=True):
         yield mean_row(name, values, **protocol)
 

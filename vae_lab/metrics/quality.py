@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vae_lab.metrics.evaluation import BLOCK, Row, Subject, left_out
 from vae_lab.metrics.features import Features
+from vae_lab.metrics.subject import BLOCK, Row, Subject, left_out
 from vae_lab.utils.rng import FIT, seed_noise
 
 CHUNK = 1024  # rows of a matrix of distances
@@ -75,10 +75,10 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
 
 def kernel_distance(real: Tensor, generated: Tensor, subset_size: int = 1000, seed: int = 0) -> tuple[float, float]:
     """KID formula on these features: mean and standard deviation over 100 subsets. Binkowski et al. 2018,
-    arXiv:1801.01401; unbiased, so that it may be below 0. The subsets are at most as large as the sets."""
+    arXiv:1801.01401; unbiased, so that it may be below 0. The subsets are at most half as large as the sets."""
     from torchmetrics.image.kid import KernelInceptionDistance
 
-    size = min(subset_size, len(real), len(generated))
+    size = min(subset_size, len(real) // 2, len(generated) // 2)
     warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save all extracted features")
     distance = KernelInceptionDistance(feature=_Features(real.shape[1]), subset_size=size)
     distance.update(real, real=True)
@@ -96,6 +96,7 @@ def nearest(queries: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([each.indices for each in found]), torch.cat([each.values for each in found])
 
 
+MIN_IMAGES = 50  # below, the neighbours of an image are anywhere
 NUM_SHOWN = 16  # samples beside their nearest training images
 NAMES = ("fid", "kid", "precision", "recall", "density", "coverage", "memorisation")
 
@@ -130,8 +131,8 @@ def quality_rows(subject: Subject, features: Features, num_images: int = 5000, k
     except NotImplementedError as error:
         yield from left_out(str(error), *NAMES)
         return
-    if count <= k:
-        yield from left_out(f"{k} neighbours need more than {count} images", *NAMES)
+    if count < MIN_IMAGES:
+        yield from left_out(f"distances of sets need at least {MIN_IMAGES} images, found {count}", *NAMES)
         return
     real = features.of(x for x, _ in subject.blocks(count, "features of images"))
     train = features.of(x for x, _ in subject.blocks(num_images, "features of training images", "train"))
@@ -139,7 +140,7 @@ def quality_rows(subject: Subject, features: Features, num_images: int = 5000, k
     protocol: dict[str, Any] = {"features": features.name, "images": count, "samples": kind}
     yield Row("fid", frechet_distance(real, generated), protocol=protocol)
     kid, deviation = kernel_distance(real, generated, seed=subject.seed)
-    size = min(1000, count)
+    size = min(1000, count // 2)
     yield Row("kid", kid, protocol=protocol | {"subset_size": size, "standard deviation over subsets": deviation})
     for name, value in coverage(real, generated, k)._asdict().items():
         yield Row(name, value, protocol=protocol | {"neighbours": k})

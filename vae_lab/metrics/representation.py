@@ -12,7 +12,7 @@ from torch import Tensor
 from vae_lab.data.images import Split
 from vae_lab.metrics import disentanglement
 from vae_lab.metrics.elbo_sums import ACTIVE_VARIANCE
-from vae_lab.metrics.evaluation import Row, Subject, left_out, mean_row
+from vae_lab.metrics.subject import Row, Subject, left_out, mean_row
 from vae_lab.models.base import point_estimate
 from vae_lab.models.vae import VAE
 
