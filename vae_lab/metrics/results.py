@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from itertools import groupby
 from pathlib import Path
@@ -26,8 +27,8 @@ PARTS = (
 def write_part(run: Path, part: str, rows: list[Row], per_image: Mapping[str, Tensor], common: dict[str, Any]) -> None:
     """Add a part to RUN/evaluation.json and the values of each image to RUN/evaluation.npz, the same bytes each time.
 
-    Parts measured before stay if what holds for all of them, `common`, is the same; else they are removed. Speeds differ
-    from run to run and are not written.
+    Parts measured before stay if what holds for all of them, `common`, is the same; else they are removed. Speeds are
+    not written: they differ from run to run.
     """
     path, arrays_path = run / "evaluation.json", run / "evaluation.npz"
     before, arrays = json.loads(path.read_text()) if path.is_file() else {}, dict[str, Any]()
@@ -74,9 +75,8 @@ def print_table(run: Path, found: Mapping[str, list[Row]], common: Mapping[str, 
                 table.add_row(
                     f"  {row.name}", _number(row.value), f"± {_number(row.stderr)}" if row.stderr else "", own
                 )
-    console = Console()
-    width = None if console.is_terminal else 160  # no wrapping in a file
-    console.print(table, highlight=False, width=width)
+    console = Console(width=None if sys.stdout.isatty() else 160)  # no wrapping in a file
+    console.print(table, highlight=False)
     of = f"{common['checkpoint']} weights of step {common['step']:,}, prior: {common['prior']}"
     console.print(f"{common['split']} split, ± standard error, {of}", highlight=False, soft_wrap=True)
     console.print(f"{run / 'evaluation.json'}", highlight=False, soft_wrap=True)
