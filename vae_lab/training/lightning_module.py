@@ -32,16 +32,14 @@ from vae_lab.training.trainer import best_by
 from vae_lab.utils.stopwatch import Stopwatch
 
 log = logging.getLogger("vae_lab")
-NUM_FITTED = 512  # training images that the likelihood is fitted to
-NUM_FITTED_TO_STOP = 32  # the same for a run that has seconds left
+NUM_FITTED, NUM_FITTED_TO_STOP = 512, 32  # images that the likelihood is fitted to; the latter where seconds are left
 NOT_VALIDATED = ("train/", "test/", "learning_rate", "beta", "capacity", "multiplier", "gradient_norm", "skipped")
 
 
 class VAEModule(LightningModule):
     """Trains, validates and tests a VAE; logs the terms of the ELBO in nats per image.
 
-    config: the composed config as plain values, for the loggers. stop_requested: checked between steps and pictures;
-    True ends the call, and skips the last pictures.
+    config: plain values, for the loggers. stop_requested: checked between steps and pictures; True skips the last ones.
     """
 
     def __init__(
@@ -239,8 +237,7 @@ class VAEModule(LightningModule):
         if not has_validation(self.trainer):
             self.evaluation.fit_likelihood(self.evaluation_model, self._training_batches(), self.global_step)
 
-    def _training_batches(self) -> LabelledBatches:
-        count = NUM_FITTED_TO_STOP if self.stop_requested() else NUM_FITTED
+    def _training_batches(self, count: int = NUM_FITTED) -> LabelledBatches:
         for x, y in datamodule_of(self.trainer).first_images("train", count):
             yield x.to(self.device), y.to(self.device) if y is not None and self.model.conditional else None
 
@@ -281,7 +278,8 @@ class VAEModule(LightningModule):
         self.read_steps()
         require_finite((self.model, self.objective), self.global_step, self.nonfinite_policy.advice)
         if self.evaluation.fitted_at != self.global_step:  # within an epoch; the checkpoint holds the same tensors
-            self.evaluation.fit_likelihood(self.evaluation_model, self._training_batches(), self.global_step)
+            batches = self._training_batches(NUM_FITTED_TO_STOP if self.stop_requested() else NUM_FITTED)
+            self.evaluation.fit_likelihood(self.evaluation_model, batches, self.global_step)
         checkpoint["image"] = dataclasses.asdict(self.model.image)
         checkpoint["steps_per_epoch"] = datamodule_of(self.trainer).steps_per_epoch
         checkpoint["data_checksum"] = datamodule_of(self.trainer).checksum
