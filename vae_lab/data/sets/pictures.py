@@ -11,7 +11,6 @@ from typing import Literal, NamedTuple, Unpack
 import torch
 from torch import Tensor
 
-from vae_lab.data.archives import ARCHIVE_SUFFIXES, unpack_archive
 from vae_lab.data.cache import CachedPictures, decode_cached, file_stamp
 from vae_lab.data.datamodule import BatchOptions, ImageDataModule
 from vae_lab.data.decode import SIXTEEN_BITS, SUFFIXES, Channels, Fit, PictureOptions
@@ -57,8 +56,11 @@ def folder(
 
     def load() -> DecodedImages:
         path, cache = (Path(name).expanduser().absolute() for name in (folder, cache_dir))
-        if path.is_file() and path.name.lower().endswith(ARCHIVE_SUFFIXES):
-            path = _without_outer_folder(unpack_archive(path, cache))
+        if path.is_file():
+            from vae_lab.data.archives import ARCHIVE_SUFFIXES, unpack_archive
+
+            if path.name.lower().endswith(ARCHIVE_SUFFIXES):
+                path = _without_outer_folder(unpack_archive(path, cache))
         found, others = find_pictures(path)
         if not found:
             raise UsageError(_no_pictures(path, folder))
