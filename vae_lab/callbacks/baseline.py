@@ -15,15 +15,7 @@ from torch import Tensor
 
 from vae_lab.data.datamodule import datamodule_of
 from vae_lab.data.images import Split
-from vae_lab.metrics.baseline import (
-    ProbabilisticPCA,
-    channel_moments,
-    fit_ppca,
-    max_images,
-    moments,
-    reconstruction_metrics,
-    why_no_pca,
-)
+from vae_lab.metrics.baseline import ProbabilisticPCA, channel_moments, fit_baseline, reconstruction_metrics
 from vae_lab.models.base import Model, evaluation_mode, parts_without_density
 
 log = logging.getLogger("vae_lab")
@@ -82,20 +74,16 @@ def _values(row: dict[str, Any]) -> str:
 def _compare(trainer: Trainer, module: Any, num_latents: int) -> tuple[dict[str, float], dict[str, Any]]:
     """The model's metrics, and PCA's or the reason why it is left out."""
     data, model = datamodule_of(trainer), module.evaluation_model
-    dims = model.image.num_dims
-    count = min(data.size("train"), max_images(dims, num_latents))
 
-    def rows() -> Iterator[Tensor]:
+    def rows(count: int) -> Iterator[Tensor]:
         return (x.flatten(1) for x, _ in _images(module, data, "train", count))
 
-    found = moments(rows)
-    reason = why_no_pca(num_latents, dims, count)
-    pca = None if reason else fit_ppca(rows, num_latents, found)
+    fitted = fit_baseline(rows, num_latents, model.image.num_dims, data.size("train"))
     num_tested = int(sum(trainer.num_test_batches)) * data.eval_batch_size * trainer.world_size
     tested = _images(module, data, "test", min(num_tested, data.size("test")))
-    ours, theirs = _test(model, pca, found.mean.cpu().view(model.image.shape), tested, module.device)
+    ours, theirs = _test(model, fitted.pca, fitted.mean.view(model.image.shape), tested, module.device)
     ours = {f"test/{name}": value for name, value in ours.items()}
-    return ours, {"left_out": reason} if reason else {"num_images": count, **theirs}
+    return ours, {"left_out": fitted.left_out} if fitted.left_out else {"num_images": fitted.num_images, **theirs}
 
 
 def _test(

@@ -175,30 +175,41 @@ def _colour(second: Tensor) -> Tensor:
     return second.trace() - second.sum() / len(second)
 
 
-def why_no_pca(num_latents: int, num_dims: int, num_images: int) -> str | None:
-    """The reason why PCA cannot be fitted; None if it can."""
+class Baseline(NamedTuple):
+    """What a model is compared with."""
+
+    num_images: int  # of the training set, used in the fits
+    mean: Tensor  # the mean training image, (D,), on the CPU
+    pca: ProbabilisticPCA | None
+    left_out: str  # why there is no PCA
+
+
+def fit_baseline(batches: Callable[[int], Iterable[Tensor]], num_latents: int, num_dims: int, size: int) -> Baseline:
+    """PCA of as many latents as a model has, if it can be fitted, to as many of `size` training images as take seconds.
+
+    batches: the first so many images, (B, D).
+    """
+    count = min(size, max_images(num_dims, num_latents))
+    found = moments(lambda: batches(count))
+    reason = ""
     if num_latents >= num_dims:
-        return f"{num_latents} latents hold all {num_dims} values of an image"
-    if num_latents >= num_images - 1:
-        return f"{num_latents} latents need at least {num_latents + 2} training images; {num_images} can be used"
-    return None
+        reason = f"{num_latents} latents hold all {num_dims} values of an image"
+    elif num_latents >= count - 1:
+        reason = f"{num_latents} latents need at least {num_latents + 2} training images; {count} can be used"
+    pca = None if reason else fit_ppca(lambda: batches(count), num_latents, found)
+    return Baseline(count, found.mean.cpu(), pca, reason)
 
 
 def baseline_rows(subject: Subject) -> Iterator[Row]:
     """`pca_log_likelihood` (exact) and `pca_mse` of probabilistic PCA with as many latents as the model, and `mean_mse`
     of the mean training image: what a model has to beat."""
     model, data = subject.model, subject.data
-    dims, latents = model.image.num_dims, sum(math.prod(latent.shape) for latent in model.latents)
-    count = min(data.size("train"), max_images(dims, latents))
+    latents = sum(math.prod(latent.shape) for latent in model.latents)
 
-    def training() -> Iterator[Tensor]:
-        for x, _ in subject.blocks(count, "probabilistic PCA", "train"):
-            yield x.flatten(1)
+    def training(count: int) -> Iterator[Tensor]:
+        return (x.flatten(1) for x, _ in subject.blocks(count, "probabilistic PCA", "train"))
 
-    found = moments(training)
-    reason = why_no_pca(latents, dims, count)
-    pca = None if reason else fit_ppca(training, latents, found)
-    mean = found.mean.cpu()
+    count, mean, pca, reason = fit_baseline(training, latents, model.image.num_dims, data.size("train"))
     of_mean, of_pca, log_px = [], [], []
     for x, _ in subject.blocks(None, "baseline"):
         rows = x.flatten(1).cpu().double()
@@ -208,7 +219,7 @@ def baseline_rows(subject: Subject) -> Iterator[Row]:
             log_px.append(pca.log_prob(rows))
     protocol = {"latents": latents, "training images": count}
     if pca is None:
-        yield from left_out(reason or "", "pca_log_likelihood", "pca_mse")
+        yield from left_out(reason, "pca_log_likelihood", "pca_mse")
     else:
         if model.likelihood.levels is None:
             yield mean_row("pca_log_likelihood", torch.cat(log_px), **protocol, unit="nats per image")
