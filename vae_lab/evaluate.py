@@ -43,14 +43,12 @@ def evaluate(config: DictConfig) -> None:
     from vae_lab.inference import load
     from vae_lab.metrics.results import print_table, write_part
     from vae_lab.metrics.subject import Row, Subject
-    from vae_lab.runs.checkpoint_io import load_checkpoint
 
     named, options = Path(config.run), config.evaluation
     if (run := run_dir_of(named)) != named:  # a checkpoint in it
         config.run, config.checkpoint = str(run), named.stem
     check(options)
     lab = load(run, config.checkpoint, config.trusted, config.prior)
-    step = load_checkpoint(run / "checkpoints" / f"{config.checkpoint}.ckpt", needed=("global_step",))["global_step"]
     with StopSignals() as stop_signals:
         device = prepare_device(config.device, lab.config)
         torch.backends.cudnn.allow_tf32 = False  # float32, as the protocol says
@@ -61,7 +59,7 @@ def evaluate(config: DictConfig) -> None:
         stop_signals.defer_to_safe_points()
         with progress_bar(stop_signals.raise_if_requested) as track:
             subject = Subject(lab.to(device).model, data, device, options.split, config.seed, track)
-            common, found = protocol(config, lab, subject, step), dict[str, list[Row]]()
+            common, found = protocol(config, lab, subject), dict[str, list[Row]]()
             for name, section in sections(subject, options, root).items():
                 found[name] = list(section())
                 write_part(run, name, found[name], subject.per_image, common)  # an interruption keeps what is done
@@ -199,7 +197,7 @@ def _anomaly(subject: Subject, strangers: Subject, other: str) -> Iterator[Row]:
     yield Row("auroc", auroc(own, theirs), protocol=protocol)
 
 
-def protocol(config: DictConfig, lab: Lab, subject: Subject, step: int) -> dict[str, Any]:
+def protocol(config: DictConfig, lab: Lab, subject: Subject) -> dict[str, Any]:
     """What holds for all numbers."""
     from vae_lab.runs.provenance import versions
 
@@ -209,7 +207,7 @@ def protocol(config: DictConfig, lab: Lab, subject: Subject, step: int) -> dict[
     return {
         "run_status": status,
         "checkpoint": config.checkpoint,
-        "step": step,
+        "step": lab.step,
         "prior": lab.fitted_prior or "trained",
         "split": subject.split,
         "images": subject.data.size(subject.split),

@@ -26,15 +26,15 @@ from vae_lab.utils.errors import UsageError
 class Lab:
     """A trained VAE, in evaluation mode, on the CPU unless moved with `to`.
 
-    config: the run's config. image: shape and pixel values of its images. fitted_prior: name of the prior fitted to the
-    latents, if it replaces the trained one. labels, in all methods: int64 (B,), required by a conditional model and
-    ignored by others. `encode` and `decode` raise ValueError for a model with several stochastic layers, which has no
-    single q(z|x) and z.
+    config: the run's config. step: of the optimiser, at which the weights were saved. image: shape and pixel values of
+    its images. fitted_prior: name of the prior fitted to the latents, if it replaces the trained one. labels, in all
+    methods: int64 (B,), required by a conditional model and ignored by others. `encode` and `decode` raise ValueError
+    for a model with several stochastic layers, which has no single q(z|x) and z.
     """
 
-    def __init__(self, model: Model, config: DictConfig, fitted_prior: str | None = None) -> None:
+    def __init__(self, model: Model, config: DictConfig, step: int, fitted_prior: str | None = None) -> None:
         self.model, self.config, self.image = model.eval().requires_grad_(False), config, model.image
-        self.fitted_prior = fitted_prior
+        self.step, self.fitted_prior = step, fitted_prior
 
     def to(self, device: str | torch.device) -> Lab:
         """Move the model to a device, and return this lab."""
@@ -120,7 +120,7 @@ def load(
             f"{run}: no prior was fitted to this run\nfit one with python -m vae_lab.fit_prior {shlex.quote(str(run))}"
         )
     if prior == "trained" or not is_fitted:
-        return Lab(model, config)
+        return Lab(model, config, saved["global_step"])
     fitted_name, fitted = read_fitted_prior(run, model, FittedTo.of(name, saved), trusted)
     require_single_layer(model).replace_prior(fitted)
-    return Lab(model, config, fitted_name)
+    return Lab(model, config, saved["global_step"], fitted_name)
