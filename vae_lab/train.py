@@ -103,18 +103,8 @@ def _train(config: DictConfig, folder: Path, stop_signals: StopSignals) -> float
     step = None if checkpoint is None else checkpoint["global_step"]
     trainer = assemble_trainer(config, folder, stop_signals, module, step)
     require_known_monitors(trainer, module.model, data, config.optimized_metric)
-    # An experiment file may set an option of second_stage while the command line sets second_stage=null.
-    chosen = config.second_stage is not None and "_target_" in config.second_stage
-    fits_prior = chosen and not config.trainer.fast_dev_run  # which saves no weights
     caveats = collect_warnings(config, trainer, data, module)
-    if fits_prior:
-        try:
-            require_second_stage(config, trainer, module)
-        except UsageError as error:
-            if config.second_stage.get("required", True):
-                raise
-            fits_prior = False
-            caveats.append(f"no second stage: {str(error).splitlines()[0]}")
+    fits_prior = has_second_stage(config, trainer, module, caveats)
     module.caveats["request"] = caveats
     stop_signals.defer_to_safe_points()
     stop_signals.raise_if_requested()
@@ -171,6 +161,22 @@ def assemble_trainer(
         hold_best=last is not None,
     )
     return trainer
+
+
+def has_second_stage(config: DictConfig, trainer: Trainer, module: VAEModule, caveats: list[str]) -> bool:
+    """Whether a prior is fitted after training; an optional one that does not fit is a caveat. UsageError: another."""
+    # An experiment file may set an option of second_stage while the command line sets second_stage=null.
+    chosen = config.second_stage is not None and "_target_" in config.second_stage
+    if not chosen or config.trainer.fast_dev_run:  # which saves no weights
+        return False
+    try:
+        require_second_stage(config, trainer, module)
+    except UsageError as error:
+        if config.second_stage.get("required", True):
+            raise
+        caveats.append(f"no second stage: {str(error).splitlines()[0]}")
+        return False
+    return True
 
 
 def require_second_stage(config: DictConfig, trainer: Trainer, module: VAEModule) -> None:
