@@ -76,10 +76,11 @@ def test_parts_measured_before_stay_unless_something_else_is_measured(run, comma
         (("checkpoint=newest",), ("newest.ckpt",)),
         (("evaluation=fast",), ("evaluation", "quick")),
         (("data.root=/nowhere",), ("data.root", "reads no root")),
+        ((".",), ("expected one run",)),
     ],
 )
 def test_wrong_requests(run, command, argv, words):
-    refused(command(str(run), *argv, **EVALUATE), *words)
+    refused(command(str(run), *argv, cwd=run, **EVALUATE), *words)
     assert not (run / "evaluation.json").exists()
 
 

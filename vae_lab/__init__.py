@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+import vae_lab.config.schema  # noqa: F401 - registers the schemas, for Hydra's compose API
+
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from omegaconf import DictConfig
 
     from vae_lab.inference import Lab
 
@@ -34,13 +38,22 @@ def load(
     return load_run(run, checkpoint, trusted, prior)
 
 
-def fit(*overrides: str) -> Lab:
-    """Train an experiment, with overrides as on the command line, and return the trained model.
+def compose(*overrides: str) -> DictConfig:
+    """The config of vae_lab.train for overrides as on the command line: to look at, to change, and for `fit`."""
+    from vae_lab.runs.cli import compose_config
+
+    return compose_config("train", overrides)
+
+
+def fit(*request: str | DictConfig) -> Lab:
+    """Train an experiment and return the trained model.
 
         lab = vae_lab.fit("experiment=vae", "data=mnist", "trainer.max_epochs=10")
+        lab = vae_lab.fit(config)
 
-    The run is a directory below outputs/ as of `python -m vae_lab.train`. UsageError: a wrong request.
+    request: overrides as on the command line, or a config that `compose` or Hydra's compose API made. The run is a
+    directory below outputs/ as of `python -m vae_lab.train`. UsageError: a wrong request.
     """
     from vae_lab.train import fit as fit_run
 
-    return fit_run(*overrides)
+    return fit_run(*request)

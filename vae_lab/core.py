@@ -36,6 +36,10 @@ class ImageSpec:
         """C*H*W, the D of bits per dimension."""
         return math.prod(self.shape)
 
+    def __str__(self) -> str:
+        shape = "x".join(map(str, self.shape))
+        return f"{shape}, {self.levels} values a pixel, {self.num_classes or 'no'} classes"
+
 
 # The space of a latent: R^D, the unit sphere in R^D, or a finite set of codes.
 LatentKind = Literal["vector", "sphere", "codes"]

@@ -43,7 +43,7 @@ class Lab:
 
     def encode(self, images: Tensor, labels: Tensor | None = None) -> Distribution:
         """q(z|x), batch (B,), event the shape of the latent. images: (B, C, H, W), float in [0, 1]."""
-        self._require_images(images)
+        self._require_images(images, labels)
         return self.model.encode(images, labels)
 
     def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -52,7 +52,7 @@ class Lab:
 
     def reconstruct(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """The mean image decoded from the centre of the posterior, (B, C, H, W)."""
-        self._require_images(images)
+        self._require_images(images, labels)
         return self.model.reconstruct(images, labels).mean
 
     def sample(self, num_images: int, temperature: float = 1.0, labels: Tensor | int | None = None) -> Tensor:
@@ -62,6 +62,7 @@ class Lab:
         """
         device = next(self.model.parameters()).device
         y = torch.full((num_images,), labels, device=device) if isinstance(labels, int) else labels
+        self._require_labels(y, num_images)
         try:
             return self.model.sample(num_images, y, temperature).mean
         except NotImplementedError as error:
@@ -72,12 +73,22 @@ class Lab:
 
         images: (B, C, H, W), already binarised as in training (`data.binarize`).
         """
-        self._require_images(images)
+        self._require_images(images, labels)
         if parts := parts_without_density(self.model):
             raise ValueError(f"{' and '.join(parts)} has no density, so there is no bound on log p(x)")
         return importance_bound(self.model, images, num_samples, y=labels)
 
-    def _require_images(self, images: Tensor) -> None:
+    def _require_labels(self, labels: Tensor | None, count: int) -> None:
+        if labels is None or not self.model.conditional:
+            return  # the model itself asks for those that it lacks
+        classes = self.image.num_classes
+        if labels.shape != (count,) or labels.dtype != torch.int64:
+            found = f"{labels.dtype} {tuple(labels.shape)}"
+            raise ValueError(f"labels: expected int64 ({count},), one for each image; found {found}")
+        if count and not 0 <= labels.min() <= labels.max() < classes:
+            raise ValueError(f"labels: expected 0 to {classes - 1}; found {labels.min()} to {labels.max()}")
+
+    def _require_images(self, images: Tensor, labels: Tensor | None) -> None:
         shape = f"(B, {', '.join(map(str, self.image.shape))})"
         expected = f"expected a float32 torch.Tensor {shape} in [0, 1], B at least 1"
         if not isinstance(images, Tensor):
@@ -88,6 +99,7 @@ class Lab:
             raise ValueError(f"{expected}; found {images.dtype} {tuple(images.shape)}{hint}")
         if not (images.min() >= 0 and images.max() <= 1):
             raise ValueError(f"{expected}; found values in [{images.min():.3g}, {images.max():.3g}]")
+        self._require_labels(labels, len(images))
 
 
 def load(

@@ -34,14 +34,14 @@ def main() -> None:
     run_command(train, config_name="train")
 
 
-def fit(*overrides: str) -> Lab:
-    """Run an experiment with overrides as on the command line, and return the trained model; see `vae_lab.fit`."""
+def fit(*request: str | DictConfig) -> Lab:
+    """Run an experiment and return the trained model; see `vae_lab.fit`."""
 
     def task(config: DictConfig) -> Path:
         train(config)
         return Path(HydraConfig.get().runtime.output_dir)
 
-    folder = run_in_process(task, "train", overrides)
+    folder = run_in_process(task, "train", request)
     from vae_lab.inference import load
 
     return load(folder, "best" if (folder / "checkpoints" / "best.ckpt").exists() else "last")

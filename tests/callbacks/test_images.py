@@ -10,6 +10,7 @@ from PIL import Image, ImageStat
 from vae_lab.callbacks.images import ImageLogger
 from vae_lab.callbacks.tensorboard import hyperparameters
 from vae_lab.data.transforms import Preprocess
+from vae_lab.figures.canvas import printable
 from vae_lab.figures.pictures import PICTURES, Picture
 from vae_lab.utils.errors import UsageError
 
@@ -72,7 +73,7 @@ def test_config_hyperparameters_and_a_chart_of_all_splits_are_there(seen):
     (text,) = seen.Tensors("config/text_summary")
     assert "latent_dim: 8" in text.tensor_proto.string_val[0].decode()
     metadata = seen.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
-    assert b"model.latent_dim" in metadata
+    assert b"model.latent_dim" in metadata and b"model/prior" in metadata and b"standard_normal" in metadata
     experiment = seen.SummaryMetadata("_hparams_/experiment").plugin_data.content
     assert all(name in experiment for name in (b"val/elbo", b"test/elbo", b"best/val/elbo"))
     assert {"test/elbo", "best/val/elbo"} <= set(seen.Tags()["scalars"])
@@ -188,6 +189,10 @@ def test_diverged_weights_have_no_pictures_but_a_warning(tmp_path):
     assert warning.startswith("pictures could not be drawn: ")
 
 
+def test_a_sign_is_drawn_if_a_font_has_it():
+    assert printable("Größe 5₀ \U0010fffe\udce4") == "Größe 5₀ ??"
+
+
 def test_signs_and_broken_bytes_in_class_names_are_no_failure(tmp_path):
     data = Data(class_names=("$5_$10", "$x^$", "\udce4"))
     assert train(tmp_path, ImageLogger(**SMALL), data=data).caveats == {}
@@ -212,15 +217,15 @@ def test_hyperparameters_are_the_choices_and_the_usual_keys():
     config = {
         "seed": 1,
         "data": {"_target_": "vae_lab.data.sets.digits", "root": "/data", "batch_size": 64},
-        "model": {"_target_": "vae_lab.models.VAE", "latent_dim": 8, "prior": {"_target_": "vae_lab.priors.VampPrior"}},
-        "objective": {"regularizers": [{"_target_": "a.MMD"}, {"_target_": "a.DIP"}], "capacity": None},
+        "model": {"_target_": "vae_lab.models.VAE", "latent_dim": 8},
+        "objective": {"capacity": None},
         "callbacks": {"images": {"seed": 3}},
     }
-    assert hyperparameters(config) == {
+    choices = {"data": "digits", "model": "conv", "model/prior": "vamp", "experiment": None, "callbacks": "default"}
+    assert hyperparameters(config, choices) == {
         "data": "digits",
-        "model": "VAE",
-        "model.prior": "VampPrior",
-        "objective.regularizers": "MMD, DIP",
+        "model": "conv",
+        "model/prior": "vamp",
         "seed": 1,
         "data.batch_size": 64,
         "model.latent_dim": 8,

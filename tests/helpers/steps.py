@@ -6,7 +6,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from vae_lab.config.schema import conf_dir, register
+from vae_lab.config.schema import conf_dir
 from vae_lab.core import ImageSpec
 from vae_lab.data.transforms import Preprocess
 from vae_lab.objectives.bounds import elbo
@@ -29,7 +29,6 @@ STATEFUL = (
 
 @functools.cache
 def composed(*overrides: str):
-    register()
     register_resolvers()
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         config = compose("train", list(overrides))

@@ -5,9 +5,13 @@ import math
 import pytest
 import torch
 from helpers.linear import SIDE, linear_model
+from helpers.steps import model_of
+from omegaconf import OmegaConf
 from torch.testing import assert_close
 
 from vae_lab import load
+from vae_lab.core import ImageSpec
+from vae_lab.inference import Lab
 from vae_lab.metrics.importance import importance_bound
 
 
@@ -60,3 +64,19 @@ def test_a_loaded_run_tells_the_likelihood_of_images(fast_run):
 def test_what_is_no_batch_of_images_is_refused_with_what_was_found(fast_run, images, found):
     with pytest.raises(ValueError, match=rf"(?s)expected a float32 torch.Tensor \(B, 1, 28, 28\) in \[0, 1\].*{found}"):
         load(fast_run.run).log_likelihood(images)
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [(torch.tensor([3, 1]), r"one for each image; found torch.int64 \(2,\)"), (torch.ones(4), "found torch.float32"),
+     (torch.tensor([0, 1, 2, 3]), "0 to 2; found 0 to 3"), (-1, "0 to 2; found -1 to -1")],
+)  # fmt: skip
+def test_what_are_no_labels_is_refused_with_what_was_found(labels, found):
+    spec = ImageSpec(1, 28, 28, num_classes=3)
+    lab = Lab(model_of("model=mlp", "model.conditional=true", image=spec), OmegaConf.create(), 0)
+    with pytest.raises(ValueError, match=rf"labels: expected .*{found}"):
+        lab.sample(4, labels=labels)
+    if isinstance(labels, torch.Tensor):
+        with pytest.raises(ValueError, match=found):
+            lab.encode(torch.zeros(4, 1, 28, 28), labels)
+    assert lab.sample(4, labels=2).shape == (4, 1, 28, 28)

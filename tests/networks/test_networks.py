@@ -44,6 +44,8 @@ def test_a_side_that_cannot_be_halved_names_a_size_that_can(network):
         network(4, (1, 50, 50), channels=[8, 8, 8])
     with pytest.raises(ValueError, match=r"(?s)52x52 image in 4x4 patches cannot be halved 2.*data\.image_size=48"):
         network(4, (1, 52, 52), channels=[8, 8, 8], patch_size=4)
+    with pytest.raises(ValueError, match=r"(?s)50x32 image.*48x32 \(data\.image_size=\[48,32\]\)"):
+        network(4, (1, 50, 32), channels=[8, 8, 8])
 
 
 def test_every_width_has_a_normalisation():
@@ -131,6 +133,6 @@ def test_a_patch_size_that_does_not_fit_names_those_that_do(encoder, decoder):
     for network, sizes, key in ((encoder, ((3, 24, 40), 7), "encoder"), (decoder, (7, (3, 24, 40)), "decoder")):
         with pytest.raises(ValueError, match=rf"model\.{key}\.patch_size is at least 1; found 0"):
             network(*sizes, patch_size=0)
-        choice = rf"Choose model.{key}.patch_size from 1, 2, 4, 8, or .*data\.image_size=25"
+        choice = rf"Choose model.{key}.patch_size from 1, 2, 4, 8, or .*data\.image_size=\[25,40\]"
         with pytest.raises(ValueError, match=rf"(?s)=5 does not divide both sides of 24x40 images.*{choice}"):
             network(*sizes, patch_size=5)

@@ -1,14 +1,17 @@
 """A run goes on from any folder, with data that moved, from any name that a file system takes, and from Python."""
 
 import shlex
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from helpers.commands import QUIET
 from helpers.data import write_pictures
 from helpers.refusals import refused
+from hydra import compose, initialize_config_dir
 
 import vae_lab
+from vae_lab.config.schema import conf_dir
 from vae_lab.runs.stored_config import load_config
 from vae_lab.utils.errors import UsageError
 
@@ -76,3 +79,26 @@ def test_training_from_python(tmp_path, monkeypatch, one_thread):
     ):
         with pytest.raises(UsageError, match=words):
             vae_lab.fit(*QUIET, wrong)
+
+
+def test_a_composed_config_is_trained_also_from_a_thread(tmp_path, monkeypatch, one_thread):
+    monkeypatch.chdir(tmp_path)
+    config = vae_lab.compose(*QUIET, "model/prior=vamp", "trainer.max_epochs=1")
+    config.model.latent_dim = 3
+    with ThreadPoolExecutor(1) as threads:
+        lab = threads.submit(vae_lab.fit, config).result()
+    assert lab.encode(torch.zeros(2, 1, 28, 28)).mean.shape == (2, 3)
+    (run,) = tmp_path.glob("outputs/run/*")
+    assert load_config(run).model == config.model
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        words = [word for word in QUIET if word != "logger=null"]  # which Hydra's own parser refuses
+        made = compose("train", [*words, "trainer.max_epochs=1"], return_hydra_config=True)
+    assert vae_lab.fit(made, "model.latent_dim=2", "hydra.run.dir=two").sample(1).shape == (1, 1, 28, 28)
+    for call, words in (
+        (lambda: vae_lab.compose("modle=conv"), "did you mean model"),
+        (lambda: vae_lab.fit(config, "model.latnt_dim=2"), "did you mean model.latent_dim"),
+        (lambda: vae_lab.fit(config, config), "found 2 configs"),
+        (lambda: vae_lab.fit({"model": "conv"}), "expected overrides"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            call()

@@ -35,12 +35,11 @@ class ModelSummaryTable(ModelSummary):
         table = Table("layer", "type", box=None, pad_edge=False)
         table.add_column("parameters", justify="right")
         for name, kind, count in zip(columns["Name"], columns["Type"], columns["Params"], strict=True):
-            if count.strip() != "0":
+            if count.strip() != "0" and name.partition(".")[0] != "average":  # a copy of the model
                 table.add_row(name, kind, count)
-        frozen = total_parameters - trainable_parameters
         console = Console(stderr=True, highlight=False)
         console.print(table)
-        console.print(f"{total_parameters:,} parameters" + (f", {frozen:,} of them frozen" if frozen else ""))
+        console.print(f"{trainable_parameters:,} trainable parameters")
 
 
 class Progress(Callback):

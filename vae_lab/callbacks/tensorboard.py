@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import Callback, Trainer
@@ -19,8 +20,8 @@ THUMBNAIL = 32  # pixels a side: the sprite of 2,000 images stays far below its 
 TERMS = ("elbo", "log_px", "kl", "loss")
 LAYOUT = {"terms": {term: ["Multiline", [f"{split}/{term}" for split in ("train", "val", "test")]] for term in TERMS}}
 CHOICES = (
-    *("data", "model", "model.encoder", "model.decoder", "model.posterior", "model.prior", "model.likelihood"),
-    *("objective.bound", "objective.regularizers", "objective.beta_schedule", "optimizer.algorithm", "second_stage"),
+    *("experiment", "data", "model", "model/encoder", "model/decoder", "model/posterior", "model/prior"),
+    *("model/likelihood", "objective/bound", "objective/regularizers", "objective/beta_schedule", "second_stage"),
 )
 VARIED = (
     *("seed", "data.image_size", "data.batch_size", "data.binarize", "model.latent_dim", "model.conditional"),
@@ -68,17 +69,17 @@ def add_model_graph(writer: SummaryWriter, module: nn.Module, example: Tensor) -
         warnings.warn(f"no model graph in TensorBoard, tracing failed: {reason}", stacklevel=2)
 
 
-def hyperparameters(config: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
-    """A row of the HPARAMS tab: the classes chosen in the groups, and the keys that experiments vary."""
-    tree, shown = OmegaConf.create(dict(config)), dict[str, bool | int | float | str]()
-    for name in CHOICES:
-        chosen = OmegaConf.select(tree, name)
-        nodes = chosen if OmegaConf.is_list(chosen) else [chosen]
-        classes = [node._target_.rpartition(".")[2] for node in nodes if node is not None and "_target_" in node]
-        if classes:
-            shown[name] = ", ".join(classes)
-    values = {name: OmegaConf.select(tree, name) for name in VARIED}
-    return shown | {name: value for name, value in values.items() if isinstance(value, bool | int | float | str)}
+def hyperparameters(config: Mapping[str, Any], choices: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+    """A row of the HPARAMS tab: the options chosen in the groups, and the keys that experiments vary."""
+    tree = OmegaConf.create(dict(config))
+    shown = {name: choices.get(name) for name in CHOICES} | {name: OmegaConf.select(tree, name) for name in VARIED}
+    return {name: value for name, value in shown.items() if isinstance(value, bool | int | float | str)}
+
+
+def stored_choices(run: Path) -> Mapping[str, Any]:
+    """The option of each config group, as Hydra has stored them in a run directory; empty if it has not."""
+    file = run / ".hydra" / "hydra.yaml"
+    return cast(Mapping[str, Any], OmegaConf.load(file).hydra.runtime.choices) if file.is_file() else {}
 
 
 class TensorBoardSummary(Callback):
@@ -101,7 +102,8 @@ class TensorBoardSummary(Callback):
         final = {name: value for name, value in pl_module.metrics.items() if name.startswith(("val/", "test/"))}
         best, final = ({name: value for name, value in part.items() if "_stderr" not in name} for part in (best, final))
         # Not add_hparams of the writer: it would write the metrics' scalars a second time, as a run of their own.
-        summaries = hparams(hyperparameters(pl_module.config), best | final)
+        choices = stored_choices(Path(trainer.default_root_dir))
+        summaries = hparams(hyperparameters(pl_module.config, choices), best | final)
         for writer in writers(trainer):
             for name, value in best.items():
                 writer.add_scalar(name, value, trainer.global_step)

@@ -23,7 +23,10 @@ from vae_lab.utils.errors import UsageError, cause_chain, find_cause
 
 MESSAGE_LINES = 4
 WRONG_BEFORE_A_JOB = (HydraException, OSError, ValueError)
-OTHER_SETS = "\nfor pictures of your own: data=folder data.folder=PATH"
+OTHER_SETS = (
+    "\nfor pictures of your own: data=folder data.folder=PATH"
+    "\nfor a set of torchvision's: data=torchvision data.dataset=CelebA"
+)
 
 
 def usage_message(error: BaseException, directory: str, in_job: bool = False) -> str | None:

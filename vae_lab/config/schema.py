@@ -158,11 +158,10 @@ class EvaluateConfig:
     trusted: bool = False
 
 
-def register() -> None:
-    """Register the schemas in Hydra's config store, for `defaults: [schema, ...]` of a primary config."""
-    ConfigStore.instance().store(name="schema", node=Config)
-    ConfigStore.instance().store(name="fit_prior_schema", node=FitPriorConfig)
-    ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
+# For `defaults: [schema, ...]` of a primary config.
+ConfigStore.instance().store(name="schema", node=Config)
+ConfigStore.instance().store(name="fit_prior_schema", node=FitPriorConfig)
+ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
 
 
 def conf_dir() -> str:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
@@ -30,8 +32,14 @@ INK, MUTED, FAINT = "#22252b", "#6b7280", "#d5d9e0"
 BLUE, ORANGE, GREEN = "#3b75af", "#e1812c", "#4f9d69"
 SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
+# The first has no Chinese, Japanese and Korean signs; of the others, those that are installed complete it.
+FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans CJK KR", "Droid Sans Fallback",
+         "WenQuanYi Zen Hei", "Hiragino Sans", "Apple SD Gothic Neo", "Yu Gothic", "Microsoft YaHei", "Malgun Gothic",
+         "Arial Unicode MS")  # fmt: skip
+INSTALLED = [name for name in FONTS if name in set(font_manager.get_font_names())]
+
 STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
+    "font.family": INSTALLED,
     "font.size": 8,
     "text.parse_math": False,
     "axes.titlesize": 10,
@@ -79,8 +87,14 @@ def latent_name(dim: int) -> str:
 
 
 def printable(name: str) -> str:
-    """The name, with ? for bytes of a folder's name that are no text: fonts and files refuse them."""
-    return name.encode(errors="replace").decode()
+    """The name, with ? for what no font here can draw: foreign signs, bytes of a folder's name that are no text."""
+    return "".join(sign if _has_glyph(sign) else "?" for sign in name)
+
+
+@cache
+def _has_glyph(sign: str) -> bool:
+    fonts = (font_manager.get_font(font_manager.findfont(name)) for name in INSTALLED)
+    return any(font.get_char_index(ord(sign)) for font in fonts)
 
 
 @styled

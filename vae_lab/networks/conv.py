@@ -52,14 +52,20 @@ def require_halvings(height: int, width: int, halvings: int, patch_size: int = 1
     """ValueError unless both sides of an image, or of its map of patches, can be halved `halvings` times."""
     step = patch_size * 2**halvings
     if height % step or width % step:
-        nearest = max(step, step * round(height / step))
         patches = f" in {patch_size}x{patch_size} patches" if patch_size > 1 else ""
         raise ValueError(
             f"a {height}x{width} image{patches} cannot be halved {halvings} times (sides must be multiples of "
             f"{step}).\n"
-            f"Choose a size such as {nearest}x{nearest} (data.image_size={nearest}), or a network with fewer "
-            "layers of stride 2 (model.encoder.channels, model.decoder.channels)."
+            f"Choose a size such as {nearest_size(height, width, step)}, or a network with fewer layers of stride 2 "
+            "(model.encoder.channels, model.decoder.channels)."
         )
+
+
+def nearest_size(height: int, width: int, step: int) -> str:
+    """The option for the nearest image size whose sides are multiples of `step`."""
+    nearest_height, nearest_width = (step * max(1, round(side / step)) for side in (height, width))
+    size = f"{nearest_height}" if nearest_height == nearest_width else f"[{nearest_height},{nearest_width}]"
+    return f"{nearest_height}x{nearest_width} (data.image_size={size})"
 
 
 def patch_map(shape: ImageShape, patch_size: int, key: str) -> ImageShape:
@@ -73,10 +79,9 @@ def patch_map(shape: ImageShape, patch_size: int, key: str) -> ImageShape:
     if height % patch_size or width % patch_size:
         common = math.gcd(height, width)
         divisors = ", ".join(str(p) for p in range(1, 17) if common % p == 0)
-        nearest = max(patch_size, patch_size * round(height / patch_size))
         raise ValueError(
             f"{key}={patch_size} does not divide both sides of {height}x{width} images.\n"
-            f"Choose {key} from {divisors}, or a size such as {nearest}x{nearest} (data.image_size={nearest})"
+            f"Choose {key} from {divisors}, or a size such as {nearest_size(height, width, patch_size)}"
         )
     return depth * patch_size**2, height // patch_size, width // patch_size
 

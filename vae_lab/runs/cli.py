@@ -13,8 +13,8 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,9 +23,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from vae_lab.config.schema import conf_dir, register
+from vae_lab.config.schema import conf_dir
 from vae_lab.runs.run_dir import Refusal, register_resolvers
 from vae_lab.runs.stored_config import CHANGED, MOVABLE
 from vae_lab.utils.errors import RunFailed, UsageError, find_cause
@@ -50,7 +50,6 @@ def run_command(task: TaskFunction, config_name: str, config_path: str | None = 
     require_cache()
     directory = config_path or conf_dir()
     sys.argv[1:] = hydra_words(sys.argv[1:], directory)
-    register()
     register_resolvers()
     command = _Command(task, directory)
     code = command.run(hydra.main(version_base="1.3", config_path=directory, config_name=config_name)(command.job()))
@@ -60,24 +59,29 @@ def run_command(task: TaskFunction, config_name: str, config_path: str | None = 
         sys.exit(code)
 
 
-def run_in_process(task: Callable[[DictConfig], T], config_name: str, overrides: Sequence[str]) -> T:
-    """Run a task as the command with these overrides would, in a program or a notebook, and return its result.
+def run_in_process(task: Callable[[DictConfig], T], config_name: str, request: Sequence[str | DictConfig]) -> T:
+    """Run a task as the command would, in a program or a notebook, and return its result.
 
+    request: overrides, or a composed config (and overrides of its keys).
     UsageError: a wrong request; other exceptions are raised as they are.
     """
     from vae_lab.config.messages import usage_message
 
-    if flags := [word for word in overrides if word.startswith("-")]:
-        raise UsageError(f"{flags[0]}: expected overrides only, such as data=mnist\nsweeps run on the command line")
+    overrides = [word for word in request if isinstance(word, str)]
+    configs = [config for config in request if isinstance(config, DictConfig)]
+    if wrong := [str(it) for it in request if not isinstance(it, str | DictConfig) or str(it).startswith("-")]:
+        raise UsageError(f"{wrong[0]}: expected overrides, such as data=mnist\nsweeps run on the command line")
+    if len(configs) > 1:
+        raise UsageError(f"found {len(configs)} configs, expected one")
     require_cache()
-    register()
     register_resolvers()
     results: list[T] = []
     argv, full_error = sys.argv, os.environ.get(FULL_ERROR)
     sys.argv, os.environ[FULL_ERROR] = [argv[0], *hydra_words(overrides, conf_dir())], "1"
     job = functools.wraps(task)(lambda config: results.append(task(config)))
     try:
-        hydra.main(version_base="1.3", config_path=conf_dir(), config_name=config_name)(job)()
+        with _primary_config(configs, config_name) as directory:
+            hydra.main(version_base="1.3", config_path=directory, config_name=config_name)(job)()
     except (Exception, Refusal) as error:
         if message := usage_message(error, conf_dir(), in_job=True):
             raise UsageError(message) from error
@@ -88,10 +92,43 @@ def run_in_process(task: Callable[[DictConfig], T], config_name: str, overrides:
     return results[0]
 
 
+@contextmanager
+def _primary_config(configs: Sequence[DictConfig], name: str) -> Iterator[str]:
+    """The directory of the primary config `name`: conf/, or a temporary one with a composed config under that name."""
+    if not configs:
+        yield conf_dir()
+        return
+    primary = OmegaConf.masked_copy(configs[0], [str(key) for key in configs[0] if key != "hydra"])
+    OmegaConf.set_struct(primary, False)
+    OmegaConf.set_readonly(primary, False)
+    primary.defaults = ["schema", {"hydra": "default"}, "_self_"]
+    primary.hydra = {"searchpath": [f"file://{conf_dir()}"]}
+    with tempfile.TemporaryDirectory(prefix="vae_lab-") as directory:
+        OmegaConf.save(primary, Path(directory, f"{name}.yaml"))
+        yield directory
+
+
+def compose_config(config_name: str, overrides: Sequence[str]) -> DictConfig:
+    """The config of conf/ with overrides as on the command line. UsageError: a wrong request."""
+    from vae_lab.config.messages import usage_message
+
+    register_resolvers()
+    try:
+        with hydra.initialize_config_dir(conf_dir(), version_base="1.3"):
+            return hydra.compose(config_name, hydra_words(overrides, conf_dir()))
+    except Exception as error:
+        if message := usage_message(error, conf_dir()):
+            raise UsageError(message) from error
+        raise
+
+
 def run_as_first_argument() -> None:
     """Accept the run directory as the first argument: RUN for run=RUN."""
     if len(sys.argv) > 1 and not sys.argv[1].startswith("-") and ("=" not in sys.argv[1] or Path(sys.argv[1]).exists()):
         sys.argv[1] = f"run={sys.argv[1]}"
+        if others := [word for word in sys.argv[2:] if Path(word, ".hydra").is_dir()]:
+            sys.stderr.write(f"error: {others[0]}: expected one run\n  give the others to commands of their own\n")
+            sys.exit(2)
 
 
 class _LenientFile(io.FileIO):

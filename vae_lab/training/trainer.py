@@ -125,6 +125,8 @@ def _wrong_options(
             f"trainer.accelerator={accelerator}: no CUDA device is visible to torch {torch.__version__} here.\n"
             "Use trainer=cpu (or trainer=auto, which uses a GPU if there is one)"
         )
+    if (deterministic := options.get("deterministic")) not in (None, True, False, "warn"):
+        yield f"trainer.deterministic={deterministic}: expected true, false or warn"
     yield from _wrong_numbers(options, limits, threads)
     if str(precision) not in PRECISIONS:
         yield (
@@ -154,7 +156,7 @@ def _wrong_numbers(
     for name, limit in limits.items():
         if limit is not None and not (limit >= 1 if isinstance(limit, int) else 0 < limit <= 1):
             yield f"trainer.{name}={limit}: expected a number of batches from 1, or a fraction in (0, 1]"
-    for name, least in (("check_val_every_n_epoch", 1), ("log_every_n_steps", 0)):
+    for name, least in (("check_val_every_n_epoch", 1), ("log_every_n_steps", 0), ("min_epochs", 0), ("min_steps", 0)):
         if (value := options.get(name)) is not None and value < least:
             yield f"trainer.{name}={value}: expected at least {least}"
     if threads is not None and threads < 1:

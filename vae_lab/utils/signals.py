@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -56,7 +57,12 @@ class StopSignals:
             signal.signal(signum, handler)
 
     def install(self) -> dict[signal.Signals, Any]:
-        """Install the handlers (again, if a library replaced them); returns the previous ones."""
+        """Install the handlers (again, if a library replaced them); returns the previous ones.
+
+        Only the main thread may: a run in another one is not stopped by signals.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return {}
         ignored = {signum for signum in POSIX_SIGNALS if signal.getsignal(signum) is signal.SIG_IGN}
         return {signum: signal.signal(signum, self._handle) for signum in SIGNALS if signum not in ignored}
 
@@ -90,6 +96,9 @@ class StopSignals:
 def defer_sigint() -> Iterator[None]:
     """Defer a Ctrl-C to the end of the context: the second of two in a row often comes as summary.json is written."""
     received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = signal.signal(signal.SIGINT, lambda signum, _: received.append(signum))
     try:
         yield
