@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts import benchmark, methods
+from scripts import benchmark, methods, reproduce
 from scripts.benchmark import Row, compared
 from vae_lab.inference import load
 
@@ -74,3 +74,37 @@ def test_methods_are_measured_and_drawn_from_their_runs(fast_run, tmp_path):
     assert abs(elbo - log_px + kl) < 0.02 and bound < 0
     height, width, _ = methods.drawing({"vae": fast_run.run, "again": fast_run.run}, "title").pixels().shape
     assert width > height > 100
+
+
+def test_reference_rows_are_measured_once_and_stand_in_the_page_beside_earlier_ones(monkeypatch, tmp_path, capsys):
+    ran = []
+
+    def command(module, words):
+        ran.append(module)
+        run = Path(words[-1].removeprefix("hydra.run.dir=") if module == "train" else words[0])
+        run.mkdir(parents=True, exist_ok=True)
+        seed = int(run.name.partition("=")[2] or 0)
+        summary = {"status": "completed", "seconds": 120, "epochs": 3, "device": "cpu"}
+        rows = {"likelihood": {"iw_elbo_5000": {"value": -90.0, "stderr": 0.5}},
+                "disentanglement": {"mig": {"value": 0.1 * seed, "stderr": None}}}  # fmt: skip
+        name, content = ("summary", summary) if module == "train" else ("evaluation", rows)
+        (run / f"{name}.json").write_text(json.dumps(content))
+
+    monkeypatch.setattr(reproduce, "command", command)
+    page = tmp_path / "results.md"
+    page.write_text(f"# Results\n\n{reproduce.BEGIN}\n| `ladder` | kept |\n{reproduce.END}\n\nafter\n")
+    argv = ["reproduce.py", "shapes_vae", "vae", "--runs", str(tmp_path / "runs"), "--out", str(page)]
+    monkeypatch.setattr(sys, "argv", argv)
+    reproduce.main()
+    assert ran == ["train"] * 5 + ["evaluate"] * 5 + ["train", "evaluate"]
+    first = page.read_text()
+    assert first.startswith("# Results\n\n") and first.endswith(f"{reproduce.END}\n\nafter\n")
+    assert [line.split("`")[1] for line in first.splitlines() if "`" in line] == ["vae", "ladder", "shapes_vae"]
+    assert "| 86.4, arXiv:1509.00519 | **90.00** ± 0.50 | 2 min, 3 epochs |" in first
+    assert "| **0.200** ± 0.196 | 2 min each, 3 epochs |" in first  # 2.776 * 0.1581 / sqrt(5)
+    reproduce.main()
+    assert len(ran) == 12 and page.read_text() == first
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", "vea"])
+    with pytest.raises(SystemExit, match="2"):
+        reproduce.main()
+    assert "vea: expected some of vae, iwae" in capsys.readouterr().err
