@@ -38,6 +38,4 @@ def test_from_the_command_line(command, bits):
     done = command("data=static_mnist", "data.root=data", *FAST, "callbacks.images=null")
     assert done.code == 0, done.stderr
     (command.cwd / "data/sub/binarized_mnist_test.amat").unlink()
-    refused(
-        command("data=static_mnist", "data.root=data"), "data.root=data: binarized_mnist_test.amat", "http://www.cs."
-    )
+    refused(command("data=static_mnist", "data.root=data"), "/data: binarized_mnist_test.amat", "http://www.cs.")

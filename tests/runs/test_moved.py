@@ -2,6 +2,7 @@
 
 import shlex
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from helpers.commands import QUIET
 from helpers.data import write_pictures
 from helpers.refusals import refused
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 import vae_lab
 from vae_lab.config.schema import conf_dir
+from vae_lab.runs.run_dir import find_data
 from vae_lab.runs.stored_config import load_config
 from vae_lab.utils.errors import UsageError
 
@@ -42,6 +45,16 @@ def test_names_that_a_shell_or_hydra_would_read_otherwise(command, tmp_path):
     refused(command(f"resume={run}", "trainer.max_epochs=5", "data.file=x"), "reads no file")
     lab = vae_lab.load(run / "checkpoints/last.ckpt", prior="trained")
     assert lab.sample(2).shape == (2, 3, 16, 16)
+
+
+def test_the_data_are_found_without_the_variable_that_named_them(monkeypatch):
+    config = OmegaConf.create({"data": {"root": "${oc.env:VAE_LAB_DATA,data}", "folder": "${data.root}/pokemon"}})
+    monkeypatch.setenv("VAE_LAB_DATA", "sets")
+    find_data(config)
+    assert OmegaConf.to_container(config)["data"] == {
+        "root": str(Path("sets").absolute()),
+        "folder": "${data.root}/pokemon",
+    }
 
 
 def test_the_printed_command_and_a_smaller_rate_are_the_way_on(command):

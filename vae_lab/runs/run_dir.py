@@ -16,6 +16,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from vae_lab.runs.resume import AUTO, is_unfinished, newest_unfinished, require_resumable
+from vae_lab.runs.stored_config import MOVABLE
 from vae_lab.utils.errors import UsageError
 
 
@@ -39,11 +40,23 @@ class RunDirectory(Callback):
     """Create the directory of a run or a sweep before Hydra writes to it; refuse one that cannot be used."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        find_data(config)
         if "LOCAL_RANK" not in os.environ:  # a child process of Lightning uses the directory of its parent
             _set_directory(config, "run")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         _set_directory(config, "sweep")
+
+
+def find_data(config: DictConfig) -> None:
+    """Make the folders of the data absolute, so that they are found from elsewhere and without VAE_LAB_DATA."""
+    for key in MOVABLE:
+        parent, _, name = key.rpartition(".")
+        value = OmegaConf.select(config, key, throw_on_resolution_failure=False)
+        if not isinstance(value, str) or not value.strip():
+            continue
+        if name == "root" or not OmegaConf.is_interpolation(config[parent], name):  # others refer to data.root
+            OmegaConf.update(config, key, str(Path(value).expanduser().absolute()))
 
 
 def _set_directory(config: DictConfig, kind: Literal["run", "sweep"]) -> None:
