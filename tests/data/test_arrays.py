@@ -155,7 +155,7 @@ def test_wrong_names_and_files_are_named(tmp_path):
 
 def test_arrays_from_the_command_line(command):
     saved(command.cwd, "a.npz", pictures=np.repeat(COLOUR, 4, 0).transpose(0, 2, 3, 1), kind=np.repeat(LABELS, 4))
-    options = ("data=arrays", "/a.npz", *FAST, "callbacks.images=null")
+    options = ("data=arrays", "data.file=a.npz", *FAST, "callbacks.images=null")
     done = command(*options, "data.keys={images: pictures, labels: kind}", "model.conditional=true")
     assert done.code == 0, done.stderr
     refused(command(*options), "/a.npz", "pictures, kind", "data.keys={images: NAME")

@@ -17,6 +17,7 @@ from vae_lab.core import ImageShape
 from vae_lab.networks.conv import (
     Residual,
     default_channels,
+    default_patch_size,
     group_norm,
     patch_map,
     require_halvings,
@@ -40,8 +41,8 @@ class ResNetEncoder(nn.Sequential):
     """A strided convolution and `blocks` residual blocks per resolution, then a linear head.
 
     `patch_size`: above 1, patches of the image become the channels of a smaller map, and the first convolution
-    (`channels[0]`) keeps its size. ValueError: an image, or its map of patches, that cannot be halved once for each
-    other entry of `channels`; a `patch_size` that does not divide it.
+    (`channels[0]`) keeps its size; None: see `default_patch_size`. ValueError: an image, or its map of patches, that
+    cannot be halved once for each other entry of `channels`; a `patch_size` that does not divide it.
     """
 
     def __init__(
@@ -52,8 +53,9 @@ class ResNetEncoder(nn.Sequential):
         blocks: int = 1,
         width: int = 32,
         max_width: int = 128,
-        patch_size: int = 1,
+        patch_size: int | None = None,
     ) -> None:
+        patch_size = default_patch_size(in_shape, channels) if patch_size is None else patch_size
         depth, height, breadth = patch_map(in_shape, patch_size, "model.encoder.patch_size")
         stem = int(patch_size > 1)
         channels = channels or default_channels(height, breadth, width, max_width, stem)
@@ -70,7 +72,8 @@ class ResNetEncoder(nn.Sequential):
 class ResNetDecoder(nn.Sequential):
     """A linear layer to the smallest map, then `blocks` residual blocks and an upsampling per resolution.
 
-    `patch_size`: above 1, the channels of the last map are shuffled to the image. ValueError: as for `ResNetEncoder`.
+    `patch_size`: above 1, the channels of the last map are shuffled to the image; None: see `default_patch_size`.
+    ValueError: as for `ResNetEncoder`.
     """
 
     def __init__(
@@ -81,8 +84,9 @@ class ResNetDecoder(nn.Sequential):
         blocks: int = 1,
         width: int = 32,
         max_width: int = 128,
-        patch_size: int = 1,
+        patch_size: int | None = None,
     ) -> None:
+        patch_size = default_patch_size(out_shape, channels) if patch_size is None else patch_size
         depth, height, breadth = patch_map(out_shape, patch_size, "model.decoder.patch_size")
         stem = int(patch_size > 1)
         channels = channels or default_channels(height, breadth, width, max_width, stem)[::-1]
