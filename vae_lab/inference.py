@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from omegaconf import DictConfig
@@ -12,8 +13,13 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from vae_lab.config.validation import check_targets
+from vae_lab.core import Posterior, Prior
+from vae_lab.figures.latent_paths import Interpolation, axes_through, path_between
+from vae_lab.figures.latent_space import LatentSpace
+from vae_lab.likelihoods import Likelihood
 from vae_lab.metrics.importance import importance_bound
-from vae_lab.models.base import Model, parts_without_density
+from vae_lab.models.base import Model, evaluation_mode, parts_without_density
+from vae_lab.models.vae import VAE
 from vae_lab.runs.checkpoint_io import load_checkpoint
 from vae_lab.runs.resume import resume_checkpoint, run_dir_of
 from vae_lab.runs.stored_config import load_config
@@ -22,9 +28,37 @@ from vae_lab.second_stage.storage import FOLDER, FittedTo, read_fitted_prior
 from vae_lab.training.build import restore_model
 from vae_lab.utils.errors import UsageError
 
+COLUMNS = 8  # of the grid of images in a notebook
+
+
+class ImageBatch(Tensor):
+    """Images (B, C, H, W), or rows of them (R, B, C, H, W), in [0, 1]: a tensor that a notebook displays as a grid."""
+
+    def _repr_png_(self) -> bytes | None:
+        if self.ndim not in (4, 5) or self.shape[-3] not in (1, 3, 4) or not self.numel():
+            return None
+        from vae_lab.figures.canvas import encode_png
+        from vae_lab.figures.mosaic import Mosaic
+
+        columns = self.shape[1] if self.ndim == 5 else min(len(self), COLUMNS)
+        images = self.detach().float().cpu().as_subclass(Tensor).flatten(0, -4)
+        return encode_png(Mosaic(images, columns, title="", xlabel="").pixels())
+
 
 class Lab:
     """A trained VAE, in evaluation mode, on the CPU unless moved with `to`.
+
+        >>> lab.sample(16).shape
+        torch.Size([16, 1, 28, 28])
+        >>> q = lab.encode(images)  # a torch Distribution
+        >>> q.mean.shape, lab.decode(q.mean).shape
+        (torch.Size([4, 8]), torch.Size([4, 1, 28, 28]))
+        >>> lab.log_likelihood(images, num_samples=10).shape  # nats per image
+        torch.Size([4])
+        >>> lab.interpolate(images[:2], images[2:], steps=5).shape
+        torch.Size([2, 5, 1, 28, 28])
+        >>> lab.traverse(images, dims=[0, 3], steps=7).shape
+        torch.Size([2, 7, 1, 28, 28])
 
     config: the run's config. step: of the optimiser, at which the weights were saved. image: shape and pixel values of
     its images. fitted_prior: name of the prior fitted to the latents, if it replaces the trained one. labels, in all
@@ -36,6 +70,17 @@ class Lab:
         self.model, self.config, self.image = model.eval().requires_grad_(False), config, model.image
         self.step, self.fitted_prior = step, fitted_prior
 
+    def __repr__(self) -> str:
+        model = self.model
+        parts = {
+            type(part).__name__: None for part in model.modules() if isinstance(part, Posterior | Prior | Likelihood)
+        }
+        latents = [latent.shape for latent in model.latents]
+        shapes = f"latent {latents[0]}" if len(latents) == 1 else f"{len(latents)} layers of latents"
+        count = sum(parameter.numel() for parameter in model.parameters())
+        words = f"{self.image}; {shapes}; {', '.join(parts)}; {count:,} parameters; step {self.step:,}"
+        return f"Lab({type(model).__name__} of {words})"
+
     def to(self, device: str | torch.device) -> Lab:
         """Move the model to a device, and return this lab."""
         self.model.to(device)
@@ -46,16 +91,16 @@ class Lab:
         self._require_images(images, labels)
         return self.model.encode(images, labels)
 
-    def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+    def decode(self, z: Tensor, labels: Tensor | None = None) -> ImageBatch:
         """The mean of p(x|z), (*batch, C, H, W). z: (*batch, *shape)."""
-        return self.model.decode(z, labels).mean
+        return self.model.decode(z, labels).mean.as_subclass(ImageBatch)
 
-    def reconstruct(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+    def reconstruct(self, images: Tensor, labels: Tensor | None = None) -> ImageBatch:
         """The mean image decoded from the centre of the posterior, (B, C, H, W)."""
         self._require_images(images, labels)
-        return self.model.reconstruct(images, labels).mean
+        return self.model.reconstruct(images, labels).mean.as_subclass(ImageBatch)
 
-    def sample(self, num_images: int, temperature: float = 1.0, labels: Tensor | int | None = None) -> Tensor:
+    def sample(self, num_images: int, temperature: float = 1.0, labels: Tensor | int | None = None) -> ImageBatch:
         """Mean images decoded from prior samples, (num_images, C, H, W); temperature scales the spread of the prior.
 
         labels: one per image, or one for all. ValueError: a prior that cannot be sampled, or not at a temperature.
@@ -64,9 +109,58 @@ class Lab:
         y = torch.full((num_images,), labels, device=device) if isinstance(labels, int) else labels
         self._require_labels(y, num_images)
         try:
-            return self.model.sample(num_images, y, temperature).mean
+            return self.model.sample(num_images, y, temperature).mean.as_subclass(ImageBatch)
         except NotImplementedError as error:
             raise ValueError(str(error)) from error
+
+    def interpolate(
+        self,
+        start: Tensor,
+        end: Tensor,
+        steps: int = 11,
+        kind: Interpolation = "spherical",
+        labels: Tensor | None = None,
+    ) -> ImageBatch:
+        """Means decoded between the posterior centres of images, (B, steps, C, H, W). start, end: (B, C, H, W).
+
+        kind: spherical (great circles, White 2016, arXiv:1609.04468) or linear. labels: kept along each path.
+        ValueError: several stochastic layers, codes.
+        """
+        if self.model.latents[0].kind == "codes":
+            raise ValueError("interpolate: this model has codes, and there is nothing between two codes")
+        y = None if labels is None else labels[:, None]
+        with evaluation_mode(self.model, 0):
+            spaces = [self._space(images, labels) for images in (start, end)]
+            first, last = (space.latents.centre for space in spaces)
+            z = path_between(first, last, steps, kind, self.model.latents[0])
+            return spaces[0].decode(z, y).as_subclass(ImageBatch)
+
+    def traverse(
+        self, images: Tensor, dims: Sequence[int] | None = None, steps: int = 11, reach: float = 3.0,
+        labels: Tensor | None = None,
+    ) -> ImageBatch:  # fmt: skip
+        """The first image's latent with one dimension varied in each row, (len(dims), steps, C, H, W).
+
+        dims: default the ten most active over the images. reach: standard deviations of the prior N(0, I), or of q(z)
+        over the images under another, on each side of its mean. ValueError: latents that are not one vector.
+        """
+        if self.model.is_hierarchy or self.model.latents[0].kind != "vector" or len(self.model.latents[0].shape) > 1:
+            raise ValueError("traverse: expected a model with one vector of latents")
+        first = None if labels is None else labels[0]
+        with evaluation_mode(self.model, 0):
+            space = self._space(images, labels)
+            chosen = space.dims_by_activity[:10] if dims is None else list(dims)
+            if wrong := [dim for dim in chosen if not 0 <= dim < space.size]:
+                raise ValueError(f"traverse: found dimension {wrong[0]}, expected 0 to {space.size - 1}")
+            (mean, scale), centre = space.location, space.latents.centre[0]
+            along = mean[chosen, None] + scale[chosen, None] * torch.linspace(-reach, reach, steps)
+            return space.decode(axes_through(centre, along, chosen), first).as_subclass(ImageBatch)
+
+    def _space(self, images: Tensor, labels: Tensor | None) -> LatentSpace:
+        """The latents of images."""
+        self._require_images(images, labels)
+        self.model.encode(images[:1], None if labels is None else labels[:1])  # ValueError: several layers
+        return LatentSpace(cast(VAE, self.model), images, labels if self.model.conditional else None)
 
     def log_likelihood(self, images: Tensor, num_samples: int = 64, labels: Tensor | None = None) -> Tensor:
         """The importance-weighted bound on log p(x), (B,) in nats; it rises with num_samples.

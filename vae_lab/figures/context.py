@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, TypedDict, cast
+from typing import TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch.distributions import Distribution
 
 from vae_lab.core import Trace
 from vae_lab.figures.canvas import printable
+from vae_lab.figures.latent_paths import Interpolation
 from vae_lab.figures.latent_space import CHUNK, LatentSpace, chunks
 from vae_lab.metrics.diagnostics import code_indices
 from vae_lab.models.base import Model
@@ -23,8 +24,6 @@ from vae_lab.models.vae import VAE
 from vae_lab.objectives.bounds import closed_form_kl
 
 NUM_KL_IMAGES = 64  # images over which the KL of each layer is averaged
-
-Interpolation = Literal["spherical", "linear"]
 
 
 class SizeOptions(TypedDict, total=False):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -168,18 +167,18 @@ def interpolations(context: FigureContext) -> Mosaic:
     """Interpolations between the posterior centres of pairs of images, each between its originals."""
     pairs, steps = min(context.sizes.num_pairs, len(context.examples) // 2), context.sizes.num_steps
     latent, kind = context.model.latents[0], context.sizes.interpolation
-    way = {"spherical": paths.arc, "linear": paths.straight_line}[kind]
-    if latent.kind == "sphere":
-        kind, way = "spherical", partial(paths.arc_on_sphere, shape=latent.shape)
     x, centres = context.examples.x[: 2 * pairs], context.space.latents.centre[: 2 * pairs]
     y = context.labels(2 * pairs)
-    images = context.space.decode(way(centres[::2], centres[1::2], steps), None if y is None else y[::2, None])
+    z = paths.path_between(centres[::2], centres[1::2], steps, kind, latent)
+    images = context.space.decode(z, None if y is None else y[::2, None])
     keeping = "" if y is None else ", class of the left image"
     centre = f"posterior {context.centre_name}"
     return Mosaic(
         torch.cat([x[::2, None], images, x[1::2, None]], dim=1).flatten(0, 1),
         steps + 2,
-        title=context.title(f"Interpolations between images, {kind}{keeping}"),
+        title=context.title(
+            f"Interpolations between images, {'spherical' if latent.kind == 'sphere' else kind}{keeping}"
+        ),
         xlabel=f"fraction of the path from the left image's {centre} to the right image's",
         ylabel="pair index",
         column_labels=["original", *(_number(step / max(steps - 1, 1), 1) for step in range(steps)), "original"],

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from vae_lab.core import LatentSpec
+
+Interpolation = Literal["spherical", "linear"]
 PARALLEL = 1e-3  # sine of the angle below which the direction of an arc is undefined
 
 
@@ -50,6 +54,13 @@ def arc_on_sphere(start: Tensor, end: Tensor, steps: int, shape: tuple[int, ...]
     starts, ends = (z.reshape(-1, shape[0], positions).mT.reshape(-1, shape[0]) for z in (start, end))
     way = torch.nn.functional.normalize(arc(starts, ends, steps), dim=-1)
     return way.reshape(len(start), positions, steps, shape[0]).permute(0, 2, 3, 1).flatten(2)
+
+
+def path_between(start: Tensor, end: Tensor, steps: int, kind: Interpolation, latent: LatentSpec) -> Tensor:
+    """(P, steps, D) between flat latents, (P, D) each; on a sphere always along great circles."""
+    if latent.kind == "sphere":
+        return arc_on_sphere(start, end, steps, latent.shape)
+    return arc(start, end, steps) if kind == "spherical" else straight_line(start, end, steps)
 
 
 def principal_components(points: Tensor, count: int = 2) -> tuple[Tensor, list[float]]:
