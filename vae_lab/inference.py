@@ -21,12 +21,13 @@ from vae_lab.metrics.importance import importance_bound
 from vae_lab.models.base import Model, evaluation_mode, parts_without_density
 from vae_lab.models.vae import VAE
 from vae_lab.runs.checkpoint_io import load_checkpoint
+from vae_lab.runs.exported import is_export, read_export
 from vae_lab.runs.resume import resume_checkpoint, run_dir_of
 from vae_lab.runs.stored_config import load_config
 from vae_lab.second_stage.stage import require_single_layer
 from vae_lab.second_stage.storage import FOLDER, FittedTo, read_fitted_prior
-from vae_lab.training.build import restore_model
-from vae_lab.utils.errors import UsageError
+from vae_lab.training.build import build_model, restore_model
+from vae_lab.utils.errors import UsageError, require_extra
 
 COLUMNS = 8  # of the grid of images in a notebook
 
@@ -216,6 +217,8 @@ def load(
     if (path := resume_checkpoint(run)) == Path(run):
         checkpoint = path.stem
     run = run_dir_of(run)
+    if is_export(run):
+        return _load_export(run, trusted, prior)
     config = load_config(run, trusted, lenient=True)
     check_targets(config, ("model",))
     name = f"{checkpoint}.ckpt"
@@ -230,3 +233,19 @@ def load(
     fitted_name, fitted = read_fitted_prior(run, model, FittedTo.of(name, saved), trusted)
     require_single_layer(model).replace_prior(fitted)
     return Lab(model, config, saved["global_step"], fitted_name)
+
+
+def _load_export(folder: Path, trusted: bool, prior: str | None) -> Lab:
+    """The model of an export, which has one prior. UsageError: it has not the prior asked for."""
+    require_extra("export", "safetensors")
+    exported = read_export(folder, trusted)
+    if prior is not None and (prior == "fitted") != (exported.fitted_prior is not None):
+        has = f"the fitted prior '{exported.fitted_prior}'" if exported.fitted_prior else "the trained prior"
+        raise UsageError(f"prior={prior}: {folder} was exported with {has}\nexport the run again with prior={prior}")
+    check_targets(exported.config, ("model",))
+    model = build_model(exported.config, exported.image)
+    try:
+        model.load_state_dict(exported.weights)
+    except RuntimeError as error:
+        raise UsageError(f"{folder}: config.json and weights.safetensors do not match\nexport the run again") from error
+    return Lab(model, exported.config, exported.step, exported.fitted_prior)

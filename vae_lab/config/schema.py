@@ -158,10 +158,24 @@ class EvaluateConfig:
     trusted: bool = False
 
 
+@dataclass
+class ExportConfig:
+    """Config of vae_lab.export."""
+
+    run: str = MISSING
+    format: str = "safetensors"
+    out: str | None = None
+    checkpoint: str = "best"
+    prior: str | None = None
+    push: str | None = None
+    trusted: bool = False
+
+
 # For `defaults: [schema, ...]` of a primary config.
 ConfigStore.instance().store(name="schema", node=Config)
 ConfigStore.instance().store(name="fit_prior_schema", node=FitPriorConfig)
 ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
+ConfigStore.instance().store(name="export_schema", node=ExportConfig)
 
 
 def conf_dir() -> str:

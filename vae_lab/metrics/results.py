@@ -63,7 +63,7 @@ def print_table(run: Path, found: Mapping[str, list[Row]], common: Mapping[str, 
     for name, rows in found.items():
         protocols = [row.protocol.items() for row in rows if row.value is not None] or [{}.items()]
         shared = [item for item in protocols[0] if len(protocols) > 1 and all(item in each for each in protocols)]
-        table.add_row(f"[cyan]{name}", "", "", _words(shared))
+        table.add_row(f"[cyan]{name}", "", "", protocol_words(shared))
         for reason, group in groupby(rows, lambda row: row.reason if row.value is None else None):
             same = list(group)
             if reason is not None:
@@ -71,9 +71,9 @@ def print_table(run: Path, found: Mapping[str, list[Row]], common: Mapping[str, 
                 table.add_row(f"  {names}", "-", "", reason)
                 continue
             for row in same:
-                own = _words([item for item in row.protocol.items() if item not in shared])
+                own = protocol_words([item for item in row.protocol.items() if item not in shared])
                 table.add_row(
-                    f"  {row.name}", _number(row.value), f"± {_number(row.stderr)}" if row.stderr else "", own
+                    f"  {row.name}", number_text(row.value), f"± {number_text(row.stderr)}" if row.stderr else "", own
                 )
     console = Console(width=None if sys.stdout.isatty() else 160)  # no wrapping in a file
     console.print(table, highlight=False)
@@ -82,14 +82,17 @@ def print_table(run: Path, found: Mapping[str, list[Row]], common: Mapping[str, 
     console.print(f"{run / 'evaluation.json'}", highlight=False, soft_wrap=True)
 
 
-def _words(protocol: Iterable[tuple[str, Any]]) -> str:
+def protocol_words(protocol: Iterable[tuple[str, Any]]) -> str:
+    """`images 180, K 100`."""
+
     def word(value: Any) -> str:
         return f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if isinstance(value, float) else str(value)
 
     return ", ".join(f"{key} {word(value)}" for key, value in protocol if key != "measured")
 
 
-def _number(value: float | None) -> str:
+def number_text(value: float | None) -> str:
+    """Four digits below 10, two decimals above; whole numbers as they are."""
     if value is None:
         return "-"
     whole = value == int(value) if math.isfinite(value) else False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -31,3 +32,10 @@ def cause_chain(error: BaseException | None) -> Iterator[BaseException]:
 
 class RunFailed(RuntimeError):  # noqa: N818 - named after the event
     """A run that cannot continue (e.g. a non-finite loss): reported without a traceback, exit code 1."""
+
+
+def require_extra(extra: str, *modules: str) -> None:
+    """UsageError, which names the extra of vae_lab to install, if a module is not there."""
+    for name in modules:
+        if importlib.util.find_spec(name) is None:
+            raise UsageError(f"{name} is not installed\npip install 'vae_lab[{extra}]'")
