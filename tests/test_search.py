@@ -62,7 +62,7 @@ def test_hopeless_trials_are_pruned_and_count(command):
 
 def test_the_trial_of_a_killed_worker_is_resumed_by_another(command):
     """The other worker is a plain process, and forks its trials from a server of its own."""
-    options = [*SEARCH, LATENTS, SAVES, "search.num_trials=2", "trainer.max_epochs=50", "search/pruner=null"]
+    options = [*SEARCH, LATENTS, SAVES, "search.num_trials=2", "trainer.max_epochs=30", "search/pruner=null"]
     killed = command.start(*options, module="vae_lab.search")
     wait_for((command.cwd / "study/0/checkpoints/last.ckpt").exists)
     os.kill(killed.pid, signal.SIGKILL)

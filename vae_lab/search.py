@@ -47,18 +47,19 @@ def search_words(words: list[str]) -> list[str]:
 
 
 def search(config: DictConfig) -> None:
+    from rich.console import Console
+
     require_optuna()
     options = config.search
     check(config)
     space = parse_space(options.space, [*options.overrides, *_config_dirs()])
     metric = compose("train", hydra_words(space.example(), conf_dir())).optimized_metric
     folder = Path(options.dir).expanduser().absolute()
-    with StopSignals() as stop_signals:
+    with StopSignals() as stop_signals, Console(stderr=True).status(f"search {folder}") as status:
         folder.mkdir(parents=True, exist_ok=True)
         study = open_study(options, folder, metric, space)
-        worker = Worker(
-            study, space, metric, folder, options.num_trials, options.grace, stop_signals.raise_if_requested
-        )
+        limits, pause = (options.num_trials, options.grace), stop_signals.raise_if_requested
+        worker = Worker(study, space, metric, folder, *limits, pause, status.update)
         stop_signals.defer_to_safe_points()
         try:
             worker.run()
@@ -104,7 +105,10 @@ def _config_dirs() -> list[str]:
 
 
 def print_results(study: Study, space: Space, metric: str, folder: Path) -> None:
-    """The trials, best first, the failed ones with their errors, and the command that repeats the best."""
+    """The trials, best first, the failed ones with their errors, and the command that repeats the best.
+
+    RunFailed: there is no best.
+    """
     from optuna.study import StudyDirection
     from optuna.trial import TrialState
     from rich.console import Console

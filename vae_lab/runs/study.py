@@ -103,6 +103,7 @@ class Worker(NamedTuple):
     num_trials: int
     grace: float
     pause: Callable[[], None]  # raises Interrupted if the search is to stop
+    status: Callable[[str], None]  # shows what is running
 
     def run(self) -> None:
         """Run trials until there are enough, or no more."""
@@ -166,14 +167,17 @@ class Worker(NamedTuple):
     def report(self, trial: Trial, epoch: int, value: float) -> None:
         from optuna import TrialPruned
 
+        words = " ".join(words_of(trial))
+        self.status(f"trial {trial.number}: {self.metric} {value:.6g} after {epoch} epochs ({words})")
         trial.report(value, epoch)
         if trial.should_prune():
             raise TrialPruned
 
     def show(self, study: Study, trial: FrozenTrial) -> None:
         """A line for each trial that ends."""
-        what = trial.user_attrs.get("error", "").partition("\n")[0] or f"{self.metric} {shown_value(trial)}"
-        sys.stderr.write(f"trial {trial.number} {trial.state.name.lower()}: {what} ({' '.join(words_of(trial))})\n")
+        error, pruned = trial.user_attrs.get("error"), "" if trial.state.name == "COMPLETE" else " pruned"
+        what = f" failed: {error}".partition("\n")[0] if error else f"{pruned}: {self.metric} {shown_value(trial)}"
+        sys.stderr.write(f"trial {trial.number}{what} ({' '.join(words_of(trial))})\n")
 
 
 def retry(study: Study, trial: FrozenTrial) -> None:
@@ -183,7 +187,7 @@ def retry(study: Study, trial: FrozenTrial) -> None:
     RetryHeartbeatStaleTrialCallback()(study, trial)
 
 
-def words_of(trial: FrozenTrial) -> list[str]:
+def words_of(trial: Trial | FrozenTrial) -> list[str]:
     """The overrides that a trial has of its own."""
     return [f"{key}={value}" for key, value in trial.params.items()]
 
