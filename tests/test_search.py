@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import optuna
 import pytest
@@ -16,6 +17,7 @@ from optuna.trial import TrialState
 from vae_lab.runs.search_space import parse_space
 from vae_lab.utils.errors import UsageError
 
+ROOT = Path(__file__).parents[1]
 SEARCH = ("search.dir=study", "search.grace=3", *QUIET)
 LATENTS = "model.latent_dim=choice(2,3,4)"
 SAVES = "callbacks.last.every_n_seconds=0"
@@ -32,7 +34,7 @@ def states(study):
 def test_a_search_continues_shows_failures_and_repeats_the_best(command):
     wrong = ("model.latent_dim=choice(0,2,3)", "search/sampler=grid")  # 0 is refused by the run, not by the search
     done = command(*SEARCH, *wrong, "search.num_trials=1", module="vae_lab.search")
-    assert done.stderr.startswith("trial 0 ")
+    assert done.stderr.startswith("trial 0")
     done = command(*SEARCH, *wrong, module="vae_lab.search")  # until the grid is exhausted
     assert done.code == 0, done.stderr
     study = study_at(command.cwd / "study")
@@ -52,8 +54,12 @@ def test_a_search_continues_shows_failures_and_repeats_the_best(command):
 
 
 def test_hopeless_trials_are_pruned_and_count(command):
+    """In a space of the user's own folder."""
+    (command.cwd / "own/search").mkdir(parents=True)
+    (command.cwd / "own/search/mine.yaml").write_text(f"space: ['{LATENTS}']")
     pruner = ("search/pruner=null", "search.pruner={_target_: optuna.pruners.ThresholdPruner, lower: 1e4}")
-    done = command(*SEARCH, LATENTS, "trainer.max_epochs=2000", *pruner, "search.num_trials=2", module="vae_lab.search")
+    options = ("search=mine", "--config-dir", "own", "trainer.max_epochs=2000", "search.num_trials=2")
+    done = command(*SEARCH, *options, *pruner, module="vae_lab.search")
     assert done.code == 1 and "no trial" in done.stderr and "pruned after 1 epochs" in done.stdout
     study = study_at(command.cwd / "study")
     assert states(study) == [TrialState.PRUNED] * 2
@@ -110,6 +116,13 @@ def test_ctrl_c_stops_the_trial_which_is_tried_again(command):
 )
 def test_wrong_searches(command, overrides, words):
     refused(command(*SEARCH, *overrides, module="vae_lab.search"), *words)
+
+
+def test_help_names_every_space(command):
+    done = command("--help", module="vae_lab.search")
+    for file in (ROOT / "conf/search").glob("*.yaml"):
+        assert file.stem in done.stdout
+    assert "search.num_trials=50" in done.stdout and "  num_trials: 30" in done.stdout
 
 
 def test_a_space_in_hydras_syntax():

@@ -67,7 +67,7 @@ def search(config: DictConfig) -> None:
             sys.stderr.write(f"the same command continues the search {folder}\n")
             raise
         except ImportError as error:
-            raise UsageError(f"search.sampler={options.sampler._target_}: {error}") from error
+            raise UsageError(f"search.sampler={options.sampler._target_}: {error}\npip install it") from error
     print_results(study, space, metric, folder)
 
 
