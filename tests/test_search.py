@@ -60,7 +60,7 @@ def test_hopeless_trials_are_pruned_and_count(command):
     pruner = ("search/pruner=null", "search.pruner={_target_: optuna.pruners.ThresholdPruner, lower: 1e4}")
     options = ("search=mine", "--config-dir", "own", "trainer.max_epochs=2000", "search.num_trials=2")
     done = command(*SEARCH, *options, *pruner, module="vae_lab.search")
-    assert done.code == 1 and "no trial" in done.stderr and "pruned after 1 epochs" in done.stdout
+    assert done.code == 1 and "no trial" in done.stderr and "pruned at epoch 1" in done.stdout
     study = study_at(command.cwd / "study")
     assert states(study) == [TrialState.PRUNED] * 2
     assert study.trials[0].value is not None and (command.cwd / "study/1/checkpoints/last.ckpt").exists()
@@ -138,5 +138,6 @@ def test_a_space_in_hydras_syntax():
     }
     assert found["a"] == set("2345678") and found["+g"] == set("12345678")
     assert found["c"] == {"0.0", "0.25", "0.5", "0.75"} and found["d"] == {"[1,2]", "x"} and found["f"] == set("3579")
+    assert list(parse_space(["a=choice(1,2)"], ["b=1,2"], is_default=True).dimensions) == ["b"]
     with pytest.raises(UsageError, match="choice"):
         parse_space(["model=glob(*)"], [])

@@ -52,7 +52,8 @@ def search(config: DictConfig) -> None:
     require_optuna()
     options = config.search
     check(config)
-    space = parse_space(options.space, [*options.overrides, *_config_dirs()])
+    is_default = not any(word.startswith(("search=", "search.space=")) for word in HydraConfig.get().overrides.task)
+    space = parse_space(options.space, [*options.overrides, *_config_dirs()], is_default)
     metric = compose("train", hydra_words(space.example(), conf_dir())).optimized_metric
     folder = Path(options.dir).expanduser().absolute()
     with StopSignals() as stop_signals, Console(stderr=True).status(f"search {folder}") as status:
@@ -123,7 +124,7 @@ def print_results(study: Study, space: Space, metric: str, folder: Path) -> None
         table.add_column(name, overflow="fold")
     for trial in ranked:
         values = [f"{it:.4g}" if isinstance(it, float) else str(it) for it in map(trial.params.get, space.dimensions)]
-        pruned = f"pruned after {trial.last_step} epochs" if trial.state == TrialState.PRUNED else ""
+        pruned = f"pruned at epoch {trial.last_step}" if trial.state == TrialState.PRUNED else ""
         table.add_row(shown_value(trial), *values, pruned, str(folder / trial.user_attrs["run"]))
     console = Console(width=None if sys.stdout.isatty() else 160)  # no wrapping in a file
     console.print(table, highlight=False, markup=False)

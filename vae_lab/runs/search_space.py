@@ -36,12 +36,16 @@ class Space(NamedTuple):
         return [*self.fixed, *(f"{key}={value}" for key, value in firsts.items())]
 
 
-def parse_space(space: Sequence[str], overrides: Sequence[str]) -> Space:
-    """The space of a search and the overrides of its command line, which win. UsageError: there is nothing to vary."""
-    parsed: dict[str, Override] = {}
-    for word in (*space, *overrides):
-        (override,) = OverridesParser.create().parse_overrides([str(word)])
-        parsed[override.key_or_group] = override
+def parse_space(space: Sequence[str], overrides: Sequence[str], is_default: bool = False) -> Space:
+    """The space of a search and the overrides of its command line, which win.
+
+    is_default: the space was not asked for, and is ignored if the overrides have choices.
+    UsageError: there is nothing to vary.
+    """
+    parse = OverridesParser.create().parse_overrides
+    given = parse(list(overrides))
+    replaced = is_default and any(it.is_sweep_override() for it in given)
+    parsed = {it.key_or_group: it for it in (*([] if replaced else parse(list(space))), *given)}
     varied = {it.get_key_element(): it for it in parsed.values() if it.is_sweep_override()}
     if not varied:
         found = ", ".join(map(str, space)) or "nothing"

@@ -147,6 +147,9 @@ class Worker(NamedTuple):
                 retry(self.study, trial)
 
     def objective(self, trial: Trial) -> float:
+        """The value of a trial. TrialPruned, RunFailed, Interrupted: it has none."""
+        from optuna import TrialPruned
+
         try:
             words = self.space.sample(trial)
         except ValueError as error:
@@ -156,22 +159,23 @@ class Worker(NamedTuple):
             run = str(trial.number)
         trial.set_user_attr("run", run)
         try:
-            return run_trial(words, self.folder / run, self.metric, partial(self.report, trial), self.pause)
+            value = run_trial(words, self.folder / run, self.metric, partial(self.report, trial), self.pause)
         except RunFailed as error:
             trial.set_user_attr("error", str(error))
             raise
         except Interrupted:
             retry(self.study, self.study.get_trials(deepcopy=False)[trial.number])
             raise
+        if value is None:
+            raise TrialPruned
+        return value
 
-    def report(self, trial: Trial, epoch: int, value: float) -> None:
-        from optuna import TrialPruned
-
+    def report(self, trial: Trial, epoch: int, value: float) -> bool:
+        """Whether the pruner gives the trial up."""
         words = " ".join(words_of(trial))
         self.status(f"trial {trial.number}: {self.metric} {value:.6g} after {epoch} epochs ({words})")
         trial.report(value, epoch)
-        if trial.should_prune():
-            raise TrialPruned
+        return trial.should_prune()
 
     def show(self, study: Study, trial: FrozenTrial) -> None:
         """A line for each trial that ends."""

@@ -25,16 +25,16 @@ from vae_lab.utils.errors import RunFailed
 HEAVY = ("torch", "lightning.pytorch", "matplotlib.figure", "tensorboard", "torch.utils.tensorboard",
          "vae_lab.fit_prior", "vae_lab.callbacks.run_summary", "vae_lab.second_stage.prior_fit")  # fmt: skip
 OUTPUT = "output.txt"  # what a trial prints; removed if it completes
-POLL, PATIENCE = 0.2, 30.0  # seconds: between looks at the metrics, and for a stopped run to be saved
+POLL, PATIENCE = 0.5, 30.0  # seconds: between looks at the metrics, and for a stopped run to be saved
 
 
 def run_trial(
-    words: Sequence[str], run: Path, metric: str, report: Callable[[int, float], None], pause: Callable[[], None]
-) -> float:
-    """Train, or resume, the run directory `run` and return its `metric`.
+    words: Sequence[str], run: Path, metric: str, report: Callable[[int, float], bool], pause: Callable[[], None]
+) -> float | None:
+    """Train, or resume, the run directory `run` and return its `metric`; None if it was stopped as hopeless.
 
-    report: called with the epoch and the metric on the validation split after each validation; pause: often. What they
-    raise stops the run, with a checkpoint. RunFailed: with the message of the run.
+    report: whether the run is hopeless, by the epoch and the metric on the validation split; called after each
+    validation. pause: called often; what it raises stops the run, with a checkpoint. RunFailed: as the run.
     """
     if read_summary(run).get("status") != "completed":
         run.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,8 @@ def run_trial(
         process = _context().Process(target=_train, args=([*words, f"hydra.run.dir={run}", "resume=auto"], output))  # type: ignore[attr-defined]
         process.start()
         try:
-            _follow(process, run / "metrics.csv", metric.replace("test/", "val/"), report, pause)
+            if _is_hopeless(process, run / "metrics.csv", metric.replace("test/", "val/"), report, pause):
+                return None
         finally:
             _stop(process)
         if process.exitcode:
@@ -63,10 +64,10 @@ def _context() -> BaseContext:
     return context
 
 
-def _follow(
-    process: BaseProcess, table: Path, name: str, report: Callable[[int, float], None], pause: Callable[[], None]
-) -> None:
-    """Report the new rows of metrics.csv until the process ends."""
+def _is_hopeless(
+    process: BaseProcess, table: Path, name: str, report: Callable[[int, float], bool], pause: Callable[[], None]
+) -> bool:
+    """Whether a report says so before the process ends: of the new rows of metrics.csv, again and again."""
     seen, running = 0, True
     while running:
         process.join(POLL)
@@ -75,9 +76,10 @@ def _follow(
         text = table.read_text() if table.exists() else ""
         rows = list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))  # the last line may not be whole
         for row in rows[seen:]:
-            if row.get(name):
-                report(int(row["epoch"]), float(row[name]))
+            if row.get(name) and report(int(row["epoch"]), float(row[name])) and running:
+                return True
         seen = len(rows)
+    return False
 
 
 def _stop(process: BaseProcess) -> None:
