@@ -48,7 +48,6 @@ def test_a_search_continues_shows_failures_and_repeats_the_best(command):
     for changed, words in (
         ({LATENTS}, ["study", "another space", "search.dir"]),
         ({*wrong, "optimized_metric=val/kl"}, ["another metric"]),
-        ({*wrong, "seed=3"}, ["another overrides"]),
     ):
         refused(command(*SEARCH, *changed, module="vae_lab.search"), *words)
 
@@ -68,8 +67,8 @@ def test_hopeless_trials_are_pruned_and_count(command):
 
 def test_the_trial_of_a_killed_worker_is_resumed_by_another(command):
     """The other worker is a plain process, and forks its trials from a server of its own."""
-    options = [*SEARCH, LATENTS, SAVES, "search.num_trials=2", "trainer.max_epochs=30", "search/pruner=null"]
-    killed = command.start(*options, module="vae_lab.search")
+    options = [*SEARCH, LATENTS, "search.num_trials=2", "trainer.max_epochs=30", "search/pruner=null"]
+    killed = command.start(*options, SAVES, module="vae_lab.search")
     wait_for((command.cwd / "study/0/checkpoints/last.ckpt").exists)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
@@ -100,11 +99,7 @@ def test_ctrl_c_stops_the_trial_which_is_tried_again(command):
     ("overrides", "words"),
     [
         (["search.num_trials=0"], ["search.num_trials=0", "at least 1"]),
-        (["search=latent_dimm"], ["search=latent_dimm", "latent_dim"]),
         (["model.latent_dimm=choice(1,2)"], ["latent_dimm", "did you mean model.latent_dim?"]),
-        (["model.latent_dim=3"], ["search.space", "no choice", "interval(a,b)"]),
-        (["model.latent_dim=range(3,3)"], ["range is empty"]),
-        (["optimizer.lr=tag(log,interval(0,1))"], ["optimizer.lr", "low"]),
         (["search/sampler=grid", "optimizer.lr=interval(0.1,1)"], ["search.sampler", "step"]),
         (["search.sampler.seeed=3"], ["search.sampler.seeed", "seed"]),
         (["search.storage=sqlite:////nowhere/at/all.db"], ["search.storage", "unable to open"]),
@@ -139,5 +134,17 @@ def test_a_space_in_hydras_syntax():
     assert found["a"] == set("2345678") and found["+g"] == set("12345678")
     assert found["c"] == {"0.0", "0.25", "0.5", "0.75"} and found["d"] == {"[1,2]", "x"} and found["f"] == set("3579")
     assert list(parse_space(["a=choice(1,2)"], ["b=1,2"], is_default=True).dimensions) == ["b"]
-    with pytest.raises(UsageError, match="choice"):
-        parse_space(["model=glob(*)"], [])
+
+
+@pytest.mark.parametrize(
+    ("space", "overrides", "words"),
+    [
+        (["a=choice(1,2)"], ["a=3"], r"search.space: found a=choice\(1,2\), which leaves no choice"),
+        ([], ["a=range(3,3)"], "the range is empty"),
+        ([], ["a=tag(log,interval(0,1))"], "larger than 0"),
+        ([], ["model=glob(*)"], r"expected choice\(a,b\)"),
+    ],
+)
+def test_wrong_spaces(space, overrides, words):
+    with pytest.raises(UsageError, match=words):
+        parse_space(space, overrides)

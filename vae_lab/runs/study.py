@@ -6,6 +6,7 @@ again, from its checkpoint. `Study.optimize` sends them, which ask and tell woul
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections import Counter
@@ -20,7 +21,7 @@ from vae_lab.config.schema import LOWER_IS_BETTER
 from vae_lab.runs.resume import LAST_CHECKPOINT, exclusive_lock
 from vae_lab.runs.search_space import Space
 from vae_lab.runs.stored_config import MOVABLE
-from vae_lab.runs.trial import run_trial
+from vae_lab.runs.trial import key_of, run_trial
 from vae_lab.utils.errors import RunFailed, UsageError
 from vae_lab.utils.signals import Interrupted
 
@@ -29,15 +30,9 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 MAX_RETRIES = 5  # of a trial whose workers are killed, perhaps by the trial itself
-# Overrides in which the workers of a study may differ: where the data and the devices are, what is logged.
+# Keys of overrides in which the workers of a study may differ: where data and devices are, what is logged.
 OF_A_WORKER = (
-    *MOVABLE,
-    "trainer",
-    "trainer.accelerator",
-    "trainer.devices",
-    "trainer.num_threads",
-    "logger",
-    "callbacks",
+    rf"({'|'.join(MOVABLE)}|trainer|trainer\.(accelerator|devices|num_threads)|hydra\..*)$|(logger|callbacks)\b"
 )
 
 
@@ -78,9 +73,7 @@ def open_study(options: DictConfig, folder: Path, metric: str, space: Space) -> 
 
 def require_same(study: Study, metric: str, space: Space, folder: Path) -> None:
     """Store what a new study searches. UsageError: that of an old one is something else."""
-    fixed = sorted(
-        word for word in space.fixed if not word.lstrip("+~").startswith(tuple(f"{it}=" for it in OF_A_WORKER))
-    )
+    fixed = [word for word in sorted(space.fixed) if not re.match(OF_A_WORKER, key_of(word))]
     request = {"metric": metric, "space": space.words, "overrides": fixed}
     if "request" not in study.user_attrs and not study.get_trials(deepcopy=False):
         study.set_user_attr("request", request)

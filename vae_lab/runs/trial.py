@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import multiprocessing
 import os
+import re
 import runpy
 import signal
 import sys
@@ -19,7 +20,8 @@ from pathlib import Path
 
 from hydra.core.global_hydra import GlobalHydra
 
-from vae_lab.runs.resume import read_summary
+from vae_lab.runs.resume import LAST_CHECKPOINT, read_summary
+from vae_lab.runs.stored_config import MOVABLE, OVERRIDABLE_ON_RESUME
 from vae_lab.utils.errors import RunFailed
 
 HEAVY = ("torch", "lightning.pytorch", "matplotlib.figure", "tensorboard", "torch.utils.tensorboard",
@@ -39,7 +41,7 @@ def run_trial(
     if read_summary(run).get("status") != "completed":
         run.mkdir(parents=True, exist_ok=True)
         output = run / OUTPUT
-        process = _context().Process(target=_train, args=([*words, f"hydra.run.dir={run}", "resume=auto"], output))  # type: ignore[attr-defined]
+        process = _context().Process(target=_train, args=(_request(words, run), output))  # type: ignore[attr-defined]
         process.start()
         try:
             if _is_hopeless(process, run / "metrics.csv", metric.replace("test/", "val/"), report, pause):
@@ -55,6 +57,18 @@ def run_trial(
     if value is None:
         raise RunFailed(f"the run has no finite {metric}")
     return float(value)
+
+
+def key_of(word: str) -> str:
+    return word.lstrip("+~").partition("=")[0]
+
+
+def _request(words: Sequence[str], run: Path) -> list[str]:
+    """The overrides of a new run, or those to resume it with: of another worker, whose data may lie elsewhere."""
+    if not (run / LAST_CHECKPOINT).is_file():
+        return [*words, f"hydra.run.dir={run}"]
+    of_worker = [word for word in words if re.match(rf"({'|'.join(OVERRIDABLE_ON_RESUME)})\b", key_of(word))]
+    return [*of_worker, *(word for word in words if key_of(word) in MOVABLE), f"resume={run}", "trusted=true"]
 
 
 def _context() -> BaseContext:
