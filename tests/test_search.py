@@ -141,7 +141,7 @@ def test_a_space_in_hydras_syntax():
     [
         (["a=choice(1,2)"], ["a=3"], r"search.space: found a=choice\(1,2\), which leaves no choice"),
         ([], ["a=range(3,3)"], "the range is empty"),
-        ([], ["a=tag(log,interval(0,1))"], "larger than 0"),
+        ([], ["a=tag(log,interval(0,1))"], "low > 0"),
         ([], ["model=glob(*)"], r"expected choice\(a,b\)"),
     ],
 )
