@@ -7,6 +7,7 @@ The child runs the command's own `main` under its own argv, environment, folder 
 import gc
 import importlib
 import json
+import multiprocessing
 import os
 import runpy
 import signal
@@ -20,6 +21,7 @@ def child(request: dict) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(request["cwd"])
     os.environ.update(request["env"])
+    multiprocessing.set_start_method("fork")  # the trials of a search, too, start from what is imported
     sys.argv = [request["module"], *request["argv"]]
     code = 0
     try:

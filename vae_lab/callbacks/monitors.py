@@ -6,6 +6,7 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 
 from vae_lab.callbacks.checkpoint import BestCheckpoint
+from vae_lab.config.schema import LOWER_IS_BETTER
 from vae_lab.config.validation import names_to_choose
 from vae_lab.data.datamodule import ImageDataModule, has_validation
 from vae_lab.models.base import Model, parts_without_density
@@ -13,7 +14,6 @@ from vae_lab.objectives.objective import IMPORTANCE_WEIGHTED, Objective
 from vae_lab.utils.errors import UsageError
 
 TERMS = ("val/elbo", "val/log_px", "val/kl", "val/loss")
-LOWER_IS_BETTER = ("/loss", "/bits_per_dim")
 
 
 def chosen_monitor(node: DictConfig, model: Model, objective: Objective) -> dict[str, str]:

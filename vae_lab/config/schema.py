@@ -12,6 +12,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+LOWER_IS_BETTER = ("/loss", "/bits_per_dim")  # endings of metric names
+
 
 @dataclass
 class TrainerConfig:
@@ -171,11 +173,34 @@ class ExportConfig:
     trusted: bool = False
 
 
+@dataclass
+class SearchOptions:
+    """What a search varies, and where its study lies."""
+
+    space: list[str] = MISSING  # overrides with choice(), range(), interval()
+    num_trials: int = 30
+    dir: str = MISSING
+    storage: str | None = None
+    study: str | None = None
+    grace: int = 60  # seconds
+    overrides: list[str] = field(default_factory=list)
+    sampler: Any = MISSING
+    pruner: Any = None
+
+
+@dataclass
+class SearchConfig:
+    """Config of vae_lab.search."""
+
+    search: SearchOptions = field(default_factory=SearchOptions)
+
+
 # For `defaults: [schema, ...]` of a primary config.
 ConfigStore.instance().store(name="schema", node=Config)
 ConfigStore.instance().store(name="fit_prior_schema", node=FitPriorConfig)
 ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
 ConfigStore.instance().store(name="export_schema", node=ExportConfig)
+ConfigStore.instance().store(name="search_schema", node=SearchConfig)
 
 
 def conf_dir() -> str:

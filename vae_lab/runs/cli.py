@@ -34,7 +34,7 @@ from vae_lab.utils.signals import ForcedInterrupt, Interrupted
 T = TypeVar("T")
 TaskFunction = Callable[[DictConfig], object]
 FULL_ERROR = "HYDRA_FULL_ERROR"
-PATHS = (*MOVABLE, "data.labels", "resume", "init_from", "run", "hydra.run.dir", "hydra.sweep.dir")
+PATHS = (*MOVABLE, "data.labels", "resume", "init_from", "run", "hydra.run.dir", "hydra.sweep.dir", "search.dir")
 FLAGS_WITH_VALUE = (
     *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
     *("--info", "-i", "--experimental-rerun"),
