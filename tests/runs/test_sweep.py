@@ -10,6 +10,7 @@ import pytest
 from helpers.commands import QUIET
 from helpers.toy import write_conf
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 
 from vae_lab.config.schema import conf_dir
 from vae_lab.runs import resources
@@ -96,8 +97,9 @@ def test_every_launcher_runs_all_jobs_and_reports_the_failed_one(tmp_path, monke
     [("joblib", "joblib"), ("submitit_local", "slurm"), ("submitit_slurm", "slurm"), ("ray", "ray")],
 )
 def test_a_missing_plugin_names_its_extra(monkeypatch, launcher, extra):
+    Plugins.instance()  # registers those that are installed
     monkeypatch.delitem(ConfigStore.instance().repo["hydra"]["launcher"], f"{launcher}.yaml", raising=False)
-    with pytest.raises(UsageError, match=rf"(?s)hydra/launcher/{launcher}: .*pip install 'vae_lab\[{extra}\]'"):
+    with pytest.raises(UsageError, match=rf"(?s)hydra/launcher={launcher}: .*pip install 'vae_lab\[{extra}\]'"):
         compose_config("train", [f"hydra/launcher={launcher}"])
 
 

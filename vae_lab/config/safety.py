@@ -59,6 +59,8 @@ def require_harmless(config: Container, source: Path) -> None:
         if isinstance(node, dict) and node.get("_target_") in LOGGERS:
             # Loggers join their arguments to the run directory, and a path could lead out of it.
             for key, value in tree({**node, "_target_": ""}, where):
+                if key.endswith(".settings"):  # of W&B's own programs
+                    raise _refusal(key, f"{source} has settings of a logger")
                 is_uri = key.endswith(".tracking_uri") and TRACKING_URI.fullmatch(str(value))
                 if isinstance(value, str) and not is_uri and re.search(r"[/\\:~$]|\.\.", value):
                     raise _refusal(key, f"{source} lets a logger write outside the run directory: '{value}'")
