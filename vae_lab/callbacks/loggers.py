@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import singledispatch
 from importlib.util import find_spec
 from pathlib import Path
@@ -93,10 +93,29 @@ def build_loggers(nodes: Mapping[str, DictConfig | None], folder: Path, resumed_
             parts["purge_step"] = resumed_step + 1
         if package == "wandb" and node.get("id") is None:
             parts["id"] = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
-        if package == "mlflow" and node.get("tracking_uri") is None:  # Lightning's own default is a store of files
-            parts["tracking_uri"] = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+        if package == "mlflow":  # Lightning's own default is a store of files
+            default = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+            parts["tracking_uri"] = uri = node.get("tracking_uri") or default
+            _create_mlflow_experiment(uri, node.get("experiment_name", "vae_lab"), node.get("artifact_location"))
         loggers.append(build_node(node, **parts))
     return loggers
+
+
+def _create_mlflow_experiment(uri: str, name: str, artifacts: str | None) -> None:
+    """Create the tables of a SQLite store and the experiment: jobs that start together would each try to."""
+    from filelock import FileLock
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    file = uri.removeprefix("sqlite:///")
+    try:
+        with FileLock(f"{file}.lock") if file != uri else nullcontext():
+            client = MlflowClient(uri)
+            if client.get_experiment_by_name(name) is None:
+                client.create_experiment(name, artifacts)
+    except (MlflowException, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"logger.mlflow.tracking_uri={uri}: {reason}\nset it, or MLFLOW_TRACKING_URI") from error
 
 
 @contextmanager

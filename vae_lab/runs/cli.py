@@ -6,6 +6,7 @@ messages.
 
 import atexit
 import functools
+import gc
 import io
 import os
 import re
@@ -251,9 +252,11 @@ class _Command:
                 if HydraConfig.get().mode is RunMode.MULTIRUN:
                     record_failure(Path(HydraConfig.get().runtime.output_dir), message, code)
                 return None  # if raised, Hydra would add its own output, and end a sweep
-            finally:  # what the job has set for itself is not for the next one
+            finally:  # what the job has set for itself, and its model, are not for the next one
                 os.environ.clear()
                 os.environ.update(before)
+                if HydraConfig.get().mode is RunMode.MULTIRUN:
+                    gc.collect()
 
         return job
 
