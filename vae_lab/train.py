@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from vae_lab.runs.cli import run_command, run_in_process
 from vae_lab.runs.resume import AUTO, exclusive_lock, resume_checkpoint
 from vae_lab.runs.stored_config import CHANGED, is_run_override, resumed_config
+from vae_lab.runs.sweep import completed_metrics, is_job_of_resumed_sweep, remove_partial_results
 from vae_lab.utils.errors import RunFailed, UsageError, find_cause
 from vae_lab.utils.signals import StopSignals
 
@@ -54,13 +56,21 @@ def train(config: DictConfig) -> float | None:
         config.resume = str(folder) if resume_checkpoint(folder).is_file() else None
     elif config.resume is not None:
         config = resumed_config(config, overrides.task)
+    elif is_job_of_resumed_sweep():
+        if (metrics := completed_metrics(folder)) is not None:
+            return metrics.get(config.optimized_metric)
+        if resume_checkpoint(folder).is_file():
+            config.resume = str(folder)
+            config = resumed_config(config, ())
     with StopSignals() as stop_signals, exclusive_lock(folder):
         try:
+            if is_job_of_resumed_sweep():
+                remove_partial_results(folder)
             return _train(config, folder, stop_signals)
         except Exception as error:
             from vae_lab.callbacks.run_summary import memory_failure
 
-            if config.resume is None:
+            if config.resume is None and HydraConfig.get().mode is RunMode.RUN:
                 remove_refused(folder, any(word.startswith("hydra.run.dir=") for word in overrides.hydra))
             if (failure := memory_failure(error, config.data)) and not find_cause(error, RunFailed):
                 raise failure from error
@@ -86,6 +96,7 @@ def remove_refused(folder: Path, chosen: bool) -> None:
 def _train(config: DictConfig, folder: Path, stop_signals: StopSignals) -> float | None:
     silence_libraries()
     from vae_lab.callbacks.checkpoint import keeps_best
+    from vae_lab.callbacks.loggers import records_closed
     from vae_lab.callbacks.monitors import require_known_monitors
     from vae_lab.callbacks.run_summary import RunSummary
     from vae_lab.config.validation import check_targets
@@ -113,7 +124,7 @@ def _train(config: DictConfig, folder: Path, stop_signals: StopSignals) -> float
         accepts = f"++{CHANGED}=accept" in words
         prepare_resume(config.resume, checkpoint, folder, trainer, data, any(map(is_run_override, words)), accepts)
         log.info("resumed at step %d: %s", checkpoint["global_step"], " ".join(words))
-    with RunSummary(folder, config, trainer, module):
+    with RunSummary(folder, config, trainer, module), records_closed(trainer.loggers):
         trainer.fit(module, data, ckpt_path=resumed)
         stop_signals.raise_if_requested()
         if data.size("test"):
@@ -137,6 +148,7 @@ def assemble_trainer(
     resumed_step: TensorBoard hides what the run logged after it.
     """
     from vae_lab import callbacks
+    from vae_lab.callbacks.loggers import build_loggers
     from vae_lab.callbacks.monitors import chosen_monitor
     from vae_lab.training.build import build_node
 
@@ -145,14 +157,10 @@ def assemble_trainer(
         for name, node in (config.callbacks or {}).items()
         if node is not None
     }
-    loggers = []
-    for node in (config.logger or {}).values():
-        if node is not None:
-            purge = {"purge_step": resumed_step + 1} if "purge_step" in node and resumed_step is not None else {}
-            loggers.append(build_node(node, save_dir=str(folder), **purge))
+    loggers = build_loggers(config.logger or {}, folder, resumed_step)
     progress = callbacks.Progress(enabled=config.trainer.enable_progress_bar is not False)
     last = next((it for it in chosen.values() if isinstance(it, callbacks.LastCheckpoint)), None)
-    every = [callbacks.Throughput(), callbacks.MetricsCSV(), progress, *chosen.values()]
+    every = [callbacks.Throughput(), callbacks.MetricsCSV(), callbacks.LoggerRecords(), progress, *chosen.values()]
     trainer: Trainer = build_node(
         config.trainer,
         default_root_dir=str(folder),

@@ -75,7 +75,7 @@ def test_a_run_with_a_hostile_target_is_refused_though_it_trusts_itself(command,
         # What writes, runs functions or uses the network.
         *("vae_lab.utils.files.write_atomically", "vae_lab.runs.cli.run_command", "vae_lab.runs.run_dir.RunDirectory"),
         *("vae_lab.training.build.build_node", "lightning.Trainer", "lightning.pytorch.callbacks.LambdaCallback"),
-        *("lightning.pytorch.callbacks.ModelCheckpoint", "lightning.pytorch.loggers.WandbLogger"),
+        *("lightning.pytorch.callbacks.ModelCheckpoint", "lightning.pytorch.loggers.CometLogger"),
         # Names that only look allowed, and no names.
         *("vae_lab.modelsx.VAE", "torch.nnx.Linear", "vae_lab.models..VAE", "vae_lab.models.VAE "),
         *("vae_lab.models", "torch", "", "VAE", "${name}", 3, None, True, ["os.system"], {"name": "os.system"}),

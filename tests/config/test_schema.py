@@ -60,7 +60,7 @@ def test_every_key_is_in_sight_with_its_default_and_a_comment(file: str, schema:
     choices = {
         str(name).split("/")[0] for entry in written.pop("defaults", []) if OmegaConf.is_dict(entry) for name in entry
     }
-    defaults = {field.name: field.default for field in dataclasses.fields(schema)}
+    defaults = OmegaConf.to_container(OmegaConf.structured(schema))
     assert {key: value for key, value in defaults.items() if key in written} == written
     assert set(defaults) - set(written) <= choices
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -12,9 +11,9 @@ from pathlib import Path
 from typing import Any, Literal, Unpack, cast
 
 from lightning.pytorch import Callback, Trainer
-from PIL import Image
 
-from vae_lab.callbacks.tensorboard import add_encoded_image, add_model_graph, add_projector, writers
+from vae_lab.callbacks.loggers import add_picture
+from vae_lab.callbacks.tensorboard import add_model_graph, add_projector, writers
 from vae_lab.core import LatentSpec
 from vae_lab.data.datamodule import ImageDataModule, datamodule_of
 from vae_lab.figures.canvas import encode_gif, encode_png, figure_png
@@ -34,7 +33,7 @@ MAX_COORDINATES = 2**22  # images times latent dimensions: their principal compo
 
 
 class ImageLogger(Callback):
-    """Draws the model every few epochs or steps and at the end, as PNG in `<run>/images` and in TensorBoard.
+    """Draws the model every few epochs or steps and at the end, as PNG in `<run>/images` and in the loggers.
 
     During training: bare grids of samples, reconstructions and, with at most two latents, the latent space. At the end:
     all pictures, with titles and axes. Uses the evaluated weights (EMA if on) in evaluation mode, and leaves
@@ -250,7 +249,7 @@ def image_folder(trainer: Trainer) -> Path:
 
 
 def log_image(trainer: Trainer, tag: str, name: str, data: bytes) -> None:
-    """An encoded image, to a file and to TensorBoard."""
+    """An encoded image, to a file and to the loggers that show pictures."""
     write_atomically(image_folder(trainer) / name, data, flush=False)
-    for writer in writers(trainer):
-        add_encoded_image(writer, tag, data, Image.open(io.BytesIO(data)).size, trainer.global_step)
+    for logger in trainer.loggers:
+        add_picture(logger, tag, image_folder(trainer) / name, trainer.global_step)

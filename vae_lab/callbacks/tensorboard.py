@@ -36,15 +36,6 @@ def writers(trainer: Trainer) -> list[SummaryWriter]:
     return [cast(SummaryWriter, logger.experiment) for logger in loggers] if trainer.is_global_zero else []
 
 
-def add_encoded_image(writer: SummaryWriter, tag: str, data: bytes, size: tuple[int, int], step: int) -> None:
-    """Add an encoded PNG or GIF (add_image would encode it again, and does not support animations)."""
-    from tensorboard.compat.proto.summary_pb2 import Summary
-
-    width, height = size
-    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=data)
-    cast(Any, writer).file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
-
-
 def add_projector(
     writer: SummaryWriter, points: Tensor, images: Tensor, names: Sequence[str] | None, step: int
 ) -> None:

@@ -23,6 +23,8 @@ from vae_lab.utils.errors import UsageError, cause_chain, find_cause
 
 MESSAGE_LINES = 4
 WRONG_BEFORE_A_JOB = (HydraException, OSError, ValueError)
+LAUNCHER_EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
+MISSING_PLUGIN = rf"Could not load 'hydra/launcher/({'|'.join(LAUNCHER_EXTRAS)})'"
 OTHER_SETS = (
     "\nfor pictures of your own: data=folder data.folder=PATH"
     "\nfor a set of torchvision's: data=torchvision data.dataset=CelebA"
@@ -54,6 +56,8 @@ def _option_or_value(error: BaseException, place: str) -> str | None:
     """The message about an option of a group, or about the value of a key; None for other exceptions."""
     first_line = str(error).partition("\n")[0]
     match error:
+        case MissingConfigException() if missing := re.search(MISSING_PLUGIN, str(error)):
+            return f"hydra/launcher={missing[1]}: not installed\npip install 'vae_lab[{LAUNCHER_EXTRAS[missing[1]]}]'"
         case MissingConfigException(missing_cfg_file=str(missing), options=[_, *_] as options):
             group, _, option = missing.rpartition("/")
             names = names_to_choose(option, options, f"{group}=")

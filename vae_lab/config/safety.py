@@ -16,14 +16,17 @@ from vae_lab.config.validation import import_target, tree
 from vae_lab.utils.errors import UsageError
 
 # Packages whose public classes and functions a target may name, and single names: of Lightning, classes that take no
-# function, write only logs and use no network.
+# function and write only logs, here or on the server that the config names.
 PACKAGES = {
     *("torch.distributions", "torch.nn", "torch.nn.init", "torch.optim", "torch.optim.lr_scheduler"),
     *("vae_lab.callbacks", "vae_lab.data.sets", "vae_lab.data.transforms", "vae_lab.likelihoods", "vae_lab.models"),
     *("vae_lab.networks", "vae_lab.objectives", "vae_lab.objectives.regularizers", "vae_lab.posteriors"),
     *("vae_lab.priors", "vae_lab.second_stage", "vae_lab.training.optimizer", "vae_lab.training.trainer"),
 }
-LOGGERS = {f"lightning.pytorch.loggers.{name}" for name in ("CSVLogger", "TensorBoardLogger")}
+LOGGERS = {
+    f"lightning.pytorch.loggers.{name}" for name in ("CSVLogger", "MLFlowLogger", "TensorBoardLogger", "WandbLogger")
+}
+TRACKING_URI = re.compile(r"https?://[\w.:-]+/?|sqlite:///\w[\w.-]*")  # of MLFlowLogger: a server, a file here
 NAMES = {
     *LOGGERS,
     *(f"lightning.pytorch.callbacks.{name}" for name in ("DeviceStatsMonitor", "EarlyStopping", "LearningRateMonitor")),
@@ -56,7 +59,10 @@ def require_harmless(config: Container, source: Path) -> None:
         if isinstance(node, dict) and node.get("_target_") in LOGGERS:
             # Loggers join their arguments to the run directory, and a path could lead out of it.
             for key, value in tree({**node, "_target_": ""}, where):
-                if isinstance(value, str) and re.search(r"[/\\:~$]|\.\.", value):
+                if key.endswith(".settings"):  # of W&B's own programs
+                    raise _refusal(key, f"{source} has settings of a logger")
+                is_uri = key.endswith(".tracking_uri") and TRACKING_URI.fullmatch(str(value))
+                if isinstance(value, str) and not is_uri and re.search(r"[/\\:~$]|\.\.", value):
                     raise _refusal(key, f"{source} lets a logger write outside the run directory: '{value}'")
 
 

@@ -61,6 +61,11 @@ class TrainerConfig:
 
 
 @dataclass
+class SweepConfig:
+    resume: str | None = None  # a sweep directory: run the jobs that are missing, failed or interrupted
+
+
+@dataclass
 class Config:
     """One experiment; stored in each run directory as `.hydra/config.yaml`."""
 
@@ -79,6 +84,7 @@ class Config:
     logger: Any = None
     callbacks: Any = None
     second_stage: Any = None  # a prior fitted to the latents after training
+    sweep: SweepConfig = field(default_factory=SweepConfig)
 
 
 @dataclass

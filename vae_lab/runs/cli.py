@@ -6,9 +6,11 @@ messages.
 
 import atexit
 import functools
+import gc
 import io
 import os
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -28,13 +30,18 @@ from omegaconf import DictConfig, OmegaConf
 from vae_lab.config.schema import conf_dir
 from vae_lab.runs.run_dir import Refusal, register_resolvers
 from vae_lab.runs.stored_config import CHANGED, MOVABLE
+from vae_lab.runs.sweep import RESUME, SWEEP_FILE, record_failure, report_failures
 from vae_lab.utils.errors import RunFailed, UsageError, find_cause
 from vae_lab.utils.signals import ForcedInterrupt, Interrupted
 
 T = TypeVar("T")
 TaskFunction = Callable[[DictConfig], object]
 FULL_ERROR = "HYDRA_FULL_ERROR"
-PATHS = (*MOVABLE, "data.labels", "resume", "init_from", "run", "hydra.run.dir", "hydra.sweep.dir", "search.dir")
+PATHS = (
+    *(*MOVABLE, "data.labels", "resume", "init_from", "run", "sweep.resume", "search.dir"),
+    *("hydra.run.dir", "hydra.sweep.dir"),
+)
+LOCAL_LAUNCHER, BATCH_SIZE = "hydra/launcher=submitit_local", "hydra.sweeper.max_batch_size"
 FLAGS_WITH_VALUE = (
     *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
     *("--info", "-i", "--experimental-rerun"),
@@ -180,6 +187,8 @@ def hydra_words(words: Sequence[str], directory: str) -> list[str]:
         bool({"-m", "--multirun"} & {*flags}),
         any(re.match(r"resume=(?!auto$)", it) for it in overrides),
     )
+    if LOCAL_LAUNCHER in overrides and not any(word.startswith(BATCH_SIZE) for word in overrides):
+        overrides.insert(0, f"{BATCH_SIZE}=${{jobs_at_once:}}")  # it would start all jobs at the same time
     return [*(_hydra_word(word, directory, is_sweep, resumes) for word in overrides), *flags]
 
 
@@ -191,6 +200,8 @@ def _hydra_word(word: str, directory: str, is_sweep: bool, resumes: bool) -> str
     key, equals, value = word.partition("=")
     if value == "null" and key and Path(directory, key).is_dir():
         return f"{key}=[]"
+    if key == "hydra/launcher" and Path(directory, f"{key}/vae_lab_{value}.yaml").is_file():
+        return f"{key}=vae_lab_{value}"  # the plugin's launcher with settings of ours
     if resumes and key in (*MOVABLE, CHANGED):
         key = f"++{key}"
     if equals and key.lstrip("+") in PATHS and not re.fullmatch(r"[\w./:-]*|'.*'|\".*\"|.*\$\{.*", value, re.ASCII):
@@ -205,7 +216,7 @@ class _Command:
     def __init__(self, task: TaskFunction, directory: str) -> None:
         self.task, self.directory = task, directory
         self.full_error = os.environ.get(FULL_ERROR, "0")
-        self.failures: dict[Exception, int] = {}  # of jobs, with their exit codes
+        self.code = 0  # the largest exit code of the jobs in this process
 
     def run(self, main: Callable[[], object]) -> int:
         """Run Hydra's main and return the exit code."""
@@ -215,36 +226,45 @@ class _Command:
         except (KeyboardInterrupt, ForcedInterrupt) as stop:
             interrupted = find_cause(stop, ForcedInterrupt) or find_cause(stop, Interrupted)
             sys.stderr.write(f"{interrupted or 'interrupted'}\n")
+            self._report_sweep(complete=False)
             return interrupted.exit_code if interrupted else 130
         except (Exception, Refusal) as error:
-            if error not in self.failures:
-                return self._report(error, in_job=False)
+            code = self._report(error)[1]
+            return max(code, self.code, self._report_sweep(complete=False))
         finally:
             os.environ[FULL_ERROR] = self.full_error
-        return max(self.failures.values(), default=0)
+        return max(self.code, self._report_sweep())
 
     def job(self) -> TaskFunction:
-        """The task as Hydra calls it: a failure is reported at once, and the other jobs of a sweep continue."""
+        """The task as Hydra calls it, maybe in a worker of a launcher that runs several jobs of a sweep in turn.
+
+        A failure is reported at once, and the other jobs of a sweep continue.
+        """
 
         @functools.wraps(self.task)
         def job(config: DictConfig) -> object:
+            before = dict(os.environ)
             os.environ[FULL_ERROR] = self.full_error  # for the child processes of the job
             try:
                 return self.task(config)
             except Exception as error:
                 if find_cause(error, Interrupted) or find_cause(error, ForcedInterrupt):
                     raise KeyboardInterrupt from error  # an Exception would only end this job of a sweep
-                self.failures[error] = self._report(error, in_job=True)
+                message, code = self._report(error, in_job=True)
+                self.code = max(self.code, code)
                 if HydraConfig.get().mode is RunMode.MULTIRUN:
-                    raise  # the sweeper records the failure
-                return None  # if raised, Hydra would add its own output
-            finally:
-                os.environ[FULL_ERROR] = "1"
+                    record_failure(Path(HydraConfig.get().runtime.output_dir), message, code)
+                return None  # if raised, Hydra would add its own output, and end a sweep
+            finally:  # what the job has set for itself, and its model, are not for the next one
+                os.environ.clear()
+                os.environ.update(before)
+                if HydraConfig.get().mode is RunMode.MULTIRUN:
+                    gc.collect()
 
         return job
 
-    def _report(self, error: BaseException, in_job: bool) -> int:
-        """Print a message, or the traceback of a bug; returns the exit code."""
+    def _report(self, error: BaseException, in_job: bool = False) -> tuple[str, int]:
+        """Print a message, or the traceback of a bug; returns the message and the exit code."""
         from vae_lab.config.messages import usage_message
 
         wrong_request = usage_message(error, self.directory, in_job)
@@ -255,7 +275,18 @@ class _Command:
         else:
             lines = f"error: {_job_name() if in_job else ''}{message}".splitlines()
             sys.stderr.write("\n  ".join(lines) + "\n")
-        return 2 if wrong_request else 1
+        return message or f"{type(error).__name__}: {error}", 2 if wrong_request else 1
+
+    def _report_sweep(self, complete: bool = True) -> int:
+        """Print the failed jobs of a sweep, and how it is continued; returns their largest exit code, 0 without any."""
+        if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
+            return 0
+        folder = Path(HydraConfig.get().sweep.dir)
+        text, code = report_failures(folder)
+        if (folder / SWEEP_FILE).is_file() and (text or not complete):
+            text += f"to run what is left, add to the same command: {shlex.quote(f'{RESUME}={folder}')}\n"
+        sys.stderr.write(text)
+        return code
 
 
 def _job_name() -> str:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 # The hash of an experiment is independent of its paths, name, seed and length of training.
 KEYS_NOT_HASHED = {
-    "": ("name", "resume", "trusted", "seed"),
+    "": ("name", "resume", "trusted", "seed", "sweep"),
     "data": ("root", "folder", "file", "files", "labels", "cache_dir"),
     "trainer": ("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time"),
 }

@@ -23,7 +23,7 @@ AUTO = "auto"
 CONFIG_FILE = Path(".hydra", "config.yaml")
 LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
 LOCK_SECONDS = 3.0  # for the child processes of a killed process to exit
-KEYS_NOT_COMPARED = {"resume", "trusted", "name", "hydra"}  # by resume=auto
+KEYS_NOT_COMPARED = {"resume", "trusted", "name", "sweep", "hydra"}  # by resume=auto
 
 
 def run_dir_of(resume: str | Path) -> Path:

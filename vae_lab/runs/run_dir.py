@@ -15,8 +15,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from vae_lab.runs import resources
 from vae_lab.runs.resume import AUTO, is_unfinished, newest_unfinished, require_resumable
 from vae_lab.runs.stored_config import MOVABLE
+from vae_lab.runs.sweep import RESUME, is_job_of_resumed_sweep, prepare_resumed_sweep, store_config
 from vae_lab.utils.errors import UsageError
 
 
@@ -25,8 +27,10 @@ class Refusal(BaseException):
 
 
 def register_resolvers() -> None:
-    """Register `${run_name:}`: the name of the config, else of its experiment, else <model>-<data>."""
+    """Register `${run_name:}`, the name of the config, else of its experiment, else <model>-<data>; and resources."""
     OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
+    for resource in (resources.jobs_at_once, resources.threads_per_job, resources.gpus_per_job, resources.gpu_of_job):
+        OmegaConf.register_new_resolver(resource.__name__, resource, replace=True)
 
 
 def _run_name(*, _root_: DictConfig) -> str:
@@ -46,6 +50,11 @@ class RunDirectory(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         _set_directory(config, "sweep")
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        os.chdir(config.hydra.runtime.cwd)  # a worker of a cluster may start elsewhere
+        if is_job_of_resumed_sweep():
+            store_config(config)
 
 
 def find_data(config: DictConfig) -> None:
@@ -68,8 +77,12 @@ def _set_directory(config: DictConfig, kind: Literal["run", "sweep"]) -> None:
     resume = OmegaConf.select(config, "resume")
     try:
         if resume is not None and kind == "sweep":
-            raise UsageError(f"resume={resume}: a sweep cannot be resumed, only a single run\nremove --multirun")
-        resumed = _resumed_run(config, resume, folder, is_override)
+            raise UsageError(
+                f"resume={resume}: continues a single run\nremove --multirun; a sweep goes on by {RESUME}=DIRECTORY"
+            )
+        if (sweep := OmegaConf.select(config, RESUME)) is not None and kind == "run":
+            raise UsageError(f"{RESUME}={sweep}: continues a sweep\nadd --multirun, or resume=RUN for a single run")
+        resumed = _resumed_run(config, resume, folder, is_override) if sweep is None else prepare_resumed_sweep(config)
         chosen = resumed or (claim(folder) if is_override else create(folder))
     except OSError as error:
         found = f"cannot write the run directory {folder}: {error.strerror}"
@@ -77,10 +90,10 @@ def _set_directory(config: DictConfig, kind: Literal["run", "sweep"]) -> None:
     except UsageError as error:
         raise Refusal from error
     OmegaConf.update(config, key, str(chosen))
-    if resumed:
+    if kind == "sweep":  # the config of each job is composed anew, from the overrides, maybe in another folder
+        config.hydra.overrides.hydra.append(f"{key}='{chosen.resolve()}'")
+    elif resumed:
         config.hydra.output_subdir = None  # it keeps its stored config
-    elif kind == "sweep" and not is_override:  # the config of each job is composed anew, from the overrides
-        config.hydra.overrides.hydra.append(f"{key}='{chosen}'")
 
 
 def _resumed_run(config: DictConfig, resume: str | None, folder: Path, is_override: bool) -> Path | None:

@@ -56,8 +56,7 @@ def build_trainer(
     _refuse(_wrong_options(options, steps_per_execution, limits, num_threads, compile))
     devices = options.get("devices", 1)  # on this machine
     torch.set_num_threads(num_threads or cpu.num_threads(devices if isinstance(devices, int) else 1))
-    if matmul_precision is not None:
-        torch.set_float32_matmul_precision(matmul_precision)
+    torch.set_float32_matmul_precision(matmul_precision or "highest")  # an earlier job may have chosen another
     trainer = _lightning_trainer(options, default_root_dir, list(callbacks), list(logger), hold_best)
     _refuse(_wrong_devices(trainer, cuda_graphs))
     if trainer.strategy.root_device.type == "cpu":
