@@ -11,17 +11,20 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from helpers.commands import QUIET, Command
+from helpers.steps import SMALL_MLP, composed, images_of
 from torch import nn
 from torch.testing import assert_close
 
 from vae_lab import load
-from vae_lab.data.batches import EvaluationBatches
+from vae_lab.core import ImageSpec
 from vae_lab.metrics.elbo_sums import ElboSums
-from vae_lab.training.build import build_node
+from vae_lab.training.build import build_module, build_node
 from vae_lab.training.ddp import AllReduceStrategy
+from vae_lab.training.step import TrainingStep
+from vae_lab.utils.distributed import Share, all_reduce_mean
 from vae_lab.utils.rng import EVALUATE, seed_noise
 
-VALIDATED = 65  # in batches of 16: three for the first process, two for the second
+VALIDATED = 65  # in batches of 16: the last has an image for the first process only
 
 
 # --- averaging alone --------------------------------------------------------------------------------------
@@ -81,24 +84,72 @@ def test_every_process_starts_from_the_weights_and_buffers_of_the_first(averaged
         assert result["started"]["running_mean"].tolist() == [7.0] * 3
 
 
+# --- training steps ---------------------------------------------------------------------------------------
+
+# The mean of the losses over both processes is that of one process with batches twice as large.
+SAME = {
+    "augmented, binarised, corrupted": [*SMALL_MLP, "data.binarize=dynamic", "data.shift=1", "data.flip=true",
+                                        "data/corruption=masked"],
+    "several samples": [*SMALL_MLP, "objective.num_samples=3", "objective/bound=importance_weighted"],
+    "accumulated": [*SMALL_MLP, "optimizer.accumulate=2", "data.batch_size=4"],
+    "layers": ["model=ladder", "model.latent_dim=2", "model.layers=[1,1]", "objective.num_samples=2"],
+    "relaxed codes": ["model=spatial", "model/posterior=relaxed_categorical", "model/prior=uniform_codes",
+                      "model.latent_dim=2", "objective.num_samples=2"],
+    "sphere": [*SMALL_MLP, "model/posterior=von_mises_fisher", "model/prior=uniform_sphere"],
+}  # fmt: skip
+
+
+def losses(overrides: list[str], share: Share) -> list[float]:
+    """Of 20 steps in float64, the sixth of them on 7 images and the eleventh on one."""
+    config = composed(*overrides)
+    data, settings = build_node(config.data), build_node(config.optimizer)
+    module = build_module(config, data, ImageSpec(1, 8, 8, 2), 100, settings).double().train()
+    strategy = type("Strategy", (AllReduceStrategy,), {"world_size": share.world_size})()
+    reduce = strategy.reduce_gradients if share.world_size > 1 else None
+    size = 8 // share.world_size // settings.accumulate
+    step = TrainingStep(module.model, module.objective, module.preprocess, module.configure_optimizers(), settings,
+                        size, 20, 0, share, reduce_gradients=reduce)  # fmt: skip
+    records = [step(images_of({5: 7, 10: 1}.get(i, 8), seed=i), i).terms for i in range(20)]
+    return [float(all_reduce_mean(terms)[0]) for terms in records]
+
+
+def train_share(rank: int, store: str, overrides: list[str], found: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    torch.save(losses(overrides, Share(rank, 2)), f"{found}{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_twenty_steps_of_two_processes_have_the_losses_of_one(case, tmp_path, monkeypatch, one_thread):
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # densities are float32 in every precision
+    torch.set_default_dtype(torch.float64)
+    try:
+        names = (str(tmp_path / "store"), SAME[case], str(tmp_path / "found"))
+        torch.multiprocessing.start_processes(train_share, names, 2, start_method="fork")
+        one = losses(SAME[case], Share())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for rank in (0, 1):
+        assert torch.load(tmp_path / f"found{rank}.pt") == pytest.approx(one, rel=1e-12)
+    assert one[-1] != one[-2]
+
+
 # --- a whole run ------------------------------------------------------------------------------------------
 
 
 def evaluated_on_one(run: Path) -> dict[str, float]:
-    """Validation of the saved best weights by this one process, with the noise that each of the two had."""
+    """Validation of the saved best weights by this one process."""
     lab = load(run, trusted=True)  # its config names a class of this file
     data, objective = build_node(lab.config.data), build_node(lab.config.objective, spec=None)
     data.setup()
     sums = ElboSums.for_latents(lab.model.latents)
-    for rank in (0, 1):
-        batches = EvaluationBatches(data._splits["val"], data.eval_batch_size, rank, 2)
-        for number, batch in enumerate(batches):
-            seed_noise(torch.device("cpu"), 0, EVALUATE, rank, number)
-            x = data.preprocess.evaluate(batch.images)
-            trace = lab.model(x)
-            terms = objective.terms(trace, x)
-            loss, _ = objective(lab.model.regularizer_inputs(trace, x, None), terms, objective.weights_at(6, 6))
-            sums.update(trace, terms, loss)
+    for number, batch in enumerate(data.val_dataloader()):
+        seed_noise(torch.device("cpu"), 0, EVALUATE, 0, number)
+        x = data.preprocess.evaluate(batch.images)
+        trace = lab.model(x)
+        terms = objective.terms(trace, x)
+        loss, _ = objective(lab.model.regularizer_inputs(trace, x, None), terms, objective.weights_at(6, 6))
+        sums.update(trace, terms, loss)
     assert int(sums.count) == VALIDATED
     return {f"val/{name}": float(value) for name, value in sums.compute().items()}
 

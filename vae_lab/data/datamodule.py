@@ -53,7 +53,7 @@ class ImageDataModule(LightningDataModule):
     """Batches of the images of a data set.
 
     source: loads the images, at the first `load()` or `setup()`.
-    batch_size: training images per batch on each device. eval_batch_size: the same for validation and test.
+    batch_size: training images per batch on each device. eval_batch_size: images per batch of validation and test.
     binarize, flip, shift, zoom, hue, corruption: see `Preprocess`. binarize_seed: seed of the pixels sampled under
     `fixed`, and of validation and test under `dynamic`. device_resident: keep the training images on the accelerator
     (`auto`: if they fit in a quarter of its free memory).
@@ -128,7 +128,7 @@ class ImageDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Load the images and sample the fixed binarisation. Raises UsageError."""
         self.load()
-        num_devices = self._world()["world_size"]
+        num_devices = self._num_processes
         for split in SPLITS:
             if split not in self._splits:
                 self._splits[split] = self._prepare_split(split)
@@ -161,15 +161,17 @@ class ImageDataModule(LightningDataModule):
         return replace(split, pixels=split.pixels.to(device), indices=split.indices.to(device), labels=labels)
 
     @property
+    def _num_processes(self) -> int:
+        return 1 if self.trainer is None else self.trainer.world_size
+
+    @property
     def step_size(self) -> int:
-        """Images per optimiser step on one device."""
-        return self.batch_size * self._training.accumulate
+        """Images per optimiser step, of all processes together."""
+        return self.batch_size * self._training.accumulate * self._num_processes
 
     @property
     def steps_per_epoch(self) -> int:
-        return steps_per_epoch(
-            self.size("train"), self.step_size, self._world()["world_size"], self._training.limit_steps
-        )
+        return steps_per_epoch(self.size("train"), self.step_size, self._training.limit_steps)
 
     def train_dataloader(self) -> TrainingBatches:
         """The remaining batches of the epoch that contains `trainer.global_step`."""
@@ -187,7 +189,6 @@ class ImageDataModule(LightningDataModule):
             boundaries=call_boundaries(trainer),
             last_step=final_step(trainer, self.steps_per_epoch),
             repeat=self._training.repeat,
-            **self._world(),
         )
 
     def val_dataloader(self) -> EvaluationBatches | list[Any]:
@@ -199,12 +200,7 @@ class ImageDataModule(LightningDataModule):
     def _evaluation(self, split: Split) -> EvaluationBatches | list[Any]:
         """Batches of the split in order; an empty list if it is empty."""
         part = self._splits[split]
-        return EvaluationBatches(part, self.eval_batch_size, **self._world()) if len(part) else []
-
-    def _world(self) -> dict[str, int]:
-        if self.trainer is None:
-            return {"rank": 0, "world_size": 1}
-        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+        return EvaluationBatches(part, self.eval_batch_size) if len(part) else []
 
     def first_images(self, split: Split, num_images: int | None = None) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Batches of the first images of a split (None: all), preprocessed as for evaluation, alike in every process.
