@@ -3,6 +3,10 @@
 import csv
 import json
 import math
+import os
+import runpy
+import socket
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,6 +22,7 @@ from torch.testing import assert_close
 from vae_lab import load
 from vae_lab.core import ImageSpec
 from vae_lab.metrics.elbo_sums import ElboSums
+from vae_lab.runs.resume import read_summary
 from vae_lab.training.build import build_module, build_node
 from vae_lab.training.ddp import AllReduceStrategy
 from vae_lab.training.step import TrainingStep
@@ -156,14 +161,16 @@ def evaluated_on_one(run: Path) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def run(warm, tmp_path_factory):
-    """A run on two processes, of a likelihood that keeps a running average beside the weights."""
+    """Of a sweep whose jobs have two processes each, the second; its likelihood keeps a running average."""
     devices = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true")
     likelihood = ("model/likelihood=gaussian_optimal", "data.binarize=none", "optimizer.ema_decay=0.5")
     data = ("data.shift=1", f"data.val_size={VALIDATED}", "trainer.limit_val_batches=null")
     keep = "+callbacks.keep._target_=helpers.named.KeepState"
-    done = Command(warm, tmp_path_factory.mktemp("ddp"))(*QUIET, *devices, *likelihood, *data, keep)
-    assert done.code == 0, done.stderr[-4000:]
-    return done.run, done.stdout + done.stderr
+    jobs = ("-m", "optimizer.lr=1e30,1e-3")  # the first one fails
+    done = Command(warm, tmp_path_factory.mktemp("ddp"))(*QUIET, *devices, *likelihood, *data, keep, *jobs)
+    failed, run = sorted(path.parent for path in done.cwd.glob("outputs/sweeps/*/*/summary.json"))
+    assert (done.code, read_summary(failed)["status"]) == (1, "failed"), done.stderr[-4000:]
+    return run, done.stdout + done.stderr
 
 
 def states(folder: Path) -> list[dict]:
@@ -172,7 +179,8 @@ def states(folder: Path) -> list[dict]:
 
 def test_two_processes_make_one_run(run):
     folder, _ = run
-    assert len([path for path in folder.parent.iterdir() if path.is_dir()]) == 1
+    assert [path.name for path in sorted(folder.parent.iterdir()) if path.is_dir()] == ["0", "1"]
+    assert not [path for path in folder.iterdir() if "process" in path.name]
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "completed" and summary["device"] == "2 x cpu"
     assert (summary["epochs"], summary["steps"]) == (2, 6)
@@ -212,3 +220,45 @@ def test_the_validation_is_that_of_the_saved_weights_over_each_image_once(run):
 
 def test_the_log_is_free_of_advice_about_several_devices(run):
     assert "sync_dist" not in run[1]
+
+
+# --- torchrun ---------------------------------------------------------------------------------------------
+
+
+def started_by_torchrun(rank: int, folder: str, port: int, words: list[str]) -> None:
+    """A process of two, with the variables that torchrun sets."""
+    os.chdir(folder)
+    os.environ |= {"TORCHELASTIC_RUN_ID": "run", "TORCHELASTIC_RESTART_COUNT": "0", "GROUP_RANK": "0",
+                   "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+    sys.stderr = Path(f"output{rank}.txt").open("w", buffering=1)  # noqa: SIM115
+    sys.argv = ["vae_lab.train", *words]
+    code = 0
+    try:
+        runpy.run_module("vae_lab.train", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        code = end.code
+    sys.stderr.flush()
+    os._exit(code)
+
+
+@pytest.mark.parametrize(("words", "code", "message"), [
+    (["trainer=ddp", "trainer.accelerator=cpu", "trainer.precision=32-true"], None, ""),
+    (["trainer=cpu"], 2, "torchrun started 2 processes under trainer.strategy=auto: use trainer=ddp"),
+    (["-m", "seed=1,2"], 2, "a sweep under torchrun"),
+    (["trainer=ddp", "hydra.run.dir=taken"], 2, "taken: already holds a run"),
+])  # fmt: skip
+def test_torchrun_starts_one_run_and_a_refusal_is_said_once(words, code, message, tmp_path):
+    (tmp_path / "taken" / ".hydra").mkdir(parents=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = (str(tmp_path), port, [*QUIET, *words])
+    processes = torch.multiprocessing.start_processes(started_by_torchrun, arguments, 2, False, start_method="fork")
+    for process in processes.processes:
+        process.join(60)
+    said = [(tmp_path / f"output{rank}.txt").read_text() for rank in (0, 1)]
+    assert [process.exitcode for process in processes.processes] == [code or 0] * 2, said
+    assert message in said[0] and "error" not in said[1]
+    assert len([*tmp_path.glob("outputs/*/*/summary.json")]) == (code is None)
+    assert not [*tmp_path.glob("outputs/*/*/.hydra")] or code is None
