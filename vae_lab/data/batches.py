@@ -14,7 +14,8 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from vae_lab.utils.rng import epoch_permutation
+from vae_lab.data.images import BlockPixels
+from vae_lab.utils.rng import block_permutation, epoch_permutation
 
 SECONDS_PER_CALL = 0.1  # long enough to hide the trainer's overhead, short enough to react to Ctrl-C
 
@@ -30,12 +31,18 @@ class Batch(NamedTuple):
 class ImageSplit:
     """One split: the rows `indices` of the tensor of all images."""
 
-    pixels: Tensor  # uint8, (N, C, H, W)
+    pixels: Tensor | BlockPixels  # uint8, (N, C, H, W)
     indices: Tensor  # int64, (n,)
     labels: Tensor | None  # int64, (N,)
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def order(self, seed: int, epoch: int) -> Tensor:
+        """The rows of `pixels` in the order of an epoch, (n,)."""
+        if isinstance(self.pixels, Tensor):
+            return self.indices[epoch_permutation(len(self), seed, epoch)]
+        return self.indices[block_permutation(len(self), self.pixels.block_size, self.pixels.window, seed, epoch)]
 
     def batch(self, rows: Tensor) -> Batch:
         """The images at these rows of `pixels`."""
@@ -105,7 +112,7 @@ class TrainingBatches:
 
     def _rows(self, epoch: int) -> Tensor:
         """The rows in the order of the epoch."""
-        return self.split.indices[epoch_permutation(len(self.split), self.seed, 0 if self.repeat else epoch)]
+        return self.split.order(self.seed, 0 if self.repeat else epoch)
 
     def _batches(self, rows: Tensor, start: int, end: int) -> list[Batch]:
         """The batches of steps start, ..., end - 1: gathered at once, then sliced."""
