@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import warnings
 from pathlib import Path
 from typing import Unpack
 
@@ -62,7 +63,13 @@ class ShardedPixels:
         self.shape = torch.Size((sum(described.sizes), *described.shape))
         self.block_size, self.window, self.checksum = described.block_size, window, described.checksum
         self._items = StreamingDataset(str(folder), shuffle=False)
-        self._block = functools.lru_cache(2 * window)(self._items.__getitem__)
+        self._block = functools.lru_cache(2 * window)(self._read)
+
+    def _read(self, number: int) -> Tensor:
+        """A copy of a block: litdata's tensor is a read-only view of a chunk that it may close."""
+        with warnings.catch_warnings(action="ignore"):
+            block: Tensor = self._items[number]
+            return block.clone()
 
     @property
     def nbytes(self) -> int:
