@@ -5,6 +5,7 @@ import json
 import math
 import os
 import runpy
+import shutil
 import socket
 import sys
 from datetime import timedelta
@@ -216,6 +217,14 @@ def test_the_validation_is_that_of_the_saved_weights_over_each_image_once(run):
     best = json.loads((run[0] / "summary.json").read_text())["best_metrics"]
     expected = evaluated_on_one(run[0])
     assert {name: best[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+
+
+def test_two_processes_resume_their_run(run, command, tmp_path):
+    shutil.copytree(run[0], tmp_path / "copy")
+    done = command("resume=copy", "trainer.max_epochs=3", "trusted=true")  # its config names a class of this file
+    assert done.code == 0, done.stderr
+    summary = read_summary(tmp_path / "copy")
+    assert (summary["status"], summary["steps"], summary["device"]) == ("completed", 9, "2 x cpu")
 
 
 def test_the_log_is_free_of_advice_about_several_devices(run):
