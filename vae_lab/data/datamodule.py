@@ -17,6 +17,7 @@ from vae_lab.core import ImageSpec
 from vae_lab.data.batches import EvaluationBatches, ImageSplit, StepsPerCall, TrainingBatches, steps_per_epoch
 from vae_lab.data.images import SPLITS, DecodedImages, Split
 from vae_lab.data.transforms import Binarize, Corruption, Preprocess, binarize_fixed
+from vae_lab.utils.distributed import Share
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.rng import BINARIZE, mix
 
@@ -238,6 +239,11 @@ def datamodule_of(trainer: Trainer) -> ImageDataModule:
     """The data module attached to the trainer."""
     data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning at run time
     return data
+
+
+def share_of(trainer: Trainer) -> Share:
+    """The share of this process in every batch."""
+    return Share(trainer.global_rank, trainer.world_size)
 
 
 def has_validation(trainer: Trainer, data: ImageDataModule | None = None) -> bool:

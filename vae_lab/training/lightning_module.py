@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from vae_lab.data.batches import Batch
-from vae_lab.data.datamodule import datamodule_of, final_step, has_validation, is_within_epoch
+from vae_lab.data.datamodule import datamodule_of, final_step, has_validation, is_within_epoch, share_of
 from vae_lab.data.images import Split
 from vae_lab.data.transforms import Preprocess
 from vae_lab.metrics.diagnostics import Diagnostics
@@ -29,7 +29,6 @@ from vae_lab.training.resume import continue_at_step
 from vae_lab.training.step import TrainingStep, term_names
 from vae_lab.training.step_log import StepLog
 from vae_lab.training.trainer import best_by
-from vae_lab.utils.distributed import Share
 from vae_lab.utils.stopwatch import Stopwatch
 
 log = logging.getLogger("vae_lab")
@@ -117,7 +116,7 @@ class VAEModule(LightningModule):
             batch_size=self.batch_size,
             total_steps=self._total_steps(),
             seed=self.seed,
-            share=self._share,
+            share=share_of(self.trainer),
             average=self.average,
             reduce_gradients=strategy.reduce_gradients if isinstance(strategy, AllReduceStrategy) else None,
             compile=self.compile_step,
@@ -134,10 +133,6 @@ class VAEModule(LightningModule):
 
     def _total_steps(self) -> int | None:
         return final_step(self.trainer, datamodule_of(self.trainer).steps_per_epoch)
-
-    @property
-    def _share(self) -> Share:
-        return Share(self.trainer.global_rank, self.trainer.world_size)
 
     def training_step(self, call: list[Batch], batch_idx: int) -> None:
         """Run the optimiser steps of one call; read back from the device only every `log_every_n_steps`."""
@@ -249,7 +244,7 @@ class VAEModule(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         weights = self.objective.weights_at(max(self.global_step - 1, 0), self._total_steps())  # of the last step
         with torch.autocast(self.device.type, enabled=False):  # in float32, as a loaded model
-            self.evaluation.add(self.evaluation_model, batch, weights, batch_idx, self._share)
+            self.evaluation.add(self.evaluation_model, batch, weights, batch_idx, share_of(self.trainer))
 
     test_step = validation_step
 

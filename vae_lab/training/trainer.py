@@ -129,14 +129,7 @@ def _wrong_options(
         yield f"trainer.accelerator={accelerator}: expected auto, cpu or gpu"
     if (strategy := options.get("strategy", "auto")) not in ("auto", "ddp"):
         yield f"trainer.strategy={strategy}: expected auto, or ddp for one process a device{SHARDED.get(strategy, '')}"
-    started = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
-    if started > 1 and strategy != "ddp":
-        yield f"torchrun started {started} processes under trainer.strategy={strategy}: use trainer=ddp"
-    if options.get("num_nodes", 1) > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
-        yield (
-            f"trainer.num_nodes={options['num_nodes']}: start the processes of several machines by torchrun:\n"
-            "torchrun --nnodes 2 --nproc-per-node 8 --rdzv-endpoint HOST:29400 -m vae_lab.train trainer=ddp ..."
-        )
+    yield from _wrong_processes(strategy, options.get("num_nodes", 1))
     if accelerator in GPU_NAMES and not torch.cuda.is_available():
         yield (
             f"trainer.accelerator={accelerator}: no CUDA device is visible to torch {torch.__version__} here.\n"
@@ -165,6 +158,18 @@ def _wrong_options(
         )
     if compile and not torch.cuda.is_available():
         yield from _missing_compiler()
+
+
+def _wrong_processes(strategy: str, num_nodes: int) -> Iterator[str]:
+    """Messages about processes that nobody would start, or that would not know of each other."""
+    started = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    if started > 1 and strategy != "ddp":
+        yield f"torchrun started {started} processes under trainer.strategy={strategy}: use trainer=ddp"
+    if num_nodes > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield (
+            f"trainer.num_nodes={num_nodes}: start the processes of several machines by torchrun:\n"
+            "torchrun --nnodes 2 --nproc-per-node 8 --rdzv-endpoint HOST:29400 -m vae_lab.train trainer=ddp ..."
+        )
 
 
 def _wrong_numbers(
