@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from vae_lab.runs.cli import run_command, run_in_process
+from vae_lab.runs.processes import device_processes, is_first_process
 from vae_lab.runs.resume import AUTO, exclusive_lock, resume_checkpoint
 from vae_lab.runs.stored_config import CHANGED, is_run_override, resumed_config
 from vae_lab.runs.sweep import completed_metrics, is_job_of_resumed_sweep, remove_partial_results
@@ -70,7 +71,7 @@ def train(config: DictConfig) -> float | None:
         except Exception as error:
             from vae_lab.callbacks.run_summary import memory_failure
 
-            if config.resume is None and HydraConfig.get().mode is RunMode.RUN:
+            if config.resume is None and HydraConfig.get().mode is RunMode.RUN and is_first_process():
                 remove_refused(folder, any(word.startswith("hydra.run.dir=") for word in overrides.hydra))
             if (failure := memory_failure(error, config.data)) and not find_cause(error, RunFailed):
                 raise failure from error
@@ -103,6 +104,7 @@ def _train(config: DictConfig, folder: Path, stop_signals: StopSignals) -> float
     from vae_lab.fit_prior import fit_to_run
     from vae_lab.runs.checkpoint_io import BEST, load_checkpoint
     from vae_lab.training.build import build, initialize_from
+    from vae_lab.training.ddp import AllReduceStrategy
     from vae_lab.training.resume import REQUIRED_STATE, prepare_resume
 
     check_targets(config)
@@ -124,7 +126,12 @@ def _train(config: DictConfig, folder: Path, stop_signals: StopSignals) -> float
         accepts = f"++{CHANGED}=accept" in words
         prepare_resume(config.resume, checkpoint, folder, trainer, data, any(map(is_run_override, words)), accepts)
         log.info("resumed at step %d: %s", checkpoint["global_step"], " ".join(words))
-    with RunSummary(folder, config, trainer, module), records_closed(trainer.loggers):
+    num_processes = trainer.num_devices if isinstance(trainer.strategy, AllReduceStrategy) else 0
+    with (
+        device_processes(num_processes, folder),
+        RunSummary(folder, config, trainer, module),
+        records_closed(trainer.loggers),
+    ):
         trainer.fit(module, data, ckpt_path=resumed)
         stop_signals.raise_if_requested()
         if data.size("test"):

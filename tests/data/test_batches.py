@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vae_lab.data.batches import EvaluationBatches, ImageSplit, StepsPerCall, TrainingBatches, steps_per_epoch
+from vae_lab.utils.distributed import Share
 from vae_lab.utils.rng import epoch_permutation
 
 MOST_IMAGES = 60
@@ -25,7 +26,7 @@ def numbers(batch) -> list[int]:
 
 
 def calls_of(split: ImageSplit, step_size: int = 4, at: int = 0, k: int = 1, limit=None, **options) -> TrainingBatches:
-    steps = steps_per_epoch(len(split), step_size, options.get("world_size", 1), limit)
+    steps = steps_per_epoch(len(split), step_size, limit)
     options = {"seed": 0, "steps_per_call": StepsPerCall(k), "clock": lambda: at} | options
     return TrainingBatches(split, step_size, steps, **options)
 
@@ -105,24 +106,12 @@ def test_calls_are_as_long_as_may_be_and_end_at_boundaries_the_epoch_and_the_las
     assert step == max(start, final)
 
 
-@given(count=st.integers(3, MOST_IMAGES), step_size=st.integers(1, 20), world_size=st.integers(1, 3))
-def test_devices_cover_every_image_together_in_equally_many_steps(count, step_size, world_size):
-    split, steps = split_of(count), steps_per_epoch(count, step_size, world_size, None)
-    ranks = [
-        flat(calls_of(split, step_size, at=2 * steps, rank=rank, world_size=world_size)) for rank in range(world_size)
-    ]
-    assert len({tuple(len(step) for step in steps) for steps in ranks}) == 1
-    assert len(ranks[0]) == steps
-    shown = joined(joined(ranks))
-    assert set(shown) == set(split.indices.tolist())
-    assert len(shown) - count == -count % world_size  # repeated: only what makes devices equal
-
-
-def test_devices_share_what_one_device_shows_in_a_step():
-    """Two devices at batch 4 show in each step the images that one device shows at batch 8."""
-    one = flat(calls_of(split_of(32), 8))
-    two = [flat(calls_of(split_of(32), 4, rank=rank, world_size=2)) for rank in (0, 1)]
-    assert [sorted(step) for step in one] == [sorted(a + b) for a, b in zip(*two, strict=True)]
+@given(total=st.integers(1, 40), world_size=st.integers(1, 5))
+def test_the_shares_of_a_batch_are_its_images_once_and_their_weighted_mean_its_mean(total, world_size):
+    shares = [Share(rank, world_size) for rank in range(world_size)]
+    parts = [(share.weight(total), torch.arange(float(total))[share.rows(total)]) for share in shares]
+    assert sorted(torch.cat([part for weight, part in parts if weight]).tolist()) == list(range(total))
+    assert sum(weight * part.mean() for weight, part in parts) / world_size == pytest.approx((total - 1) / 2)
 
 
 def test_labels_stay_with_their_images_and_may_be_missing():
@@ -140,30 +129,27 @@ def test_iterating_again_asks_the_clock_again():
     assert second_epoch != first and sorted(joined(second_epoch)) == sorted(joined(first))
 
 
-@given(count=st.integers(1, MOST_IMAGES), batch_size=st.integers(1, 70), world_size=st.integers(1, 4))
-def test_evaluation_shows_each_image_once_over_devices_and_in_order_on_one(count, batch_size, world_size):
-    split, shown = split_of(count), []
-    for rank in range(world_size):
-        batches = EvaluationBatches(split, batch_size, rank, world_size)
-        found = [numbers(batch) for batch in batches]
-        assert len(found) == len(batches)
-        assert all(len(batch) == batch_size for batch in found[:-1])
-        shown += joined(found)
-    assert sorted(shown) == sorted(split.indices.tolist())
-    assert world_size > 1 or shown == split.indices.tolist()
+@given(count=st.integers(1, MOST_IMAGES), batch_size=st.integers(1, 70))
+def test_evaluation_shows_each_image_once_in_order(count, batch_size):
+    split = split_of(count)
+    batches = EvaluationBatches(split, batch_size)
+    found = [numbers(batch) for batch in batches]
+    assert len(found) == len(batches)
+    assert all(len(batch) == batch_size for batch in found[:-1])
+    assert joined(found) == split.indices.tolist()
 
 
 @pytest.mark.parametrize(
     ("arguments", "steps"),
     [
-        ((100, 10, 1, None), 10),
-        ((101, 10, 1, None), 11),
-        ((100, 10, 3, None), 4),
-        ((100, 10, 1, 3), 3),
-        ((100, 10, 1, 300), 10),
-        ((100, 10, 1, 0.35), 3),
-        ((100, 10, 1, 0.01), 1),
-        ((100, 10, 2, 0.5), 2),
+        ((100, 10, None), 10),
+        ((101, 10, None), 11),
+        ((100, 30, None), 4),
+        ((100, 10, 3), 3),
+        ((100, 10, 300), 10),
+        ((100, 10, 0.35), 3),
+        ((100, 10, 0.01), 1),
+        ((100, 20, 0.5), 2),
     ],
 )
 def test_the_length_of_an_epoch(arguments, steps):

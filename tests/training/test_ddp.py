@@ -3,6 +3,11 @@
 import csv
 import json
 import math
+import os
+import runpy
+import shutil
+import socket
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,17 +16,21 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from helpers.commands import QUIET, Command
+from helpers.steps import SMALL_MLP, composed, images_of
 from torch import nn
 from torch.testing import assert_close
 
 from vae_lab import load
-from vae_lab.data.batches import EvaluationBatches
+from vae_lab.core import ImageSpec
 from vae_lab.metrics.elbo_sums import ElboSums
-from vae_lab.training.build import build_node
+from vae_lab.runs.resume import read_summary
+from vae_lab.training.build import build_module, build_node
 from vae_lab.training.ddp import AllReduceStrategy
+from vae_lab.training.step import TrainingStep
+from vae_lab.utils.distributed import Share, all_reduce_mean
 from vae_lab.utils.rng import EVALUATE, seed_noise
 
-VALIDATED = 65  # in batches of 16: three for the first process, two for the second
+VALIDATED = 65  # in batches of 16: the last has an image for the first process only
 
 
 # --- averaging alone --------------------------------------------------------------------------------------
@@ -81,38 +90,88 @@ def test_every_process_starts_from_the_weights_and_buffers_of_the_first(averaged
         assert result["started"]["running_mean"].tolist() == [7.0] * 3
 
 
+# --- training steps ---------------------------------------------------------------------------------------
+
+# The mean of the losses over both processes is that of one process with batches twice as large.
+SAME = {
+    "augmented, binarised, corrupted": [*SMALL_MLP, "data.binarize=dynamic", "data.shift=1", "data.flip=true",
+                                        "data/corruption=masked"],
+    "several samples": [*SMALL_MLP, "objective.num_samples=3", "objective/bound=importance_weighted"],
+    "accumulated": [*SMALL_MLP, "optimizer.accumulate=2", "data.batch_size=4"],
+    "layers": ["model=ladder", "model.latent_dim=2", "model.layers=[1,1]", "objective.num_samples=2"],
+    "relaxed codes": ["model=spatial", "model/posterior=relaxed_categorical", "model/prior=uniform_codes",
+                      "model.latent_dim=2", "objective.num_samples=2"],
+    "sphere": [*SMALL_MLP, "model/posterior=von_mises_fisher", "model/prior=uniform_sphere"],
+}  # fmt: skip
+
+
+def losses(overrides: list[str], share: Share) -> list[float]:
+    """Of 20 steps in float64, the sixth of them on 7 images and the eleventh on one."""
+    config = composed(*overrides)
+    data, settings = build_node(config.data), build_node(config.optimizer)
+    module = build_module(config, data, ImageSpec(1, 8, 8, 2), 100, settings).double().train()
+    strategy = type("Strategy", (AllReduceStrategy,), {"world_size": share.world_size})()
+    reduce = strategy.reduce_gradients if share.world_size > 1 else None
+    size = 8 // share.world_size // settings.accumulate
+    step = TrainingStep(module.model, module.objective, module.preprocess, module.configure_optimizers(), settings,
+                        size, 20, 0, share, reduce_gradients=reduce)  # fmt: skip
+    records = [step(images_of({5: 7, 10: 1}.get(i, 8), seed=i), i).terms for i in range(20)]
+    return [float(all_reduce_mean(terms)[0]) for terms in records]
+
+
+def train_share(rank: int, store: str, overrides: list[str], found: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    torch.save(losses(overrides, Share(rank, 2)), f"{found}{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_twenty_steps_of_two_processes_have_the_losses_of_one(case, tmp_path, monkeypatch, one_thread):
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # densities are float32 in every precision
+    torch.set_default_dtype(torch.float64)
+    try:
+        names = (str(tmp_path / "store"), SAME[case], str(tmp_path / "found"))
+        torch.multiprocessing.start_processes(train_share, names, 2, start_method="fork")
+        one = losses(SAME[case], Share())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for rank in (0, 1):
+        assert torch.load(tmp_path / f"found{rank}.pt") == pytest.approx(one, rel=1e-12)
+    assert one[-1] != one[-2]
+
+
 # --- a whole run ------------------------------------------------------------------------------------------
 
 
 def evaluated_on_one(run: Path) -> dict[str, float]:
-    """Validation of the saved best weights by this one process, with the noise that each of the two had."""
+    """Validation of the saved best weights by this one process."""
     lab = load(run, trusted=True)  # its config names a class of this file
     data, objective = build_node(lab.config.data), build_node(lab.config.objective, spec=None)
     data.setup()
     sums = ElboSums.for_latents(lab.model.latents)
-    for rank in (0, 1):
-        batches = EvaluationBatches(data._splits["val"], data.eval_batch_size, rank, 2)
-        for number, batch in enumerate(batches):
-            seed_noise(torch.device("cpu"), 0, EVALUATE, rank, number)
-            x = data.preprocess.evaluate(batch.images)
-            trace = lab.model(x)
-            terms = objective.terms(trace, x)
-            loss, _ = objective(lab.model.regularizer_inputs(trace, x, None), terms, objective.weights_at(6, 6))
-            sums.update(trace, terms, loss)
+    for number, batch in enumerate(data.val_dataloader()):
+        seed_noise(torch.device("cpu"), 0, EVALUATE, 0, number)
+        x = data.preprocess.evaluate(batch.images)
+        trace = lab.model(x)
+        terms = objective.terms(trace, x)
+        loss, _ = objective(lab.model.regularizer_inputs(trace, x, None), terms, objective.weights_at(6, 6))
+        sums.update(trace, terms, loss)
     assert int(sums.count) == VALIDATED
     return {f"val/{name}": float(value) for name, value in sums.compute().items()}
 
 
 @pytest.fixture(scope="module")
 def run(warm, tmp_path_factory):
-    """A run on two processes, of a likelihood that keeps a running average beside the weights."""
+    """Of a sweep whose jobs have two processes each, the second; its likelihood keeps a running average."""
     devices = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true")
     likelihood = ("model/likelihood=gaussian_optimal", "data.binarize=none", "optimizer.ema_decay=0.5")
     data = ("data.shift=1", f"data.val_size={VALIDATED}", "trainer.limit_val_batches=null")
     keep = "+callbacks.keep._target_=helpers.named.KeepState"
-    done = Command(warm, tmp_path_factory.mktemp("ddp"))(*QUIET, *devices, *likelihood, *data, keep)
-    assert done.code == 0, done.stderr[-4000:]
-    return done.run, done.stdout + done.stderr
+    jobs = ("-m", "optimizer.lr=1e30,1e-3")  # the first one fails
+    done = Command(warm, tmp_path_factory.mktemp("ddp"))(*QUIET, *devices, *likelihood, *data, keep, *jobs)
+    failed, run = sorted(path.parent for path in done.cwd.glob("outputs/sweeps/*/*/summary.json"))
+    assert (done.code, read_summary(failed)["status"]) == (1, "failed"), done.stderr[-4000:]
+    return run, done.stdout + done.stderr
 
 
 def states(folder: Path) -> list[dict]:
@@ -121,7 +180,8 @@ def states(folder: Path) -> list[dict]:
 
 def test_two_processes_make_one_run(run):
     folder, _ = run
-    assert len([path for path in folder.parent.iterdir() if path.is_dir()]) == 1
+    assert [path.name for path in sorted(folder.parent.iterdir()) if path.is_dir()] == ["0", "1"]
+    assert not [path for path in folder.iterdir() if "process" in path.name]
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "completed" and summary["device"] == "2 x cpu"
     assert (summary["epochs"], summary["steps"]) == (2, 6)
@@ -159,5 +219,55 @@ def test_the_validation_is_that_of_the_saved_weights_over_each_image_once(run):
     assert {name: best[name] for name in expected} == pytest.approx(expected, rel=1e-5)
 
 
+def test_two_processes_resume_their_run(run, command, tmp_path):
+    shutil.copytree(run[0], tmp_path / "copy")
+    done = command("resume=copy", "trainer.max_epochs=3", "trusted=true")  # its config names a class of this file
+    assert done.code == 0, done.stderr
+    summary = read_summary(tmp_path / "copy")
+    assert (summary["status"], summary["steps"], summary["device"]) == ("completed", 9, "2 x cpu")
+
+
 def test_the_log_is_free_of_advice_about_several_devices(run):
     assert "sync_dist" not in run[1]
+
+
+# --- torchrun ---------------------------------------------------------------------------------------------
+
+
+def started_by_torchrun(rank: int, folder: str, port: int, words: list[str]) -> None:
+    """A process of two, with the variables that torchrun sets."""
+    os.chdir(folder)
+    os.environ |= {"TORCHELASTIC_RUN_ID": "run", "TORCHELASTIC_RESTART_COUNT": "0", "GROUP_RANK": "0",
+                   "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+    sys.stderr = Path(f"output{rank}.txt").open("w", buffering=1)  # noqa: SIM115
+    sys.argv = ["vae_lab.train", *words]
+    code = 0
+    try:
+        runpy.run_module("vae_lab.train", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        code = end.code
+    sys.stderr.flush()
+    os._exit(code)
+
+
+@pytest.mark.parametrize(("words", "code", "message"), [
+    (["trainer=ddp", "trainer.accelerator=cpu", "trainer.precision=32-true"], None, ""),
+    (["trainer=cpu"], 2, "torchrun started 2 processes under trainer.strategy=auto: use trainer=ddp"),
+    (["-m", "seed=1,2"], 2, "a sweep under torchrun"),
+    (["trainer=ddp", "hydra.run.dir=taken"], 2, "taken: already holds a run"),
+])  # fmt: skip
+def test_torchrun_starts_one_run_and_a_refusal_is_said_once(words, code, message, tmp_path):
+    (tmp_path / "taken" / ".hydra").mkdir(parents=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = (str(tmp_path), port, [*QUIET, *words])
+    processes = torch.multiprocessing.start_processes(started_by_torchrun, arguments, 2, False, start_method="fork")
+    for process in processes.processes:
+        process.join(60)
+    said = [(tmp_path / f"output{rank}.txt").read_text() for rank in (0, 1)]
+    assert [process.exitcode for process in processes.processes] == [code or 0] * 2, said
+    assert message in said[0] and "error" not in said[1]
+    assert len([*tmp_path.glob("outputs/*/*/summary.json")]) == (code is None)
+    assert not [*tmp_path.glob("outputs/*/*/.hydra")] or code is None

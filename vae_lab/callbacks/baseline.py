@@ -79,7 +79,7 @@ def _compare(trainer: Trainer, module: Any, num_latents: int) -> tuple[dict[str,
         return (x.flatten(1) for x, _ in _images(module, data, "train", count))
 
     fitted = fit_baseline(rows, num_latents, model.image.num_dims, data.size("train"))
-    num_tested = int(sum(trainer.num_test_batches)) * data.eval_batch_size * trainer.world_size
+    num_tested = int(sum(trainer.num_test_batches)) * data.eval_batch_size
     tested = _images(module, data, "test", min(num_tested, data.size("test")))
     ours, theirs = _test(model, fitted.pca, fitted.mean.view(model.image.shape), tested, module.device)
     ours = {f"test/{name}": value for name, value in ours.items()}

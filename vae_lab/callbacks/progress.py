@@ -72,7 +72,7 @@ class Progress(Callback):
         data, seconds, steps = datamodule_of(trainer), now - self._shown_at, trainer.global_step - self._shown_step
         self._shown_at, self._shown_step = now, trainer.global_step
         epoch, done = divmod(trainer.global_step, data.steps_per_epoch)
-        rate = steps * data.step_size * trainer.world_size / seconds
+        rate = steps * data.step_size / seconds
         terms = format_terms(pl_module.metrics, "train", ("elbo", "kl"))  # fits 80 columns with the rest of the bar
         last = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
         shown = f"{terms} {rate:,.0f} images/s"

@@ -50,7 +50,7 @@ class Throughput(Callback):
         if self._started is None or not steps:
             return None
         seconds, self._started = watch.training_clock() - self._started, None
-        images = min(steps * data.step_size * trainer.world_size, data.size("train"))
+        images = min(steps * data.step_size, data.size("train"))
         watch.num_images += images
         watch.seconds["training"] += seconds
         return images / max(seconds, 1e-9)

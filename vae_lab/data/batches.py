@@ -1,5 +1,6 @@
 """Batches as slices of one tensor; their order is a pure function of the seed and the optimiser step.
 
+Every process gets the batches of all, and trains on its share of each (`utils.distributed.Share`).
 No length, no worker processes, no state: an iterator starts at the trainer's `global_step`.
 """
 
@@ -11,10 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
-from vae_lab.utils.rng import epoch_permutation
+from vae_lab.data.images import BlockPixels
+from vae_lab.utils.rng import block_permutation, epoch_permutation
 
 SECONDS_PER_CALL = 0.1  # long enough to hide the trainer's overhead, short enough to react to Ctrl-C
 
@@ -30,12 +31,18 @@ class Batch(NamedTuple):
 class ImageSplit:
     """One split: the rows `indices` of the tensor of all images."""
 
-    pixels: Tensor  # uint8, (N, C, H, W)
+    pixels: Tensor | BlockPixels  # uint8, (N, C, H, W)
     indices: Tensor  # int64, (n,)
     labels: Tensor | None  # int64, (N,)
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def order(self, seed: int, epoch: int) -> Tensor:
+        """The rows of `pixels` in the order of an epoch, (n,)."""
+        if isinstance(self.pixels, Tensor):
+            return self.indices[epoch_permutation(len(self), seed, epoch)]
+        return self.indices[block_permutation(len(self), self.pixels.block_size, self.pixels.window, seed, epoch)]
 
     def batch(self, rows: Tensor) -> Batch:
         """The images at these rows of `pixels`."""
@@ -71,7 +78,7 @@ class StepsPerCall:
 class TrainingBatches:
     """Iterable over the rest of the current epoch: each item is the list of batches of one call of the trainer.
 
-    step_size: images per optimiser step on this device. clock: returns the index of the next optimiser step.
+    step_size: images per optimiser step, of all devices together. clock: returns the index of the next optimiser step.
     boundaries: calls end at every multiple of these step counts (logging, pictures, checkpoints). last_step: no call
     continues past it. repeat: every epoch has the batches of the first.
     """
@@ -85,8 +92,6 @@ class TrainingBatches:
     boundaries: Sequence[int] = ()
     last_step: int | None = None
     repeat: bool = False
-    rank: int = 0
-    world_size: int = 1
 
     def __iter__(self) -> Iterator[list[Batch]]:
         self.steps_per_call.asked_at = None  # so that a validation in between is not timed as a slow step
@@ -106,12 +111,8 @@ class TrainingBatches:
         return batch
 
     def _rows(self, epoch: int) -> Tensor:
-        """This device's rows in the order of the epoch; the first rows repeat if the devices do not divide them."""
-        order = self.split.indices[epoch_permutation(len(self.split), self.seed, 0 if self.repeat else epoch)]
-        if self.world_size == 1:
-            return order
-        missing = -len(order) % self.world_size
-        return torch.cat((order, order[:missing]))[self.rank :: self.world_size]
+        """The rows in the order of the epoch."""
+        return self.split.order(self.seed, 0 if self.repeat else epoch)
 
     def _batches(self, rows: Tensor, start: int, end: int) -> list[Batch]:
         """The batches of steps start, ..., end - 1: gathered at once, then sliced."""
@@ -131,28 +132,23 @@ class TrainingBatches:
 
 @dataclass(frozen=True)
 class EvaluationBatches:
-    """A split in order, each image once; images are interleaved over the devices, without duplicates."""
+    """A split in order, each image once."""
 
     split: ImageSplit
     batch_size: int
-    rank: int = 0
-    world_size: int = 1
 
     def __len__(self) -> int:
-        return math.ceil(len(self._rows()) / self.batch_size)
+        return math.ceil(len(self.split) / self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        for rows in self._rows().split(self.batch_size):
+        for rows in self.split.indices.split(self.batch_size):
             if len(rows):
                 yield self.split.batch(rows)
 
-    def _rows(self) -> Tensor:
-        return self.split.indices[self.rank :: self.world_size]
 
-
-def steps_per_epoch(num_images: int, step_size: int, world_size: int, limit: int | float | None) -> int:
-    """Optimiser steps per epoch; limit: maximum number or fraction of steps (Lightning's limit_train_batches)."""
-    steps = math.ceil(num_images / (step_size * world_size))
+def steps_per_epoch(num_images: int, step_size: int, limit: int | float | None) -> int:
+    """Steps of `step_size` images per epoch; limit: their maximum, or a fraction (Lightning's limit_train_batches)."""
+    steps = math.ceil(num_images / step_size)
     if limit is None:
         return steps
     return max(1, min(steps, limit if isinstance(limit, int) else int(steps * limit)))

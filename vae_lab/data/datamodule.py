@@ -17,6 +17,7 @@ from vae_lab.core import ImageSpec
 from vae_lab.data.batches import EvaluationBatches, ImageSplit, StepsPerCall, TrainingBatches, steps_per_epoch
 from vae_lab.data.images import SPLITS, DecodedImages, Split
 from vae_lab.data.transforms import Binarize, Corruption, Preprocess, binarize_fixed
+from vae_lab.utils.distributed import Share
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.rng import BINARIZE, mix
 
@@ -53,7 +54,7 @@ class ImageDataModule(LightningDataModule):
     """Batches of the images of a data set.
 
     source: loads the images, at the first `load()` or `setup()`.
-    batch_size: training images per batch on each device. eval_batch_size: the same for validation and test.
+    batch_size: training images per batch on each device. eval_batch_size: images per batch of validation and test.
     binarize, flip, shift, zoom, hue, corruption: see `Preprocess`. binarize_seed: seed of the pixels sampled under
     `fixed`, and of validation and test under `dynamic`. device_resident: keep the training images on the accelerator
     (`auto`: if they fit in a quarter of its free memory).
@@ -105,6 +106,8 @@ class ImageDataModule(LightningDataModule):
     def checksum(self) -> int:
         """CRC-32 of the pixels (a regular selection of 256 MB if there are more), their number and their labels."""
         pixels, labels = self.images.pixels, self.images.labels
+        if not isinstance(pixels, Tensor):
+            return pixels.checksum
         found = zlib.crc32(pixels[:: math.ceil(pixels.nbytes / 2**28) or 1].contiguous().numpy().data)
         found = zlib.crc32(repr(tuple(pixels.shape)).encode(), found)
         return found if labels is None else zlib.crc32(labels.contiguous().numpy().data, found)
@@ -128,7 +131,7 @@ class ImageDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Load the images and sample the fixed binarisation. Raises UsageError."""
         self.load()
-        num_devices = self._world()["world_size"]
+        num_devices = self._num_processes
         for split in SPLITS:
             if split not in self._splits:
                 self._splits[split] = self._prepare_split(split)
@@ -152,7 +155,7 @@ class ImageDataModule(LightningDataModule):
 
     def _move_to_device(self, split: ImageSplit, device: torch.device) -> ImageSplit:
         """Move the split to the accelerator if `device_resident` is true, or `auto` and it fits."""
-        if device.type != "cuda" or self.device_resident is False:
+        if device.type != "cuda" or self.device_resident is False or not isinstance(split.pixels, Tensor):
             return split
         fits = split.pixels.nbytes < RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
         if self.device_resident == "auto" and not fits:
@@ -161,15 +164,17 @@ class ImageDataModule(LightningDataModule):
         return replace(split, pixels=split.pixels.to(device), indices=split.indices.to(device), labels=labels)
 
     @property
+    def _num_processes(self) -> int:
+        return 1 if self.trainer is None else self.trainer.world_size
+
+    @property
     def step_size(self) -> int:
-        """Images per optimiser step on one device."""
-        return self.batch_size * self._training.accumulate
+        """Images per optimiser step, of all processes together."""
+        return self.batch_size * self._training.accumulate * self._num_processes
 
     @property
     def steps_per_epoch(self) -> int:
-        return steps_per_epoch(
-            self.size("train"), self.step_size, self._world()["world_size"], self._training.limit_steps
-        )
+        return steps_per_epoch(self.size("train"), self.step_size, self._training.limit_steps)
 
     def train_dataloader(self) -> TrainingBatches:
         """The remaining batches of the epoch that contains `trainer.global_step`."""
@@ -187,7 +192,6 @@ class ImageDataModule(LightningDataModule):
             boundaries=call_boundaries(trainer),
             last_step=final_step(trainer, self.steps_per_epoch),
             repeat=self._training.repeat,
-            **self._world(),
         )
 
     def val_dataloader(self) -> EvaluationBatches | list[Any]:
@@ -199,12 +203,7 @@ class ImageDataModule(LightningDataModule):
     def _evaluation(self, split: Split) -> EvaluationBatches | list[Any]:
         """Batches of the split in order; an empty list if it is empty."""
         part = self._splits[split]
-        return EvaluationBatches(part, self.eval_batch_size, **self._world()) if len(part) else []
-
-    def _world(self) -> dict[str, int]:
-        if self.trainer is None:
-            return {"rank": 0, "world_size": 1}
-        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+        return EvaluationBatches(part, self.eval_batch_size) if len(part) else []
 
     def first_images(self, split: Split, num_images: int | None = None) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Batches of the first images of a split (None: all), preprocessed as for evaluation, alike in every process.
@@ -240,6 +239,11 @@ def datamodule_of(trainer: Trainer) -> ImageDataModule:
     """The data module attached to the trainer."""
     data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning at run time
     return data
+
+
+def share_of(trainer: Trainer) -> Share:
+    """The share of this process in every batch."""
+    return Share(trainer.global_rank, trainer.world_size)
 
 
 def has_validation(trainer: Trainer, data: ImageDataModule | None = None) -> bool:

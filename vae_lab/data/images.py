@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -25,8 +25,23 @@ class Factors(NamedTuple):
     categorical: tuple[bool, ...]  # F: whether the values of a factor have no order
 
 
+class BlockPixels(Protocol):
+    """Images (N, C, H, W), uint8, stored in blocks that are read when they are needed."""
+
+    shape: torch.Size
+    block_size: int  # images of a block
+    window: int  # blocks whose images are shuffled together
+    checksum: int
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def index_select(self, dim: int, index: Tensor) -> Tensor:
+        """The images at these rows, in memory."""
+
+
 class DecodedImages(NamedTuple):
-    pixels: Tensor  # uint8, (N, C, H, W); in memory or memory-mapped
+    pixels: Tensor | BlockPixels  # uint8, (N, C, H, W); in memory, memory-mapped or in blocks
     splits: Mapping[Split, Tensor]  # int64 indices into pixels; a split may be empty
     labels: Tensor | None = None  # int64, (N,)
     class_names: tuple[str, ...] = ()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, Independent, kl_divergence
 from torch.distributions.kl import register_kl
-from torch.nn.functional import gumbel_softmax, one_hot
+from torch.nn.functional import one_hot
 
 from vae_lab.core import Codes
 from vae_lab.distributions.base import Delta, UnvalidatedDistribution
@@ -92,8 +92,10 @@ class OneHotCategoricals(UnvalidatedDistribution):
         if self.temperature is None:
             indices = self.index_distribution.sample(shape)
             samples = one_hot(indices, self._logits.shape[-1]).float()
-        else:  # torch's RelaxedOneHotCategorical validates its parts, whatever it is told: a read from the device
-            samples = gumbel_softmax(self._logits.expand(*shape, *self._logits.shape), self.temperature)
+        else:  # torch's RelaxedOneHotCategorical reads from the device, and gumbel_softmax hides its noise from `Share`
+            logits = self._logits.expand(*shape, *self._logits.shape)
+            gumbels = -torch.empty_like(logits, memory_format=torch.contiguous_format).exponential_().log()
+            samples = ((logits + gumbels) / self.temperature).softmax(-1)
         first = len(shape) + 1
         return samples.movedim(-1, first + 1).flatten(first, first + 1)
 

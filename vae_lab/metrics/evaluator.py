@@ -11,6 +11,7 @@ from vae_lab.metrics.diagnostics import Diagnostics
 from vae_lab.metrics.elbo_sums import ElboSums, bits_per_dim
 from vae_lab.models.base import LabelledBatches, Model, fit_likelihood
 from vae_lab.objectives.objective import Objective, Weights
+from vae_lab.utils.distributed import ONE_PROCESS, Share
 from vae_lab.utils.rng import EVALUATE, FIT, seed_noise
 
 
@@ -43,11 +44,17 @@ class SplitEvaluator:
         model.train(training)
         self.fitted_at = step
 
-    def add(self, model: Model, batch: Batch, weights: Weights, rank: int, number: int) -> None:
-        """Add batch `number` of process `rank`, uint8 images (B, C, H, W). weights: only used in the loss."""
-        seed_noise(self.sums.device, self.seed, EVALUATE, rank, number)
-        x, y = self.preprocess.evaluate(batch.images), batch.labels if model.conditional else None
-        trace = model(x, self.objective.num_samples, y)
+    def add(self, model: Model, batch: Batch, weights: Weights, number: int, share: Share = ONE_PROCESS) -> None:
+        """Add the share of a process in batch `number`, uint8 images (B, C, H, W). weights: only used in the loss."""
+        total = len(batch.images)
+        if not share.weight(total):
+            return
+        own = share.rows(total)
+        seed_noise(self.sums.device, self.seed, EVALUATE, 0, number)
+        x = self.preprocess.evaluate(batch.images[own])
+        y = batch.labels[own] if model.conditional and batch.labels is not None else None
+        with share.noise(total, self.objective.num_samples):
+            trace = model(x, self.objective.num_samples, y)
         terms = self.objective.terms(trace, x)
         loss, _ = self.objective(model.regularizer_inputs(trace, x, y), terms, weights)
         self.sums.update(trace, terms, loss)

@@ -28,6 +28,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from vae_lab.config.schema import conf_dir
+from vae_lab.runs.processes import is_first_process
 from vae_lab.runs.run_dir import Refusal, register_resolvers
 from vae_lab.runs.stored_config import CHANGED, MOVABLE
 from vae_lab.runs.sweep import RESUME, SWEEP_FILE, record_failure, report_failures
@@ -268,12 +269,15 @@ class _Command:
         from vae_lab.config.messages import usage_message
 
         wrong_request = usage_message(error, self.directory, in_job)
+        if wrong_request and not is_first_process():
+            return 2  # the first process has the same message
         failed_run = find_cause(error, RunFailed)
         message = wrong_request or (str(failed_run) if failed_run else None)
         if message is None or self.full_error == "1":
             traceback.print_exception(error)
         else:
-            lines = f"error: {_job_name() if in_job else ''}{message}".splitlines()
+            where = "" if is_first_process() else f"process {os.environ['LOCAL_RANK']}: "
+            lines = f"error: {where}{_job_name() if in_job else ''}{message}".splitlines()
             sys.stderr.write("\n  ".join(lines) + "\n")
         return message or f"{type(error).__name__}: {error}", 2 if wrong_request else 1
 

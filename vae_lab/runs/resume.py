@@ -17,6 +17,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig, OmegaConf
 
+from vae_lab.runs.processes import is_first_process
 from vae_lab.utils.errors import UsageError
 
 AUTO = "auto"
@@ -89,7 +90,7 @@ def read_summary(run: Path) -> dict[str, Any]:
 @contextmanager
 def exclusive_lock(run: Path, seconds: float = LOCK_SECONDS) -> Iterator[None]:
     """Lock a run directory. UsageError: another process still holds the lock after `seconds`."""
-    if os.name != "posix" or "LOCAL_RANK" in os.environ:  # a child of the process that holds it
+    if os.name != "posix" or not is_first_process():  # which holds it
         yield
         return
     import fcntl

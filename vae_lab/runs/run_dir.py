@@ -16,6 +16,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from vae_lab.runs import resources
+from vae_lab.runs.processes import by_torchrun, is_first_process, share_with_others
 from vae_lab.runs.resume import AUTO, is_unfinished, newest_unfinished, require_resumable
 from vae_lab.runs.stored_config import MOVABLE
 from vae_lab.runs.sweep import RESUME, is_job_of_resumed_sweep, prepare_resumed_sweep, store_config
@@ -45,10 +46,30 @@ class RunDirectory(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         find_data(config)
-        if "LOCAL_RANK" not in os.environ:  # a child process of Lightning uses the directory of its parent
-            _set_directory(config, "run")
+        if is_first_process():
+            try:
+                _set_directory(config, "run")
+            except Refusal:
+                if by_torchrun():
+                    share_with_others(None)
+                raise
+            if by_torchrun():
+                share_with_others(config.hydra.run.dir)
+            return
+        OmegaConf.set_readonly(config.hydra, False)
+        if by_torchrun():
+            config.hydra.run.dir = share_with_others(None)
+            if not config.hydra.run.dir:
+                raise Refusal from UsageError("the first process has refused the run directory")
+        config.hydra.output_subdir = None  # one process writes: the config, the log
+        OmegaConf.update(config, "hydra.job_logging.handlers.file", {"class": "logging.NullHandler"}, merge=False)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if by_torchrun():
+            raise Refusal from UsageError(
+                "a sweep under torchrun: its processes would each run the jobs\n"
+                "start the sweep without torchrun: under trainer=ddp each job starts its own processes"
+            )
         _set_directory(config, "sweep")
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:

@@ -183,7 +183,7 @@ def elbo_terms(evaluator: SplitEvaluator, model: VAE, split: Split, batches: Ite
     """`<split>/elbo`, `/log_px` and `/kl`, with the noise of the run's own evaluation."""
     evaluator.sums.reset()
     for number, batch in enumerate(batches):
-        evaluator.add(model, batch, Weights(), 0, number)
+        evaluator.add(model, batch, Weights(), number)
     means, bounded = evaluator.means(model, split), not parts_without_density(model)
     names = [f"{split}/{name}" for name in ("elbo", "log_px", "kl")]
     return {name: means[name] if bounded or name.endswith("log_px") else None for name in names}

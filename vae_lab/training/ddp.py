@@ -12,7 +12,8 @@ class AllReduceStrategy(DDPStrategy):
     """Data parallelism without torch's DistributedDataParallel around the module.
 
     DistributedDataParallel expects one forward and one backward pass per call of the trainer; here a call runs several
-    optimiser steps. Gradients are therefore averaged by `reduce_gradients`, in one all-reduce.
+    optimiser steps. Gradients are therefore averaged by `reduce_gradients`, in one all-reduce. Each process trains on
+    its share of every batch, with the noise that one process would have drawn for it: see `utils.distributed.Share`.
     """
 
     def configure_ddp(self) -> None:

@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from vae_lab.data.batches import Batch
-from vae_lab.data.datamodule import datamodule_of, final_step, has_validation, is_within_epoch
+from vae_lab.data.datamodule import datamodule_of, final_step, has_validation, is_within_epoch, share_of
 from vae_lab.data.images import Split
 from vae_lab.data.transforms import Preprocess
 from vae_lab.metrics.diagnostics import Diagnostics
@@ -116,7 +116,7 @@ class VAEModule(LightningModule):
             batch_size=self.batch_size,
             total_steps=self._total_steps(),
             seed=self.seed,
-            rank=self.global_rank,
+            share=share_of(self.trainer),
             average=self.average,
             reduce_gradients=strategy.reduce_gradients if isinstance(strategy, AllReduceStrategy) else None,
             compile=self.compile_step,
@@ -244,7 +244,7 @@ class VAEModule(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         weights = self.objective.weights_at(max(self.global_step - 1, 0), self._total_steps())  # of the last step
         with torch.autocast(self.device.type, enabled=False):  # in float32, as a loaded model
-            self.evaluation.add(self.evaluation_model, batch, weights, self.global_rank, batch_idx)
+            self.evaluation.add(self.evaluation_model, batch, weights, batch_idx, share_of(self.trainer))
 
     test_step = validation_step
 

@@ -32,9 +32,9 @@ def ways_out(lr: float, policy: OnNonFinite, precision: str) -> str:
 
 def nonfinite_flag(loss: Tensor, gradients: Sequence[Tensor]) -> Tensor:
     """1 if the loss () or any gradient holds an infinity or NaN, else 0: float32, (), on their device."""
-    nonfinite = torch.zeros_like(loss)
+    nonfinite = torch.zeros_like(loss, dtype=torch.float32)
     # The check of torch's GradScaler: one pass over all of them, here with a scale of 1.
-    torch._amp_foreach_non_finite_check_and_unscale_([loss, *gradients], nonfinite, torch.ones_like(loss))
+    torch._amp_foreach_non_finite_check_and_unscale_([loss, *gradients], nonfinite, torch.ones_like(nonfinite))
     return nonfinite
 
 

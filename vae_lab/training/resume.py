@@ -36,6 +36,7 @@ def prepare_resume(
     past the requested end, or would have another number of steps per epoch, on which the order of the images depends;
     or, unless `accepts_data`, the images are others.
     """
+    data.trainer = trainer  # on whose processes the number of steps depends
     before, steps_per_epoch = read_summary(folder), checkpoint["steps_per_epoch"]
     if (best := folder / "checkpoints" / BEST).exists():
         load_checkpoint(best, needed=REQUIRED_STATE)  # a damaged one would fail only after training, at the test

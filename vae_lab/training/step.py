@@ -26,6 +26,7 @@ from vae_lab.training.nonfinite import (
     watch_nonfinite,
 )
 from vae_lab.training.optimizer import OptimizerSettings, WeightAverage, adapt_optimizer_state
+from vae_lab.utils.distributed import ONE_PROCESS, Share
 from vae_lab.utils.rng import TRAIN, seed_noise
 
 TERMS = ("loss", "log_px", "kl")
@@ -63,7 +64,8 @@ class ScheduledValues(NamedTuple):
 class TrainingStep:
     """One optimiser step as a callable.
 
-    reduce_gradients: averages gradients over devices; called once per step, after the last backward pass.
+    share: of this process in the images of a step. reduce_gradients: averages gradients over devices; called once per
+    step, after the last backward pass.
     compile: torch.compile for the forward and backward pass; `reduce-overhead` also records their kernels as CUDA
     graphs. cuda_graphs: record a whole step once on a GPU and replay it. Both change results by rounding only; a short
     batch at the end of an epoch runs eagerly.
@@ -78,7 +80,7 @@ class TrainingStep:
     batch_size: int
     total_steps: int | None
     seed: int
-    rank: int = 0
+    share: Share = ONE_PROCESS
     average: WeightAverage | None = None
     reduce_gradients: Callable[[list[nn.Parameter]], None] | None = None
     compile: bool | Literal["reduce-overhead"] = False
@@ -110,11 +112,12 @@ class TrainingStep:
         self.skipped = False  # whether a check found the last step non-finite
 
     def __call__(self, images: Tensor, step: int, measure: bool = False, labels: Tensor | None = None) -> StepRecord:
-        """Optimiser step number `step` (from 0) on uint8 images (N, C, H, W), N = batch_size * accumulate or less.
+        """Optimiser step number `step` (from 0) on uint8 images (N, C, H, W) of all processes, as each of them gets.
 
-        measure: also return the norm of the model's gradient. labels: (N,), used by a conditional model.
+        N: batch_size * accumulate for each process, or less at the end of an epoch. measure: also return the norm of
+        the model's gradient. labels: (N,), used by a conditional model.
         """
-        seed_noise(self.device, self.seed, TRAIN, self.rank, step)
+        seed_noise(self.device, self.seed, TRAIN, 0, step)
         y = labels if self.model.conditional else None
         if self._replayed is not None and len(images) == self.batch_size * self.settings.accumulate:
             terms, nonfinite, norm = self._replayed(images, y, [float(rate) for rate in self.rates(step)])
@@ -136,7 +139,7 @@ class TrainingStep:
 
         On the weights of now: with `on_nonfinite="skip"` on a device, later steps may have changed them.
         """
-        seed_noise(self.device, self.seed, TRAIN, self.rank, step)
+        seed_noise(self.device, self.seed, TRAIN, 0, step)
         y = labels if self.model.conditional else None
         training = self.model.training
         self.model.train()
@@ -195,18 +198,19 @@ class TrainingStep:
 
     def _accumulate_gradients(self, images: Tensor, y: Tensor | None, weights: Weights) -> Tensor:
         """Accumulate gradients of the mean loss over all images, batch by batch; returns the means of the terms."""
-        if len(images) <= self.batch_size:
+        if len(images) <= self.batch_size * self.share.world_size:
             return self._backward(images, y, weights, 1.0)
         means = [self._backward(*part, weights, len(part[0]) / len(images)) for part in self._parts(images, y)]
         return torch.stack(means).sum(0)
 
     def _parts(self, images: Tensor, y: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
         """The batches of a step, with their labels."""
-        parts = images.split(self.batch_size)
-        return zip(parts, [None] * len(parts) if y is None else y.split(self.batch_size), strict=True)
+        size = self.batch_size * self.share.world_size
+        parts = images.split(size)
+        return zip(parts, [None] * len(parts) if y is None else y.split(size), strict=True)
 
     def _backward(self, images: Tensor, y: Tensor | None, weights: Weights, share: float) -> Tensor:
-        if self.compile and len(images) == self.batch_size:
+        if self.compile and len(images) == self.batch_size * self.share.world_size:
             torch.compiler.cudagraph_mark_step_begin()  # of reduce-overhead: the last step's outputs may be overwritten
             # A number would be a constant of the compiled code; tensors are filled, since a copy would synchronise.
             filled = (w if isinstance(w, Tensor) else torch.full((), w, device=self.device) for w in weights)
@@ -214,6 +218,7 @@ class TrainingStep:
             means = means.clone()
         else:
             loss, means = self._score(images, y, weights)
+        share *= self.share.weight(len(images))
         (loss if share == 1.0 else loss * share).backward()
         return means if share == 1.0 else means * share
 
@@ -223,11 +228,14 @@ class TrainingStep:
         The discriminators' loss is added for a single backward pass; it shares no gradients with the model's loss.
         """
         x = self.preprocess.train(images)
-        trace = self.model(self.preprocess.corrupt(x), self.objective.num_samples, y)
-        inputs = self.model.regularizer_inputs(trace, x, y)
-        terms = self.objective.terms(trace, x)
-        losses, penalties = self.objective(inputs, terms, weights)
-        loss, discriminator = losses.mean(), self.objective.discriminator_loss(inputs)
+        own, total = self.share.rows(len(x)), len(x)
+        corrupted, x, y = self.preprocess.corrupt(x)[own], x[own], None if y is None else y[own]
+        with self.share.noise(total, self.objective.num_samples):
+            trace = self.model(corrupted, self.objective.num_samples, y)
+            inputs = self.model.regularizer_inputs(trace, x, y)
+            terms = self.objective.terms(trace, x)
+            losses, penalties = self.objective(inputs, terms, weights)
+            loss, discriminator = losses.mean(), self.objective.discriminator_loss(inputs)
         with torch.no_grad():
             means = [loss.detach(), terms.log_px.mean(), total_kl(terms).mean(), *penalties.values()]
             means += [] if discriminator is None else [discriminator.detach()]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary
@@ -22,6 +23,10 @@ from vae_lab.training.nonfinite import OnNonFinite
 from vae_lab.utils import cpu
 from vae_lab.utils.errors import UsageError
 
+SHARDED = {
+    "fsdp": ".\nSharded weights would need sharded optimisers, moving averages and checkpoints, which vae_lab does not "
+    "have. For a large ladder: trainer=ddp, optimizer.accumulate, a smaller data.batch_size"
+}
 DEFAULT_LOG_EVERY_N_STEPS = 50
 GPU_NAMES = ("gpu", "cuda")
 PRECISIONS = ("32-true", "bf16-mixed", "32")
@@ -77,6 +82,10 @@ def _lightning_trainer(
     options: dict[str, Any], folder: str | Path, callbacks: list[Callback], loggers: list[Logger], hold_best: bool
 ) -> Trainer:
     """Lightning's Trainer with the given options, overridden where vae_lab needs its own."""
+    elastic = "TORCHELASTIC_RUN_ID" in os.environ and options.get("strategy") == "ddp"
+    if elastic:  # torchrun says how many
+        options["devices"] = int(os.environ["LOCAL_WORLD_SIZE"])
+        options["num_nodes"] = int(os.environ["WORLD_SIZE"]) // options["devices"]
     summarize = options.get("enable_model_summary") is not False
     ours = {
         "default_root_dir": folder,
@@ -86,7 +95,7 @@ def _lightning_trainer(
         "strategy": AllReduceStrategy() if options.get("strategy") == "ddp" else options.get("strategy", "auto"),
         "log_every_n_steps": options.get("log_every_n_steps") or DEFAULT_LOG_EVERY_N_STEPS,
         "enable_progress_bar": False,
-        "plugins": [AtomicCheckpointIO(hold_best)],
+        "plugins": [AtomicCheckpointIO(hold_best), *([] if elastic else [LightningEnvironment()])],
     }
     if profiler := PROFILERS.get(str(options.get("profiler"))):  # Lightning's own would only log, and is silenced
         ours["profiler"] = profiler(dirpath=folder, filename="profile")
@@ -118,7 +127,8 @@ def _wrong_options(
     if accelerator not in ("auto", "cpu", "mps", *GPU_NAMES):
         yield f"trainer.accelerator={accelerator}: expected auto, cpu or gpu"
     if (strategy := options.get("strategy", "auto")) not in ("auto", "ddp"):
-        yield f"trainer.strategy={strategy}: expected auto, or ddp for one process a device"
+        yield f"trainer.strategy={strategy}: expected auto, or ddp for one process a device{SHARDED.get(strategy, '')}"
+    yield from _wrong_processes(strategy, options.get("num_nodes", 1))
     if accelerator in GPU_NAMES and not torch.cuda.is_available():
         yield (
             f"trainer.accelerator={accelerator}: no CUDA device is visible to torch {torch.__version__} here.\n"
@@ -147,6 +157,18 @@ def _wrong_options(
         )
     if compile and not torch.cuda.is_available():
         yield from _missing_compiler()
+
+
+def _wrong_processes(strategy: str, num_nodes: int) -> Iterator[str]:
+    """Messages about processes that nobody would start, or that would not know of each other."""
+    started = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    if started > 1 and strategy != "ddp":
+        yield f"torchrun started {started} processes under trainer.strategy={strategy}: use trainer=ddp"
+    if num_nodes > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield (
+            f"trainer.num_nodes={num_nodes}: start the processes of several machines by torchrun:\n"
+            "torchrun --nnodes 2 --nproc-per-node 8 --rdzv-endpoint HOST:29400 -m vae_lab.train trainer=ddp ..."
+        )
 
 
 def _wrong_numbers(

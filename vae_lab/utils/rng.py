@@ -34,3 +34,12 @@ def epoch_permutation(num_images: int, seed: int, epoch: int) -> Tensor:
     """The order of the images in an epoch, (num_images,)."""
     generator = torch.Generator().manual_seed(mix(seed, ORDER, epoch))
     return torch.randperm(num_images, generator=generator)
+
+
+def block_permutation(num_images: int, block_size: int, window: int, seed: int, epoch: int) -> Tensor:
+    """As `epoch_permutation`, of images stored in blocks: random blocks, shuffled within each `window` of them."""
+    generator = torch.Generator().manual_seed(mix(seed, ORDER, epoch))
+    blocks = torch.randperm(-(-num_images // block_size), generator=generator)
+    rows = (blocks[:, None] * block_size + torch.arange(block_size)).flatten()
+    parts = rows[rows < num_images].split(block_size * window)
+    return torch.cat([part[torch.randperm(len(part), generator=generator)] for part in parts])

@@ -9,6 +9,7 @@ from vae_lab.data.sets.numpy_files import arrays
 from vae_lab.data.sets.parquet_files import parquet
 from vae_lab.data.sets.pictures import folder
 from vae_lab.data.sets.scikit_learn import digits
+from vae_lab.data.sets.sharded import streaming
 from vae_lab.data.sets.synthetic import dsprites, shapes
 from vae_lab.data.sets.torchvision_datasets import torchvision
 
@@ -22,5 +23,6 @@ __all__ = [
     "parquet",
     "shapes",
     "static_mnist",
+    "streaming",
     "torchvision",
 ]
