@@ -270,7 +270,7 @@ class _Command:
 
         wrong_request = usage_message(error, self.directory, in_job)
         if wrong_request and not is_first_process():
-            return 2  # the first process has the same message
+            return wrong_request, 2  # the first process has the same message
         failed_run = find_cause(error, RunFailed)
         message = wrong_request or (str(failed_run) if failed_run else None)
         if message is None or self.full_error == "1":
