@@ -123,15 +123,12 @@ def _train(config: DictConfig, folder: Path, stop_signals: StopSignals) -> float
     stop_signals.raise_if_requested()
     if checkpoint is not None:
         words = HydraConfig.get().overrides.task
-        accepts = f"++{CHANGED}=accept" in words
-        prepare_resume(config.resume, checkpoint, folder, trainer, data, any(map(is_run_override, words)), accepts)
-        log.info("resumed at step %d: %s", checkpoint["global_step"], " ".join(words))
+        changes, accepts = any(map(is_run_override, words)), f"++{CHANGED}=accept" in words
+        prepare_resume(config.resume, checkpoint, folder, trainer, data, changes, accepts)
+        log.info("resumed at step %d: %s", step, " ".join(words))
     num_processes = trainer.num_devices if isinstance(trainer.strategy, AllReduceStrategy) else 0
-    with (
-        device_processes(num_processes, folder),
-        RunSummary(folder, config, trainer, module),
-        records_closed(trainer.loggers),
-    ):
+    summary = RunSummary(folder, config, trainer, module)
+    with device_processes(num_processes, folder), summary, records_closed(trainer.loggers):
         trainer.fit(module, data, ckpt_path=resumed)
         stop_signals.raise_if_requested()
         if data.size("test"):
@@ -142,8 +139,8 @@ def _train(config: DictConfig, folder: Path, stop_signals: StopSignals) -> float
         if fits_prior and trainer.is_global_zero:
             device = trainer.strategy.root_device
             fit_to_run(folder, config, config.second_stage, device, stop_signals.raise_if_requested)
-    name = config.optimized_metric
     values = module.metrics | (module.best_metrics if keeps_best(trainer) else {})  # the test was of the best weights
+    name: str = config.optimized_metric
     return values.get(name if data.size("val") else name.replace("val/", "test/"))
 
 

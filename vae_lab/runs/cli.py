@@ -184,10 +184,8 @@ def hydra_words(words: Sequence[str], directory: str) -> list[str]:
             flags += [word, *islice(rest, 1)] if word in FLAGS_WITH_VALUE else [word]
         else:
             overrides.append(word)
-    is_sweep, resumes = (
-        bool({"-m", "--multirun"} & {*flags}),
-        any(re.match(r"resume=(?!auto$)", it) for it in overrides),
-    )
+    is_sweep = bool({"-m", "--multirun"} & {*flags})
+    resumes = any(re.match(r"resume=(?!auto$)", it) for it in overrides)
     if LOCAL_LAUNCHER in overrides and not any(word.startswith(BATCH_SIZE) for word in overrides):
         overrides.insert(0, f"{BATCH_SIZE}=${{jobs_at_once:}}")  # it would start all jobs at the same time
     return [*(_hydra_word(word, directory, is_sweep, resumes) for word in overrides), *flags]

@@ -56,11 +56,7 @@ def folder(
 
     def load() -> DecodedImages:
         path, cache = (Path(name).expanduser().absolute() for name in (folder, cache_dir))
-        if path.is_file():
-            from vae_lab.data.archives import ARCHIVE_SUFFIXES, unpack_archive
-
-            if path.name.lower().endswith(ARCHIVE_SUFFIXES):
-                path = _without_outer_folder(unpack_archive(path, cache))
+        path = _unpacked(path, cache)
         found, others = find_pictures(path)
         if not found:
             raise UsageError(_no_pictures(path, folder))
@@ -116,6 +112,16 @@ def _raise_not_listed(error: OSError) -> None:
             f"data.folder: {error.filename} cannot be listed ({error.strerror}).\n"
             "Expected a readable folder; change its permissions, or move it elsewhere."
         ) from error
+
+
+def _unpacked(path: Path, cache: Path) -> Path:
+    """The folder of the pictures of an archive; another path as it is."""
+    if not path.is_file():
+        return path
+    from vae_lab.data.archives import ARCHIVE_SUFFIXES, unpack_archive
+
+    is_archive = path.name.lower().endswith(ARCHIVE_SUFFIXES)
+    return _without_outer_folder(unpack_archive(path, cache)) if is_archive else path
 
 
 def _without_outer_folder(folder: Path) -> Path:
