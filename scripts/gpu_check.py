@@ -208,7 +208,8 @@ def pictures(folder: Path, minutes: float) -> Iterator[Case]:
             result = f"{summary['steps']:,} steps, {summary['images_per_second']:,.0f} images/s, " + ", ".join(
                 f"{key} {value:.2f}" for key, value in metrics.items()
             )
-            yield Case("pictures", name, result, summary["status"] == "completed", metrics)
+            # By trainer.max_time, a run ends as interrupted.
+            yield Case("pictures", name, result, summary["status"] in ("completed", "interrupted"), metrics)
 
 
 PARTS: dict[str, Callable[[Path, float], Iterator[Case]]] = {
