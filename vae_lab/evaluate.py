@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from vae_lab.fit_prior import prepare_device, progress_bar
 from vae_lab.runs.cli import run_as_first_argument, run_command
-from vae_lab.runs.resume import run_dir_of
+from vae_lab.runs.resume import read_summary, run_dir_of
+from vae_lab.runs.sweep import require_single_run
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.files import write_atomically
 from vae_lab.utils.signals import StopSignals
@@ -36,8 +34,7 @@ def main() -> None:
 
 
 def evaluate(config: DictConfig) -> None:
-    if HydraConfig.get().mode is RunMode.MULTIRUN:
-        raise UsageError("evaluate takes one run at a time\nremove --multirun")
+    require_single_run("evaluate takes one run at a time")
     import torch
 
     from vae_lab.inference import load
@@ -202,8 +199,7 @@ def protocol(config: DictConfig, lab: Lab, subject: Subject) -> dict[str, Any]:
     from vae_lab.runs.provenance import versions
 
     run = Path(config.run)
-    summary = run / "summary.json"
-    status = json.loads(summary.read_text())["status"] if summary.is_file() else "unfinished"
+    status = read_summary(run).get("status", "unfinished")
     return {
         "run_status": status,
         "checkpoint": config.checkpoint,

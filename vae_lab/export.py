@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from vae_lab.runs.cli import run_as_first_argument, run_command
 from vae_lab.runs.resume import run_dir_of
+from vae_lab.runs.sweep import require_single_run
 from vae_lab.utils.errors import UsageError, require_extra
+from vae_lab.utils.files import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -33,8 +32,7 @@ def main() -> None:
 
 
 def export(config: DictConfig) -> None:
-    if HydraConfig.get().mode is RunMode.MULTIRUN:
-        raise UsageError("export takes one run at a time\nremove --multirun")
+    require_single_run("export takes one run at a time")
     if config.format not in FORMATS:
         raise UsageError(f"format={config.format}: expected {', '.join(FORMATS)}")
     require_extra("export", "safetensors", *(("onnx", "onnxscript", "onnxruntime") if config.format == "onnx" else ()))
@@ -74,10 +72,6 @@ def write_files(lab: Lab, run: Path, folder: Path, format: str) -> list[str]:
     card = model_card(title, f"`{lab!r}`", lab.image.shape, files, **results, conditional=lab.model.conditional)
     (folder / "README.md").write_text(card)
     return [*files, "README.md"]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def portable(lab: Lab, run: Path) -> DictConfig:

@@ -7,12 +7,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from vae_lab.runs.cli import run_as_first_argument, run_command
 from vae_lab.runs.resume import exclusive_lock, run_dir_of
+from vae_lab.runs.sweep import require_single_run
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.files import write_atomically
 from vae_lab.utils.signals import StopSignals
@@ -33,8 +32,7 @@ def main() -> None:
 
 
 def fit_prior(config: DictConfig) -> None:
-    if HydraConfig.get().mode is RunMode.MULTIRUN:
-        raise UsageError("a run has one fitted prior, so there is no sweep\nremove --multirun")
+    require_single_run("a run has one fitted prior, so there is no sweep")
     if config.second_stage is None:
         raise UsageError("second_stage=null: nothing to fit\nchoose gaussian, mixture, flow or autoregressive_codes")
     from vae_lab.config.validation import check_targets

@@ -5,21 +5,20 @@ from __future__ import annotations
 import shlex
 import sys
 import warnings
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from vae_lab.config.schema import conf_dir
-from vae_lab.runs.cli import FLAGS_WITH_VALUE, hydra_words, run_command
+from vae_lab.runs.cli import hydra_words, run_command, split_flags
 from vae_lab.runs.search_space import Space, parse_space
 from vae_lab.runs.study import Worker, open_study, shown_value, words_of
-from vae_lab.utils.errors import RunFailed, UsageError
+from vae_lab.runs.sweep import require_single_run
+from vae_lab.utils.errors import RunFailed, UsageError, require_extra
 from vae_lab.utils.signals import Interrupted, StopSignals
 
 if TYPE_CHECKING:
@@ -33,15 +32,11 @@ def main() -> None:
 
 def search_words(words: list[str]) -> list[str]:
     """The command line with the overrides of vae_lab.train as `search.overrides`."""
-    own: list[str] = []
+    overrides, own = split_flags(words)
     others: list[str] = []
-    rest = iter(words)
-    for word in rest:
-        if word.startswith("-"):
-            own += [word, *islice(rest, 1)] if word in FLAGS_WITH_VALUE else [word]
-        else:
-            is_own = word.lstrip("+~").split("=")[0].replace("/", ".").split(".")[0] in ("search", "hydra")
-            (own if is_own else others).append(word)
+    for word in overrides:
+        is_own = word.lstrip("+~").split("=")[0].replace("/", ".").split(".")[0] in ("search", "hydra")
+        (own if is_own else others).append(word)
     quoted = ",".join(QuotedString(word, Quote.single).with_quotes() for word in others)
     return [*own, f"search.overrides=[{quoted}]"] if others else own
 
@@ -74,10 +69,9 @@ def search(config: DictConfig) -> None:
 
 def require_optuna() -> None:
     """Import Optuna, quiet. UsageError: not installed."""
-    try:
-        import optuna
-    except ImportError as error:
-        raise UsageError(f"search: {error}\nit needs Optuna 5: pip install 'vae_lab[search]'") from error
+    require_extra("search", "optuna", where="search")
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
@@ -86,8 +80,7 @@ def check(config: DictConfig) -> None:
     """UsageError: a value that no search accepts."""
     from vae_lab.config.validation import check_targets
 
-    if HydraConfig.get().mode is RunMode.MULTIRUN:
-        raise UsageError("a search is no sweep of searches\nremove --multirun")
+    require_single_run("a search is no sweep of searches")
     for key, least in (("num_trials", 1), ("grace", 2)):
         if config.search[key] < least:
             raise UsageError(f"search.{key}={config.search[key]}: expected at least {least}")

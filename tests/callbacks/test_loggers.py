@@ -45,7 +45,7 @@ def test_each_job_of_a_sweep_finishes_its_record(command):
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_a_missing_package_names_its_extra(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(loggers, "find_spec", lambda _: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     target = {"wandb": "WandbLogger", "mlflow": "MLFlowLogger"}[name]
     node = OmegaConf.create({name: {"_target_": f"lightning.pytorch.loggers.{target}", "_partial_": True}})
     with pytest.raises(UsageError, match=rf"(?s)logger={name}: .*pip install 'vae_lab\[{name}\]'"):

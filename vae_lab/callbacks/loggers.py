@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import singledispatch
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +20,7 @@ from PIL import Image
 
 from vae_lab.callbacks.tensorboard import hyperparameters, stored_choices
 from vae_lab.training.build import build_node
-from vae_lab.utils.errors import UsageError
+from vae_lab.utils.errors import UsageError, require_extra
 
 PACKAGES = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # also the names of the extras
 
@@ -86,8 +85,8 @@ def build_loggers(nodes: Mapping[str, DictConfig | None], folder: Path, resumed_
         if node is None:
             continue
         package = PACKAGES.get(str(node.get("_target_")).rpartition(".")[2])
-        if package and find_spec(package) is None:
-            raise UsageError(f"logger={name}: {package} is not installed\npip install 'vae_lab[{package}]'")
+        if package:
+            require_extra(package, package, where=f"logger={name}:")
         parts: dict[str, Any] = {"save_dir": str(folder)}
         if "purge_step" in node and resumed_step is not None:
             parts["purge_step"] = resumed_step + 1

@@ -29,11 +29,10 @@ from vae_lab.data.images import SPLITS
 from vae_lab.data.labels import labels_of_folders, read_labels
 from vae_lab.data.sets.pictures import arrange, find_pictures
 from vae_lab.utils.cpu import num_cores
-from vae_lab.utils.errors import UsageError
+from vae_lab.utils.errors import UsageError, require_extra
 
 DESCRIPTION, LABELS = "shards.json", "labels.npy"
 BLOCK_BYTES, CHUNK_BYTES = 2**20, 2**25
-INSTALL = "needs litdata, which is not installed\nInstall it: pip install 'vae_lab[streaming]' (or litdata)"
 
 
 @dataclass
@@ -53,10 +52,9 @@ def write_shards(folder: Path, out: Path, options: DictConfig) -> Description:
 
     UsageError: no pictures, an unreadable one unless on_bad_image is skip, `out` exists or cannot be written.
     """
-    try:
-        from litdata.streaming import Cache
-    except ImportError as error:
-        raise UsageError(f"vae_lab.data.shards {INSTALL}") from error
+    require_extra("streaming", "litdata", where="vae_lab.data.shards")
+    from litdata.streaming import Cache
+
     if out.exists():
         raise UsageError(f"{out}: exists already\nchoose a new folder for the shards, or remove it")
     keys = ("image_size", "channels", "fit", "background", "max_pixels", "range")

@@ -36,7 +36,7 @@ SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans CJK KR", "Droid Sans Fallback",
          "WenQuanYi Zen Hei", "Hiragino Sans", "Apple SD Gothic Neo", "Yu Gothic", "Microsoft YaHei", "Malgun Gothic",
          "Arial Unicode MS")  # fmt: skip
-INSTALLED = [name for name in FONTS if name in set(font_manager.get_font_names())]
+INSTALLED = sorted({*FONTS} & {*font_manager.get_font_names()}, key=FONTS.index)
 
 STYLE: dict[Any, Any] = {
     "font.family": INSTALLED,

@@ -175,15 +175,21 @@ def require_cache() -> None:
         sys.stderr.write(f"{exists} cannot be written: decoded pictures are kept until the end only (VAE_LAB_CACHE)\n")
 
 
-def hydra_words(words: Sequence[str], directory: str) -> list[str]:
-    """The command line as Hydra's parsers take it: flags behind the overrides, paths in quotes."""
-    overrides, flags = [], []
+def split_flags(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The overrides of a command line, and its flags, with their values behind them."""
+    overrides, flags = list[str](), list[str]()
     rest = iter(words)
     for word in rest:
         if word.startswith("-"):
             flags += [word, *islice(rest, 1)] if word in FLAGS_WITH_VALUE else [word]
         else:
             overrides.append(word)
+    return overrides, flags
+
+
+def hydra_words(words: Sequence[str], directory: str) -> list[str]:
+    """The command line as Hydra's parsers take it: flags behind the overrides, paths in quotes."""
+    overrides, flags = split_flags(words)
     is_sweep = bool({"-m", "--multirun"} & {*flags})
     resumes = any(re.match(r"resume=(?!auto$)", it) for it in overrides)
     if LOCAL_LAUNCHER in overrides and not any(word.startswith(BATCH_SIZE) for word in overrides):
@@ -275,7 +281,9 @@ class _Command:
             traceback.print_exception(error)
         else:
             where = "" if is_first_process() else f"process {os.environ['LOCAL_RANK']}: "
-            lines = f"error: {where}{_job_name() if in_job else ''}{message}".splitlines()
+            if in_job and (config := HydraConfig.get()).mode is RunMode.MULTIRUN:
+                where += f"job {config.job.num} ({' '.join(config.overrides.task)}): "
+            lines = f"error: {where}{message}".splitlines()
             sys.stderr.write("\n  ".join(lines) + "\n")
         return message or f"{type(error).__name__}: {error}", 2 if wrong_request else 1
 
@@ -289,11 +297,3 @@ class _Command:
             text += f"to run what is left, add to the same command: {shlex.quote(f'{RESUME}={folder}')}\n"
         sys.stderr.write(text)
         return code
-
-
-def _job_name() -> str:
-    """The prefix that names a job of a sweep; empty for a single run."""
-    config = HydraConfig.get()
-    if config.mode is not RunMode.MULTIRUN:
-        return ""
-    return f"job {config.job.num} ({' '.join(config.overrides.task)}): "

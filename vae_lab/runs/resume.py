@@ -5,7 +5,6 @@ A lock on the run directory lets one process at a time train a run.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -19,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vae_lab.runs.processes import is_first_process
 from vae_lab.utils.errors import UsageError
+from vae_lab.utils.files import read_json
 
 AUTO = "auto"
 CONFIG_FILE = Path(".hydra", "config.yaml")
@@ -80,11 +80,7 @@ def _comparable(config: Any) -> Any:
 
 def read_summary(run: Path) -> dict[str, Any]:
     """The content of summary.json; empty if missing or truncated, as after a kill."""
-    try:
-        content = json.loads((run / "summary.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return read_json(run / "summary.json")
 
 
 @contextmanager

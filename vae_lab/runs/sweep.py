@@ -23,6 +23,12 @@ SWEEP_FILE = "multirun.yaml"  # written by Hydra's sweeper
 NOT_RESUMABLE = ("checkpoints", "images", "tensorboard", "csv", "metrics.csv", "summary.json")  # without last.ckpt
 
 
+def require_single_run(reason: str) -> None:
+    """UsageError with this reason: the command line asks for a sweep."""
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        raise UsageError(f"{reason}\nremove --multirun")
+
+
 def prepare_resumed_sweep(config: DictConfig) -> Path:
     """The directory that `sweep.resume` names; sets up Hydra's config so that its jobs keep what they have.
 

@@ -34,8 +34,9 @@ class RunFailed(RuntimeError):  # noqa: N818 - named after the event
     """A run that cannot continue (e.g. a non-finite loss): reported without a traceback, exit code 1."""
 
 
-def require_extra(extra: str, *modules: str) -> None:
-    """UsageError, which names the extra of vae_lab to install, if a module is not there."""
+def require_extra(extra: str, *modules: str, where: str = "") -> None:
+    """UsageError, which names the extra of vae_lab to install, if a module is not there. where: what needs it."""
     for name in modules:
         if importlib.util.find_spec(name) is None:
-            raise UsageError(f"{name} is not installed\npip install 'vae_lab[{extra}]'")
+            found = f"{where} needs {name}, which is not installed" if where else f"{name} is not installed"
+            raise UsageError(f"{found}\npip install 'vae_lab[{extra}]'")

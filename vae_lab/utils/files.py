@@ -62,6 +62,15 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_atomically(path, (json.dumps(_finite(content), indent=2, allow_nan=False) + "\n").encode())
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if it is missing or truncated, as after a kill."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def _finite(value: Any) -> Any:
     """The value with None for non-finite numbers, which JSON cannot represent."""
     if isinstance(value, dict):

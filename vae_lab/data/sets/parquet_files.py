@@ -20,7 +20,7 @@ from vae_lab.data.decode import Channels, Fit, PictureOptions
 from vae_lab.data.images import SPLITS, DecodedImages, complete_splits
 from vae_lab.data.labels import LABEL_COLUMNS, Labels, number_classes
 from vae_lab.data.sets.pictures import SPLIT_FOLDERS, OnBadImage, list_warnings, readable
-from vae_lab.utils.errors import UsageError
+from vae_lab.utils.errors import UsageError, require_extra
 
 _ROWS = 64  # pictures read at a time
 
@@ -141,11 +141,7 @@ def _reading(where: str) -> Iterator[None]:
 
 
 def _pyarrow() -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UsageError(
-            "data=parquet needs pyarrow, which is not installed\n"
-            "Install it: pip install 'vae_lab[parquet]' (or pyarrow)"
-        ) from error
+    require_extra("parquet", "pyarrow", where="data=parquet")
+    import pyarrow.parquet
+
     return pyarrow.parquet

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from vae_lab.data.datamodule import BatchOptions, ImageDataModule
 from vae_lab.data.images import DecodedImages, consecutive
-from vae_lab.data.shards import DESCRIPTION, INSTALL, LABELS, Description
-from vae_lab.utils.errors import UsageError
+from vae_lab.data.shards import DESCRIPTION, LABELS, Description
+from vae_lab.utils.errors import UsageError, require_extra
 
 
 def streaming(
@@ -56,10 +56,9 @@ class ShardedPixels:
     """
 
     def __init__(self, folder: Path, described: Description, window: int) -> None:
-        try:
-            from litdata import StreamingDataset
-        except ImportError as error:
-            raise UsageError(f"data=streaming {INSTALL}") from error
+        require_extra("streaming", "litdata", where="data=streaming")
+        from litdata import StreamingDataset
+
         self.shape = torch.Size((sum(described.sizes), *described.shape))
         self.block_size, self.window, self.checksum = described.block_size, window, described.checksum
         self._items = StreamingDataset(str(folder), shuffle=False)
