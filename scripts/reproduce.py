@@ -86,7 +86,7 @@ REFERENCES = {
     ),
     "ladder": likelihood(
         "ladder of 6 layers", "81.7, ladder of 5 layers, arXiv:1602.02282",
-        ["experiment=ladder", "trainer.max_epochs=18"], k=100,
+        ["experiment=ladder", "trainer.max_epochs=16"], k=100,
     ),
     "ladder_large": likelihood(
         "large ladder", "78.0, NVAE, arXiv:2007.03898",

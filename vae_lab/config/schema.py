@@ -180,6 +180,20 @@ class ExportConfig:
 
 
 @dataclass
+class ReportConfig:
+    """Config of vae_lab.report."""
+
+    runs: list[str] = field(default_factory=list)
+    sweep: str | None = None
+    out: str | None = None
+    checkpoint: str = "best"
+    prior: str | None = None
+    data: MovedData = field(default_factory=MovedData)
+    device: str = "auto"
+    trusted: bool = False
+
+
+@dataclass
 class SearchOptions:
     """What a search varies, and where its study lies."""
 
@@ -206,6 +220,7 @@ ConfigStore.instance().store(name="schema", node=Config)
 ConfigStore.instance().store(name="fit_prior_schema", node=FitPriorConfig)
 ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
 ConfigStore.instance().store(name="export_schema", node=ExportConfig)
+ConfigStore.instance().store(name="report_schema", node=ReportConfig)
 ConfigStore.instance().store(name="search_schema", node=SearchConfig)
 
 

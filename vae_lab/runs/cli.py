@@ -39,7 +39,7 @@ T = TypeVar("T")
 TaskFunction = Callable[[DictConfig], object]
 FULL_ERROR = "HYDRA_FULL_ERROR"
 PATHS = (
-    *(*MOVABLE, "data.labels", "resume", "init_from", "run", "sweep.resume", "search.dir"),
+    *(*MOVABLE, "data.labels", "resume", "init_from", "run", "sweep", "out", "sweep.resume", "search.dir"),
     *("hydra.run.dir", "hydra.sweep.dir"),
 )
 LOCAL_LAUNCHER, BATCH_SIZE = "hydra/launcher=submitit_local", "hydra.sweeper.max_batch_size"
@@ -137,6 +137,14 @@ def run_as_first_argument() -> None:
         if others := [word for word in sys.argv[2:] if Path(word, ".hydra").is_dir()]:
             sys.stderr.write(f"error: {others[0]}: expected one run\n  give the others to commands of their own\n")
             sys.exit(2)
+
+
+def runs_as_arguments() -> None:
+    """Accept run directories as arguments, A B C for runs=[A,B,C]."""
+    overrides, flags = split_flags(sys.argv[1:])
+    if runs := [word for word in overrides if "=" not in word or Path(word).exists()]:
+        quoted = ",".join(QuotedString(word, Quote.single).with_quotes() for word in runs)
+        sys.argv[1:] = [f"runs=[{quoted}]", *(word for word in overrides if word not in runs), *flags]
 
 
 class _LenientFile(io.FileIO):

@@ -1,0 +1,1 @@
+"""python -m vae_lab.report: runs, or a sweep, as one HTML page that needs nothing else."""

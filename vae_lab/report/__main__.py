@@ -1,0 +1,45 @@
+"""python -m vae_lab.report RUN...: one self-contained page about runs; sweep=DIR: about a sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from vae_lab.runs.cli import run_command, runs_as_arguments
+from vae_lab.runs.sweep import require_single_run
+from vae_lab.utils.errors import UsageError, require_extra
+from vae_lab.utils.files import write_atomically
+
+EXTRA = "report"
+
+
+def main() -> None:
+    runs_as_arguments()
+    run_command(report, config_name="report")
+
+
+def report(config: DictConfig) -> None:
+    require_single_run("report makes one page")
+    require_extra(EXTRA, "jinja2", "plotly")
+    if bool(config.runs) == bool(config.sweep):
+        found = "both" if config.runs else "neither"
+        raise UsageError(
+            f"expected runs or a sweep, found {found}\n"
+            "python -m vae_lab.report RUN [RUN ...], or python -m vae_lab.report sweep=DIR"
+        )
+    if config.sweep:
+        from vae_lab.report.sweep_page import sweep_page
+
+        page, beside = sweep_page(config), Path(config.sweep)
+    else:
+        from vae_lab.report.run_page import run_page
+
+        page, beside = run_page(config), Path(config.runs[0]) if len(config.runs) == 1 else Path()
+    out = Path(config.out or beside / "report.html")
+    write_atomically(out, page.encode())
+    print(f"{out}: {len(page) / 1e6:.1f} MB")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
