@@ -76,13 +76,13 @@ REFERENCES = {
     ),
     "iwae": likelihood(
         "784-200-200-z50, IWAE with 50 samples", "84.6, arXiv:1509.00519",
-        ["experiment=iwae", "objective.num_samples=50", *TWO_LAYERS, "trainer.max_epochs=25"],
+        ["experiment=iwae", "objective.num_samples=50", *TWO_LAYERS, "trainer.max_epochs=15"],
     ),
     "flow_prior": likelihood(
-        "784-400-400-z40, prior a flow", "none", ["experiment=flow_prior", *WIDER, "trainer.max_epochs=80"]
+        "784-400-400-z40, prior a flow", "none", ["experiment=flow_prior", *WIDER, "trainer.max_epochs=40"]
     ),
     "vampprior": likelihood(
-        "784-400-400-z40, VampPrior", "none", ["experiment=vampprior", *WIDER, "trainer.max_epochs=80"]
+        "784-400-400-z40, VampPrior", "none", ["experiment=vampprior", *WIDER, "trainer.max_epochs=40"]
     ),
     "ladder": likelihood(
         "ladder of 6 layers", "81.7, ladder of 5 layers, arXiv:1602.02282",
