@@ -19,6 +19,7 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".webp": ("WEBP", {"quality": 90}),
     ".jpg": ("JPEG", {"quality": 90, "subsampling": 0}),  # colours as sharp as the rest
 }
+LARGEST_PNG = 3 * 2**18  # values: of larger sheets it is never the smallest, and takes seconds
 FRAME_SIDE, THUMBNAIL_SIDE = 128, 48  # longest sides in pixels
 
 
@@ -48,6 +49,8 @@ def smallest(pixels: Pixels) -> tuple[bytes, str]:
     image = Image.fromarray(pixels[..., 0] if is_grey else pixels)
     found = {}
     for suffix, (name, options) in FORMATS.items():
+        if suffix == ".png" and pixels.size > LARGEST_PNG:
+            continue
         buffer = io.BytesIO()
         image.save(buffer, name, **options)
         found[suffix] = buffer.getvalue()

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.colors import to_hex
 
+from vae_lab.figures.canvas import latent_name
 from vae_lab.figures.charts import class_colours
 from vae_lab.figures.context import FigureContext
 from vae_lab.figures.pictures import posterior_points
@@ -16,6 +17,7 @@ from vae_lab.report.run_files import RunFiles, number
 
 NUM_POINTS = 1000  # posterior means with a picture each
 SHEET_COLUMNS = 32
+MAX_BAR_NAMES = 40  # more would overlap
 TERMS = {"elbo": ("ELBO", 1.0), "kl": ("Rate, the KL", 1.0), "log_px": ("Distortion, \N{MINUS SIGN}log p(x|z)", -1.0)}
 DASHES = {"train": "dot", "val": "solid"}
 
@@ -40,13 +42,12 @@ def training_curves(runs: Sequence[RunFiles]) -> list[Plot]:
         ]
         if traces:
             layout = {
-                "title": {"text": title, "font": {"size": 15}},
                 "xaxis": {"title": {"text": "step"}},
                 "yaxis": {"title": {"text": "nats per image"}},
-                "legend": {"orientation": "h", "y": -0.25},
+                "legend": {"orientation": "h", "y": -0.3},
                 "hovermode": "x unified",
             }
-            plots.append(Plot(f"{title} in nats per image over the steps of training", traces, layout))
+            plots.append(Plot(title, traces, layout))
     return plots
 
 
@@ -114,7 +115,11 @@ def kl_per_dimension(context: FigureContext) -> Plot | None:
         "hovertemplate": f"{what} %{{customdata}}: %{{y:.4~g}} nats<extra></extra>", "marker": {"color": "#3b75af"},
     }  # fmt: skip
     layout = {
-        "xaxis": {"title": {"text": f"latent {what}, largest KL first"}, "showticklabels": False},
+        "xaxis": {
+            "title": {"text": f"latent {what}, largest KL first"},
+            "tickvals": list(range(len(kl))) if len(kl) <= MAX_BAR_NAMES else [],
+            "ticktext": [latent_name(dim) for dim in order.tolist()],
+        },
         "yaxis": {"title": {"text": "KL in nats per image"}},
     }
     of = f"{len(context.examples)} images of the {context.examples.split} split"

@@ -132,7 +132,8 @@ def run_content(run: RunFiles, config: DictConfig, budget: int) -> RunContent:
 def load_lab(run: RunFiles, config: DictConfig, missing: list[str]) -> Lab | None:
     """The model of a run; None, and why, if there is none. UsageError: it is not what the command line asks for."""
     try:
-        lab = load(run.folder, run.checkpoint, config.trusted, config.prior)
+        prior = config.prior or (None if run.is_export else "trained")  # an export has one prior
+        lab = load(run.folder, run.checkpoint, config.trusted, prior)
     except UsageError as error:
         if config.prior is not None or run.checkpoint != "best":
             raise
@@ -175,7 +176,9 @@ def in_words(run: RunFiles, lab: Lab | None) -> str:
         if run.choices.get(group) not in (None, "none"):
             parts.append(f"{words} {str(run.choices[group]).replace('_', ' ')}")
     if lab is not None:
-        parts.append(repr(lab).removeprefix("Lab(").removesuffix(")"))
+        latents = ", ".join("x".join(map(str, latent.shape)) for latent in lab.model.latents)
+        count = sum(parameter.numel() for parameter in lab.model.parameters())
+        parts.append(f"images {lab.image}; latents {latents}; {count:,} parameters; weights of step {lab.step:,}")
         if lab.fitted_prior is not None:
             parts.append(f"samples from the fitted prior '{lab.fitted_prior}'")
         if without := parts_without_density(lab.model):

@@ -20,21 +20,25 @@ function means(walk) {
     width: `${width}px`, height: `${height}px`, backgroundImage: `url(${it.sheet})`,
     backgroundSize: `${width * it.columns}px auto`,
   });
-  function show(event) {
-    const point = event.points[0], k = point.customdata;
-    const right = Math.min(point.bbox.x1 + 12, chart.clientWidth - width), below = point.bbox.y1 + 12;
+  function show(k, left, top) {
     Object.assign(peek.style, {
-      left: `${Math.max(0, right)}px`, top: `${Math.min(below, chart.clientHeight - height)}px`,
+      left: `${Math.max(0, Math.min(left, chart.clientWidth - width))}px`,
+      top: `${Math.max(0, Math.min(top, chart.clientHeight - height))}px`,
       backgroundPosition: `-${(k % it.columns) * width}px -${Math.floor(k / it.columns) * height}px`,
     });
     peek.hidden = false;
-    walk.value = k;
   }
-  chart.on("plotly_hover", show);
-  chart.on("plotly_click", show);
+  function follow(event) {
+    const {customdata, bbox} = event.points[0];
+    walk.value = customdata;
+    show(customdata, bbox.x1 + 12, bbox.y1 + 12);
+  }
+  chart.on("plotly_hover", follow);
+  chart.on("plotly_click", follow);
   chart.on("plotly_unhover", () => { peek.hidden = true; });
-  walk.addEventListener("input", () => {
+  walk.addEventListener("input", () => {  // the label marks the point; Plotly sends no event for it
     const k = Number(walk.value), curve = chart.data.findIndex((trace) => trace.customdata.includes(k));
+    show(k, chart.clientWidth, 0);
     Plotly.Fx.hover(chart, [{curveNumber: curve, pointNumber: chart.data[curve].customdata.indexOf(k)}]);
   });
 }
@@ -107,14 +111,16 @@ function explorer(root) {
     for (const [px, py, label] of it.points) {
       if (it.sheets.length > 1 && label !== start) continue;  // of the class shown
       pen.fillStyle = it.colours[label];
-      pen.fillRect(across(px) - 1.5, up(py) - 1.5, 3, 3);
+      pen.beginPath();
+      pen.arc(across(px), up(py), size / 170, 0, 2 * Math.PI);
+      pen.fill();
     }
     pen.globalAlpha = 1;
-    for (const [style, width] of [["#fff", 4], ["#000", 2]]) {
+    for (const [style, width] of [["#fff", 9], ["#000", 5]]) {
       pen.strokeStyle = style;
       pen.lineWidth = width;
       pen.beginPath();
-      pen.arc(across(Number(x.input.value)), up(Number(y.input.value)), 8, 0, 2 * Math.PI);
+      pen.arc(across(Number(x.input.value)), up(Number(y.input.value)), 16, 0, 2 * Math.PI);
       pen.stroke();
     }
   }
