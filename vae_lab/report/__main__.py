@@ -29,6 +29,8 @@ def report(config: DictConfig) -> None:
             f"expected runs or a sweep, found {found}\n"
             "python -m vae_lab.report RUN [RUN ...], or python -m vae_lab.report sweep=DIR"
         )
+    from vae_lab.report.page import MAX_LENGTH
+
     out = output_file(config)
     if config.sweep:
         from vae_lab.report.sweep_page import sweep_page
@@ -39,7 +41,8 @@ def report(config: DictConfig) -> None:
 
         page = run_page(config).encode()
     write_atomically(out, page)
-    print(f"{out}: {len(page) / 1e6:.1f} MB")  # noqa: T201
+    advice = "; fewer runs side by side make it smaller" if len(page) > MAX_LENGTH else ""
+    print(f"{out}: {len(page) / 1e6:.1f} MB{advice}")  # noqa: T201
 
 
 def output_file(config: DictConfig) -> Path:

@@ -102,10 +102,12 @@ def _map(context: FigureContext, budget: int) -> Explorer:
 
 
 def _caption_of_map(context: FigureContext, steps: int) -> str:
-    frames = f"{steps}{TIMES}{steps}" if context.space.size == 2 else str(steps)
-    near = "four" if context.space.size == 2 else "two"
-    points = " Points: posterior means of images, coloured by label." if context.space.size == 2 else ""
-    return f"Decoded at {frames} places; between them, a blend of the {near} nearest pictures.{points}"
+    if context.space.size == 1:
+        return f"Decoded at {steps} places; between them, a blend of the two nearest pictures."
+    return (
+        f"Decoded at {steps}{TIMES}{steps} places; between them, a blend of the four nearest pictures. Points: "
+        "posterior means of images, coloured by label as in the chart of the posterior."
+    )
 
 
 def _sliders(context: FigureContext, budget: int) -> Explorer:

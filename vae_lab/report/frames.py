@@ -62,7 +62,7 @@ def reduced(content: bytes, scale: float, quality: int) -> bytes:
     """A picture or an animation as WebP, its sides multiplied by `scale`."""
     buffer = io.BytesIO()
     with Image.open(io.BytesIO(content)) as image:
-        size = tuple(max(1, round(side * scale)) for side in image.size)
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         frames, durations = [], []
         for index in range(getattr(image, "n_frames", 1)):
             image.seek(index)

@@ -79,11 +79,11 @@ def posterior_means(context: FigureContext) -> tuple[Plot, dict[str, Any]]:
     classes = [None] if labels is None else labels[:NUM_POINTS].unique().tolist()
     traces = []
     for label in classes:
-        of_class = range(len(points)) if labels is None else (labels[:NUM_POINTS] == label).nonzero().flatten().tolist()
-        x, y = points[list(of_class)].T.tolist()
+        of_class = [k for k in range(len(points)) if labels is None or labels[k] == label]
+        x, y = points[of_class].T.tolist()
         name = "" if label is None else context.examples.class_name(label)
         traces.append({
-            "type": "scatter", "mode": "markers", "name": name, "x": x, "y": y, "customdata": list(of_class),
+            "type": "scatter", "mode": "markers", "name": name, "x": x, "y": y, "customdata": of_class,
             "marker": {"size": 6, "opacity": 0.8, "color": colours[label or 0]},
             "hovertemplate": f"image %{{customdata}}{', class ' + name if name else ''}<extra></extra>",
         })  # fmt: skip
@@ -114,14 +114,13 @@ def kl_per_dimension(context: FigureContext) -> Plot | None:
         "type": "bar", "x": list(range(len(kl))), "y": kl.tolist(), "customdata": order.tolist(),
         "hovertemplate": f"{what} %{{customdata}}: %{{y:.4~g}} nats<extra></extra>", "marker": {"color": "#3b75af"},
     }  # fmt: skip
-    layout = {
-        "xaxis": {
-            "title": {"text": f"latent {what}, largest KL first"},
-            "tickvals": list(range(len(kl))) if len(kl) <= MAX_BAR_NAMES else [],
-            "ticktext": [latent_name(dim) for dim in order.tolist()],
-        },
+    layout: dict[str, Any] = {
+        "xaxis": {"title": {"text": f"latent {what}, largest KL first"}, "showticklabels": len(kl) <= MAX_BAR_NAMES},
         "yaxis": {"title": {"text": "KL in nats per image"}},
     }
+    if len(kl) <= MAX_BAR_NAMES:
+        names = [latent_name(dim) for dim in order.tolist()]
+        layout["xaxis"] |= {"tickvals": trace["x"], "ticktext": names}
     of = f"{len(context.examples)} images of the {context.examples.split} split"
     return Plot(context.title(f"KL of each latent {what}, mean over {of}"), [trace], layout)
 

@@ -12,20 +12,20 @@ from omegaconf import DictConfig, OmegaConf
 from plotly.offline import get_plotlyjs
 
 from vae_lab.callbacks.images import example_images
-from vae_lab.figures.context import ExampleImages, FigureContext, FigureSizes
+from vae_lab.data.datamodule import ImageDataModule
+from vae_lab.figures.context import FigureContext, FigureSizes
 from vae_lab.fit_prior import prepare_device
 from vae_lab.inference import Lab, images_of, load
 from vae_lab.models.base import evaluation_mode, parts_without_density
 from vae_lab.report import plots, tables
 from vae_lab.report.explorer import Explorer, explorer
 from vae_lab.report.gallery import DESCRIPTIONS, Picture, fit, gallery
-from vae_lab.report.page import render
+from vae_lab.report.page import MAX_LENGTH, render
 from vae_lab.report.plots import Plot
 from vae_lab.report.run_files import RunFiles, read_runs
 from vae_lab.utils.errors import UsageError
 
 MAX_RUNS = 8
-MAX_CHARACTERS = 15_000_000
 MARGIN = 500_000  # of these, for tables, charts and scripts
 FRAME_PIXELS = 16_000_000  # of the latent spaces of all runs
 SECTIONS = (
@@ -36,13 +36,13 @@ SECTIONS = (
 
 @dataclass
 class RunContent:
-    """What the page shows of a run. missing: why it has no model or no images."""
+    """What the page shows of a run. missing: why the model or the images could not be loaded."""
 
     files: RunFiles
     words: str
-    missing: list[str]
+    missing: str
     pictures: dict[str, Picture]
-    explorer: Explorer | str = "There is no model, or there are no images, to explore."
+    explorer: Explorer | str | None = None  # or why the latents cannot be explored; None without model or images
     means: Plot | None = None
     thumbnails: dict[str, Any] | None = None
     kl: Plot | None = None
@@ -90,7 +90,7 @@ def run_page(config: DictConfig) -> str:
     files = read_runs(config.runs, config.checkpoint, config.trusted)
     runs = [run_content(run, config, FRAME_PIXELS // len(files)) for run in files]
     others = sum(run.length for run in runs) + len(get_plotlyjs()) + MARGIN
-    fit([picture for run in runs for picture in run.pictures.values()], MAX_CHARACTERS - others)
+    fit([picture for run in runs for picture in run.pictures.values()], MAX_LENGTH - others)
     curves = plots.training_curves(files)
     charts = {f"curve-{k}": curve for k, curve in enumerate(curves)}
     for run in runs:
@@ -98,7 +98,7 @@ def run_page(config: DictConfig) -> str:
     shown = {
         "numbers": tables.final_numbers(files),
         "curves": curves,
-        "any_model": any(run.means or isinstance(run.explorer, Explorer) for run in runs),
+        "any_model": any(run.explorer is not None for run in runs),
         "picture_names": [name for name in DESCRIPTIONS if any(name in run.pictures for run in runs)],
         "any_means": any(run.means for run in runs),
         "evaluation": tables.evaluation_tables(files),
@@ -113,55 +113,51 @@ def run_page(config: DictConfig) -> str:
 
 def run_content(run: RunFiles, config: DictConfig, budget: int) -> RunContent:
     """What the files of a run show, and its model as far as it can be loaded."""
-    missing: list[str] = []
-    lab = load_lab(run, config, missing)
-    words = in_words(run, lab)
-    if lab is None:
-        return RunContent(run, words, missing, gallery(run, None))
-    examples = load_examples(lab, run, config, missing)
-    if examples is None:
-        return RunContent(run, words, missing, gallery(run, None))
-    with figure_context(lab, *examples) as context:
-        content = RunContent(run, words, missing, gallery(run, context), explorer(context, budget))
+    lab = load_lab(run, config)
+    if isinstance(lab, str):
+        return RunContent(run, in_words(run, None), lab, gallery(run, None))
+    data, words = load_images(lab, config), in_words(run, lab)
+    if isinstance(data, str):
+        return RunContent(run, words, data, gallery(run, None))
+    with figure_context(lab, data) as context:
+        content = RunContent(run, words, "", gallery(run, context), explorer(context, budget))
         if context.has_continuous_latents:
             content.means, content.thumbnails = plots.posterior_means(context)
         content.kl = plots.kl_per_dimension(context)
     return content
 
 
-def load_lab(run: RunFiles, config: DictConfig, missing: list[str]) -> Lab | None:
-    """The model of a run; None, and why, if there is none. UsageError: it is not what the command line asks for."""
+def load_lab(run: RunFiles, config: DictConfig) -> Lab | str:
+    """The model of a run, or why there is none. UsageError: there is none as the command line asks for."""
+    prior: Any = config.prior or (None if run.is_export else "trained")  # an export has one prior
     try:
-        prior = config.prior or (None if run.is_export else "trained")  # an export has one prior
         lab = load(run.folder, run.checkpoint, config.trusted, prior)
     except UsageError as error:
         if config.prior is not None or run.checkpoint != "best":
             raise
-        missing.append(f"No model, so no latent space and no pictures but those in the folder: {error}")
-        return None
+        return f"No model, so no latent space, and no pictures but those in the folder: {error}"
     return lab.to(prepare_device(config.device, lab.config))
 
 
-def load_examples(lab: Lab, run: RunFiles, config: DictConfig, missing: list[str]) -> tuple[ExampleImages, Any] | None:
-    """Images and their corruption; None, and why, if the data are not there. UsageError: nor where `data` says."""
+def load_images(lab: Lab, config: DictConfig) -> ImageDataModule | str:
+    """The images of a run, or why there are none. UsageError: they are not where the command line says."""
     try:
-        data = images_of(lab, config.data)
+        return images_of(lab, config.data)
     except UsageError as error:
         if any(value is not None for value in config.data.values()):
             raise
-        missing.append(f"No images of the data set, so no latent space: {error} (data.root=DIR says where they are)")
-        return None
-    corrupt = data.preprocess.corrupt if data.preprocess.corruption is not None else None
-    return example_images(data, plots.NUM_POINTS, lab.model.latents), corrupt
+        return f"No images, so no latent space: {error} (data.root=DIR says where they are now)"
 
 
 @contextmanager
-def figure_context(lab: Lab, examples: ExampleImages, corrupt: Any) -> Iterator[FigureContext]:
+def figure_context(lab: Lab, data: ImageDataModule) -> Iterator[FigureContext]:
     """Pictures of the sizes that the run's config has."""
     chosen = OmegaConf.select(lab.config, "callbacks.images") or {}
     sizes = FigureSizes(**{it.name: chosen[it.name] for it in fields(FigureSizes) if it.name in chosen})
+    corrupted = None if data.preprocess.corruption is None else data.preprocess.corrupt
+    examples = example_images(data, plots.NUM_POINTS, lab.model.latents)
     with evaluation_mode(lab.model, sizes.seed):
-        yield FigureContext(lab.model, examples, sizes, f"step {lab.step:,}", corrupted=corrupt)
+        yield FigureContext(lab.model, examples, sizes, f"step {lab.step:,}", corrupted=corrupted)
 
 
 def in_words(run: RunFiles, lab: Lab | None) -> str:
