@@ -88,11 +88,11 @@ def posterior_means(context: FigureContext) -> tuple[Plot, dict[str, Any]]:
             "hovertemplate": f"image %{{customdata}}{', class ' + name if name else ''}<extra></extra>",
         })  # fmt: skip
     layout: dict[str, Any] = {
-        "xaxis": {"title": {"text": plane.names[0]}},
-        "yaxis": {"title": {"text": plane.names[1]}},
+        "xaxis": {"title": {"text": plane.names[0].replace(" (", "<br>(")}},
+        "yaxis": {"title": {"text": plane.names[1].replace(" (", "<br>(")}},
         "hovermode": "closest",
         "showlegend": len(classes) > 1,
-        "legend": {"orientation": "h", "y": -0.2, "title": {"text": "class "}},
+        "legend": {"orientation": "h", "y": -0.3, "title": {"text": "class "}},
     }
     if plane.is_metric:  # distances can be compared
         layout["yaxis"] |= {"scaleanchor": "x", "constrain": "domain"}

@@ -13,14 +13,15 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from vae_lab.callbacks.metrics_csv import read_rows
 from vae_lab.config.schema import conf_dir
+from vae_lab.runs.checkpoint_io import BEST
 from vae_lab.runs.exported import CONFIG, is_export, read_export
-from vae_lab.runs.resume import run_dir_of
+from vae_lab.runs.resume import LAST_CHECKPOINT, run_dir_of
 from vae_lab.runs.stored_config import load_config
 from vae_lab.runs.sweep import SWEEP_FILE
 from vae_lab.utils.errors import UsageError, require_extra
 from vae_lab.utils.files import read_json
 
-HYDRA = Path(".hydra")
+HYDRA, BEST_CHECKPOINT = Path(".hydra"), Path("checkpoints", BEST)
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,8 @@ def read_runs(paths: Sequence[str], checkpoint: str, trusted: bool) -> list[RunF
         else:
             config = load_config(folder, trusted, lenient=True)
         chosen = checkpoint if folder == Path(path) else Path(path).stem
+        if chosen == "best" and not (folder / BEST_CHECKPOINT).is_file() and (folder / LAST_CHECKPOINT).is_file():
+            chosen = "last"  # training was interrupted before the first validation, or has none
         found.append(RunFiles(folder, chr(ord("A") + index), chosen, config))
     return found
 

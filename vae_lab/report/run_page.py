@@ -133,7 +133,7 @@ def load_lab(run: RunFiles, config: DictConfig) -> Lab | str:
     try:
         lab = load(run.folder, run.checkpoint, config.trusted, prior)
     except UsageError as error:
-        if config.prior is not None or run.checkpoint != "best":
+        if config.prior is not None or config.checkpoint != "best":
             raise
         return f"No model, so no latent space, and no pictures but those in the folder: {error}"
     return lab.to(prepare_device(config.device, lab.config))
@@ -174,7 +174,9 @@ def in_words(run: RunFiles, lab: Lab | None) -> str:
     if lab is not None:
         latents = ", ".join("x".join(map(str, latent.shape)) for latent in lab.model.latents)
         count = sum(parameter.numel() for parameter in lab.model.parameters())
-        parts.append(f"images {lab.image}; latents {latents}; {count:,} parameters; weights of step {lab.step:,}")
+        parts.append(
+            f"images {lab.image}; latents {latents}; {count:,} parameters; weights of step {lab.step:,} ({run.checkpoint})"
+        )
         if lab.fitted_prior is not None:
             parts.append(f"samples from the fitted prior '{lab.fitted_prior}'")
         if without := parts_without_density(lab.model):

@@ -11,7 +11,7 @@ from vae_lab.callbacks.baseline import comparison_lines
 from vae_lab.metrics.results import PARTS, number_text, protocol_words
 from vae_lab.report.run_files import RunFiles
 
-NATS = "nats per image"
+NATS, STDERR = "nats per image", "_stderr"
 MEANINGS = {
     "elbo": f"lower bound on log p(x), {NATS}: beta 1, one sample of z",
     "log_px": f"log p(x|z), {NATS}: minus the distortion",
@@ -44,15 +44,21 @@ def final_numbers(runs: Sequence[RunFiles]) -> list[Line]:
     """The metrics of the test and of validation, with what they are."""
     names = dict.fromkeys(name for run in runs for name in run.metrics)
     splits = [name for split in ("test/", "val/") for name in names if name.startswith(split)]
-    shown = [*splits, *(name for name in names if name == "active_units")]
+    shown = [name for name in (*splits, "active_units") if name in names and not name.endswith(STDERR)]
     return [
-        Line(name, [_cell(run.metrics.get(name)) for run in runs], MEANINGS.get(name.rpartition("/")[2], ""))
+        Line(name, [_metric(run.metrics, name) for run in runs], MEANINGS.get(name.rpartition("/")[2], ""))
         for name in shown
     ]
 
 
-def _cell(value: float | None) -> Cell:
-    return Cell("-") if value is None else Cell(number_text(value), repr(value))
+def _metric(metrics: Mapping[str, float], name: str) -> Cell:
+    if name not in metrics:
+        return Cell("-")
+    return Cell(number_text(metrics[name]), repr(metrics[name]), _plus_minus(metrics.get(name + STDERR)))
+
+
+def _plus_minus(stderr: float | None) -> str:
+    return f"\N{PLUS-MINUS SIGN} {number_text(stderr)}" if stderr else ""
 
 
 def protocol_of(run: RunFiles) -> str:
@@ -94,9 +100,8 @@ def _evaluated(name: str, entries: Sequence[Mapping[str, Any] | None]) -> Line:
         if entry is None or entry["value"] is None:
             cells.append(Cell("-", protocol=entry["reason"] if entry else ""))
             continue
-        stderr = f"± {number_text(entry['stderr'])}" if entry["stderr"] else ""
         words = protocol_words(entry["protocol"].items())
-        cells.append(Cell(number_text(entry["value"]), repr(entry["value"]), stderr, words))
+        cells.append(Cell(number_text(entry["value"]), repr(entry["value"]), _plus_minus(entry["stderr"]), words))
     protocols = {cell.protocol for cell, entry in zip(cells, entries, strict=True) if entry is not None}
     if len(protocols) > 1:
         return Line(name, cells)
