@@ -174,9 +174,8 @@ def in_words(run: RunFiles, lab: Lab | None) -> str:
     if lab is not None:
         latents = ", ".join("x".join(map(str, latent.shape)) for latent in lab.model.latents)
         count = sum(parameter.numel() for parameter in lab.model.parameters())
-        parts.append(
-            f"images {lab.image}; latents {latents}; {count:,} parameters; weights of step {lab.step:,} ({run.checkpoint})"
-        )
+        parts += [f"images {lab.image}", f"latents {latents}", f"{count:,} parameters"]
+        parts.append(f"{run.checkpoint} weights, of step {lab.step:,}")
         if lab.fitted_prior is not None:
             parts.append(f"samples from the fitted prior '{lab.fitted_prior}'")
         if without := parts_without_density(lab.model):
