@@ -147,6 +147,14 @@ def test_two_runs_side_by_side(run, command, tmp_path):
 def test_runs_that_lack_something(run, command, tmp_path):
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps(summary | {"status": "failed", "error": "RunFailed: <b>nan</b>"}))
+    (run / "checkpoints" / "best.ckpt").unlink()
+    assert command(str(run), **REPORT).code == 0
+    assert "last weights, of step 6" in Page(run / "report.html").text
+    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    saved["state_dict"]["model.decoder.0.weight"].fill_(torch.nan)
+    torch.save(saved, run / "checkpoints" / "last.ckpt")
+    assert command(str(run), **REPORT).code == 0
+    assert "are not finite" in Page(run / "report.html").text
     shutil.rmtree(run / "checkpoints")
     assert command(str(run), **REPORT).code == 0
     page = Page(run / "report.html")
@@ -165,7 +173,7 @@ def test_an_export_and_data_that_have_moved(command, pictures, tmp_path):
     pictures.rename(tmp_path / "moved")
     assert command("run", **REPORT).code == 0
     page = Page(tmp_path / "run" / "report.html")
-    assert "No images of the data set" in page.text and not page.explorers
+    assert "No images, so no latent space" in page.text and not page.explorers
     assert command("run", f"data.folder={tmp_path / 'moved'}", **REPORT).code == 0
     assert len(Page(tmp_path / "run" / "report.html").explorers) == 1
     refused(command("run", "data.folder=nowhere", **REPORT), "nowhere")

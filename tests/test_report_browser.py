@@ -10,7 +10,7 @@ pytest.importorskip("plotly")
 webdriver = pytest.importorskip("selenium.webdriver")
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="no chromium with chromedriver")
-PHONE = 390
+PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +69,6 @@ def test_the_latent_space_moves_and_nothing_is_requested(fast_run, command, brow
         files = [url for url in requests(browser) if not url.startswith(("data:", "blob:"))]
         assert files == [out.as_uri()]
         assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
-
-
-def test_a_phone_scrolls_the_page_downwards_only(fast_run, command, browser, tmp_path):
-    out = tmp_path / "page.html"
-    assert command(str(fast_run.run), f"out={out}", module="vae_lab.report").code == 0
-    metrics = {"width": PHONE, "height": 844, "deviceScaleFactor": 2, "mobile": True}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    open_page(browser, out)
-    assert browser.execute_script("return document.documentElement.scrollWidth") == PHONE
-    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
+        assert browser.execute_script("return document.documentElement.scrollWidth") == PHONE["width"]
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,6 @@ DESCRIPTIONS = {
     "code_usage": "How often each code is used",
     "network": "The layers of the network",
 }
-log = logging.getLogger("vae_lab")
 INTERACTIVE = ("latent_scatter", "kl_per_dimension")  # the page has charts of them where there is a model
 STEPS = ((1.0, 88), (0.5, 80), (0.35, 70))  # scale and quality of a picture that has to become smaller
 
@@ -99,10 +97,7 @@ def _missing(run: RunFiles, context: FigureContext) -> Iterator[tuple[str, bytes
     able = [name for name in available_pictures(context) if name not in INTERACTIVE]
     for name in able:
         if _file(run.folder, name) is None:
-            try:
-                yield name, figure_png(draw_figure(name, context))
-            except Exception as error:  # whatever a plotting library makes of diverged weights
-                log.warning("%s could not be drawn: %s", name, error)
+            yield name, figure_png(draw_figure(name, context))
     if not context.model.is_hierarchy and _file(run.folder, "network") is None:
         yield "network", figure_png(network(context))
 

@@ -28,6 +28,7 @@ from vae_lab.utils.errors import UsageError
 MAX_RUNS = 8
 MARGIN = 500_000  # of these, for tables, charts and scripts
 FRAME_PIXELS = 16_000_000  # of the latent spaces of all runs
+NO_MODEL = "No model, so no latent space, and no pictures but those in the folder"
 SECTIONS = (
     ("numbers", "Numbers"), ("curves", "Training"), ("latent-space", "Latent space"), ("pictures", "Pictures"),
     ("posterior", "Posterior"), ("evaluation", "Evaluation"), ("environment", "Environment"),
@@ -135,7 +136,9 @@ def load_lab(run: RunFiles, config: DictConfig) -> Lab | str:
     except UsageError as error:
         if config.prior is not None or config.checkpoint != "best":
             raise
-        return f"No model, so no latent space, and no pictures but those in the folder: {error}"
+        return f"{NO_MODEL}: {error}"
+    if not all(bool(parameter.isfinite().all()) for parameter in lab.model.parameters()):
+        return f"{NO_MODEL}: the {run.checkpoint} weights, of step {lab.step:,}, are not finite"
     return lab.to(prepare_device(config.device, lab.config))
 
 
