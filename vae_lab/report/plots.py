@@ -46,6 +46,7 @@ def training_curves(runs: Sequence[RunFiles]) -> list[Plot]:
                 "yaxis": {"title": {"text": "nats per image"}},
                 "legend": {"orientation": "h", "y": -0.3},
                 "hovermode": "x unified",
+                "showlegend": True,
             }
             plots.append(Plot(title, traces, layout))
     return plots
