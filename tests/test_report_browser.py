@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from helpers.commands import QUIET
+from helpers.commands import QUIET, wait_for
 
 pytest.importorskip("plotly")
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -70,5 +70,5 @@ def test_the_latent_space_moves_and_nothing_is_requested(fast_run, command, brow
         assert files == [out.as_uri()]
         assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
-        assert browser.execute_script("return document.documentElement.scrollWidth") == PHONE["width"]
+        wait_for(lambda: browser.execute_script("return document.documentElement.scrollWidth") == PHONE["width"], 5)
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
