@@ -183,11 +183,14 @@ def test_an_export_and_data_that_have_moved(command, pictures, tmp_path):
 
 
 def test_wrong_requests(run, command, tmp_path):
-    (tmp_path / "folder").mkdir()
+    for name in ("folder", "sweep"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "sweep" / "multirun.yaml").touch()
     before = (run / "summary.json").read_bytes()
     for words, found in (
         ((), ("neither",)),
         (("nowhere",), ("Not a run directory", "nowhere")),
+        (("sweep",), ("a sweep", "sweep=DIR")),
         ((str(tmp_path),), ("Not a run directory",)),
         ((str(run), "sweep=x"), ("both",)),
         ((str(run), "out=folder"), ("out=folder", "a folder")),

@@ -50,7 +50,7 @@ function explorer(root) {
   const originals = [...root.querySelectorAll(".original")];
   const axes = [...root.querySelectorAll(".sliders label")].map((label) => {
     const input = label.querySelector("input");
-    return {input, value: label.querySelector(".value"), low: Number(input.min), high: Number(input.max),
+    return {input, name: label.querySelector("span").textContent, value: label.querySelector(".value"), low: Number(input.min), high: Number(input.max),
             starts: JSON.parse(input.dataset.values)};
   });
   let start = 0, moved = null;
@@ -89,6 +89,8 @@ function explorer(root) {
   }
   async function update() {
     for (const {input, value} of axes) value.textContent = Number(input.value).toFixed(2);
+    const values = axes.map(({name, value}) => `${name}: ${value.textContent}`);
+    canvas.setAttribute("aria-label", `The decoded picture; ${values.join(", ")}`);
     const image = sheet();
     await image.decode();
     if (image !== sheet()) return;  // another start was chosen meanwhile
