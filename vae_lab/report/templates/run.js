@@ -50,8 +50,10 @@ function explorer(root) {
   const originals = [...root.querySelectorAll(".original")];
   const axes = [...root.querySelectorAll(".sliders label")].map((label) => {
     const input = label.querySelector("input");
-    return {input, name: label.querySelector("span").textContent, value: label.querySelector(".value"), low: Number(input.min), high: Number(input.max),
-            starts: JSON.parse(input.dataset.values)};
+    return {
+      input, name: label.querySelector("span").textContent, value: label.querySelector(".value"),
+      low: Number(input.min), high: Number(input.max), starts: JSON.parse(input.dataset.values),
+    };
   });
   let start = 0, moved = null;
 
