@@ -40,7 +40,7 @@ def latent_scatter(
         axes.scatter(x, y, s=9, color=BLUE, alpha=0.7, linewidths=0)
         return figure
     classes = labels.unique().tolist()
-    colours = _class_colours(max(len(class_names), 1 + max(classes)))
+    colours = class_colours(max(len(class_names), 1 + max(classes)))
     # one call for all classes: plotted class by class, the last would hide the others where they overlap
     axes.scatter(x, y, s=9, c=colours[labels.numpy()], alpha=0.8, linewidths=0)
     if len(classes) <= MAX_CLASSES:
@@ -52,7 +52,7 @@ def latent_scatter(
     return figure
 
 
-def _class_colours(count: int) -> NDArray[np.float64]:
+def class_colours(count: int) -> NDArray[np.float64]:
     """RGBA (count, 4); easy to distinguish up to 20 classes."""
     if count > 20:
         return np.asarray(mpl.colormaps["gist_rainbow"](np.linspace(0, 1, count)))
@@ -92,7 +92,7 @@ def kl_per_layer(kl: Tensor, names: Sequence[str], title: str) -> Figure:
     figure = blank_figure()
     axes = _bar_axes(figure, f"{title}: {kl.sum():.1f} nats in total", range(len(kl)))
     shapes = list(dict.fromkeys(names))
-    for shape, colour in zip(shapes, _class_colours(len(shapes)), strict=True):
+    for shape, colour in zip(shapes, class_colours(len(shapes)), strict=True):
         layers = [layer for layer, name in enumerate(names) if name == shape]
         axes.bar(layers, kl[layers].numpy(), width=0.8, color=colour, label=shape)
     axes.set_xlabel("layer, top of the hierarchy first")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from vae_lab.figures import charts, grids
 from vae_lab.figures import latent_paths as paths
@@ -20,7 +21,16 @@ from vae_lab.figures.network import TIMES, network_drawing, trace_layers
 from vae_lab.utils.errors import UsageError
 
 
-def latent_scatter(context: FigureContext) -> Figure:
+class PlanePoints(NamedTuple):
+    """The example images as points of a plane."""
+
+    points: Tensor  # (N, 2)
+    names: list[str]  # of the two axes
+    title: str
+    is_metric: bool  # distances can be compared
+
+
+def posterior_points(context: FigureContext) -> PlanePoints:
     """Posterior centres of the example images: against their scale if D = 1, by principal components if D > 2."""
     space, points, names = context.space, context.space.latents.centre, [latent_name(0), latent_name(1)]
     if space.size == 1:
@@ -28,12 +38,17 @@ def latent_scatter(context: FigureContext) -> Figure:
     elif space.size > 2:
         points, explained = paths.principal_components(points)
         names = [f"principal component {k} ({share:.0%} of the variance)" for k, share in enumerate(explained, 1)]
-    options: dict[str, Any] = {"xlabel": names[0], "ylabel": names[1]}
-    if space.size > 1:  # distances can be compared
+    title = f"Posterior {context.centre_name}s of {len(points)} images of the {context.examples.split} split"
+    return PlanePoints(points, names, context.title(title), space.size > 1)
+
+
+def latent_scatter(context: FigureContext) -> Figure:
+    plane = posterior_points(context)
+    options: dict[str, Any] = {"xlabel": plane.names[0], "ylabel": plane.names[1]}
+    if plane.is_metric:
         options |= {"aspect": "equal", "adjustable": "datalim"}
-    split, labels = context.examples.split, context.examples.labels
-    title = context.title(f"Posterior {context.centre_name}s of {len(points)} images of the {split} split")
-    return charts.latent_scatter(points, title, labels, context.class_names, **options)
+    labels = context.examples.labels
+    return charts.latent_scatter(plane.points, plane.title, labels, context.class_names, **options)
 
 
 def kl_per_dimension(context: FigureContext) -> Figure:
