@@ -57,7 +57,7 @@ def parallel_coordinates(sweep: Sweep) -> Figure:
         "type": "parcoords", "dimensions": [*axes, {"label": sweep.metric, "values": values}], "line": line,
         "labelfont": {"size": 13}, "tickfont": {"size": 12}, "rangefont": {"size": 1, "color": "rgba(0,0,0,0)"},
     }  # fmt: skip
-    return Figure([trace], {"margin": {"t": 50, "b": 20, "l": 70, "r": 70}})
+    return Figure([trace], {"margin": {"t": 75, "b": 20, "l": 70, "r": 70}})
 
 
 def axis(label: str, values: Sequence[str]) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def importance_bars(found: Importance) -> Figure:
         "type": "bar", "orientation": "h", "x": [found.values[key] for key in keys], "y": keys, "error_x": errors,
         "marker": {"color": WORST}, "hovertemplate": "%{y}: %{x:.3f}<extra></extra>",
     }  # fmt: skip
-    return Figure([bars], {"margin": {"t": 10, "b": 40, "l": 20, "r": 15}, "xaxis": {"rangemode": "tozero"}})
+    return Figure([bars], {"margin": {"t": 35, "b": 40, "l": 20, "r": 15}, "xaxis": {"range": [0, 1.02]}})
 
 
 def points(jobs: Sequence[Job], split: str) -> list[Point]:
@@ -147,7 +147,7 @@ def rate_distortion(found: Sequence[Point], front: Sequence[Point], keys: Sequen
         _markers(front, keys, "front", color=BEST, size=11) | {"mode": "lines+markers", "line": {"color": BEST}},
     ]  # fmt: skip
     layout = {
-        "annotations": labels, "hovermode": "closest", "legend": {"orientation": "h", "y": 1.12},
+        "annotations": labels, "hovermode": "closest", "legend": {"orientation": "h", "y": -0.25},
         "xaxis": {"title": {"text": "rate: KL, nats per image"}, "range": [x0, x1]},
         "yaxis": {"title": {"text": "distortion: −log p(x|z), nats per image"}, "range": [y0, y1]},  # noqa: RUF001
     }  # fmt: skip

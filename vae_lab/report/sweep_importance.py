@@ -48,7 +48,7 @@ def of_study(study: Study) -> Importance:
 
 
 def of_forest(sweep: Sweep, keys: list[str]) -> Importance:
-    """How much of its R^2 a random forest loses when the values of a key are shuffled. Breiman 2001."""
+    """The share of a key in the R^2 that a random forest loses when values are shuffled. Breiman 2001."""
     from sklearn.compose import make_column_transformer
     from sklearn.ensemble import RandomForestRegressor
     from sklearn.inspection import permutation_importance
@@ -70,14 +70,17 @@ def of_forest(sweep: Sweep, keys: list[str]) -> Importance:
     forest = RandomForestRegressor(NUM_TREES, oob_score=True, random_state=0)
     model = make_pipeline(encoder, forest).fit(features, target)
     found = permutation_importance(model, features, target, n_repeats=NUM_SHUFFLES, random_state=0)
-    order = np.argsort(-found.importances_mean, kind="stable")
+    losses = found.importances.clip(min=0)
+    losses /= max(losses.mean(axis=1).sum(), 1e-12)
+    order = np.argsort(-losses.mean(axis=1), kind="stable")
     method = (
-        f"The part of R² that a random forest of {NUM_TREES} trees, fitted to the {len(jobs)} completed jobs, loses "
-        f"when the values of a key are shuffled among them. Out of bag the forest has R² = {forest.oob_score_:.2f}: "
+        f"The share of a key in the R² that a random forest of {NUM_TREES} trees, fitted to the {len(jobs)} completed "
+        "jobs, loses when the values of one key after the other are shuffled among them (permutation importance). "
+        f"Out of bag the forest has R² = {forest.oob_score_:.2f}: "
         f"{'below 0.5, its importances say little' if forest.oob_score_ < 0.5 else '1 would be perfect'}."
     )
     return Importance(
         method,
-        {keys[number]: float(found.importances_mean[number]) for number in order},
-        {keys[number]: float(found.importances_std[number]) for number in order},
+        {keys[number]: float(losses[number].mean()) for number in order},
+        {keys[number]: float(losses[number].std()) for number in order},
     )

@@ -24,7 +24,6 @@ from vae_lab.report.sweep_table import (
     compare,
     csv_path,
     duration,
-    first_line,
     mean_cells,
     mean_text,
     number_text,
@@ -91,7 +90,6 @@ def job_table(sweep: Sweep) -> dict[str, Any]:
             "values": [job.value(key) for key in sweep.keys],
             "numbers": [*(metric_text(job.metrics.get(name), name) for name in shown), *cost_texts(job)],
             "status": job.status,
-            "error": first_line(job.error),
         }
         for job in sweep.jobs
     ]
