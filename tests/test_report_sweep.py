@@ -206,7 +206,11 @@ def test_the_key_that_alone_matters_is_the_most_important(tmp_path):
     assert figures.importance_bars(found).traces[0]["y"][-1] == "model/prior"
     axes = figures.parallel_coordinates(sweep).traces[0]["dimensions"]
     assert [it["label"] for it in axes] == ["width", "model/prior", "seed", "val/elbo"]
-    assert axes[1]["ticktext"] == ["normal", "vamp"] and set(axes[1]["values"]) == {0, 1}
+    assert (
+        figures.axis("x", ["[64]", "[128]"])["ticktext"] == ["[64]", "[128]"]
+        and axes[1]["ticktext"] == ["normal", "vamp"]
+        and set(axes[1]["values"]) == {0, 1}
+    )
     few = compare(tmp_path, read_jobs(tmp_path)[:7], None)
     assert not importance(few, None).values and "there are 7" in importance(few, None).method
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -64,7 +65,7 @@ def axis(label: str, values: Sequence[str]) -> dict[str, Any]:
     """A dimension of parallel coordinates: numbers, logarithms of numbers, or categories."""
     numbers = [number for value in values if (number := as_number(value)) is not None]
     if len(numbers) < len(values):
-        names = sorted(set(values))
+        names = sorted(set(values), key=lambda name: re.sub(r"\d+", lambda digits: digits[0].zfill(9), name))
         return {
             "label": label, "values": [names.index(value) for value in values],
             "tickvals": list(range(len(names))), "ticktext": [name or "(none)" for name in names],
@@ -147,7 +148,7 @@ def rate_distortion(found: Sequence[Point], front: Sequence[Point], keys: Sequen
         _markers(front, keys, "front", color=BEST, size=11) | {"mode": "lines+markers", "line": {"color": BEST}},
     ]  # fmt: skip
     layout = {
-        "annotations": labels, "hovermode": "closest", "legend": {"orientation": "h", "y": -0.25},
+        "annotations": labels, "hovermode": "closest", "legend": {"orientation": "h", "y": -0.15},
         "xaxis": {"title": {"text": "rate: KL, nats per image"}, "range": [x0, x1]},
         "yaxis": {"title": {"text": "distortion: −log p(x|z), nats per image"}, "range": [y0, y1]},  # noqa: RUF001
     }  # fmt: skip
