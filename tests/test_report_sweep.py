@@ -15,7 +15,7 @@ from vae_lab.report import sweep_figures as figures
 from vae_lab.report.sweep_importance import importance
 from vae_lab.report.sweep_jobs import Job, read_jobs
 from vae_lab.report.sweep_page import MAX_POINTS, shown_points
-from vae_lab.report.sweep_table import compare, mean_text
+from vae_lab.report.sweep_table import compare, mean_text, shown
 from vae_lab.runs.resume import exclusive_lock
 
 REPORT = {"module": "vae_lab.report"}
@@ -122,6 +122,9 @@ def test_means_and_standard_errors_are_exact(tmp_path):
     texts = [mean_text(group.mean("val/elbo"), "val/elbo") for group in (best, second, third)]
     assert texts == ["-9.00", "-11.00 ± 0.00", "-12.0 ± 2.0"]
     assert [job.name for job in sweep.jobs] == ["5", "0", "3", "4", "1", "2"]
+    assert (shown("0.00012345678"), shown("1e-3"), shown("[1,2]"), shown("12345678")) == (
+        "0.0001235", "1e-3", "[1,2]", "12345678",
+    )  # fmt: skip
     assert mean_text((-98.76543, 0.01234), "val/elbo") == "-98.765 ± 0.012"
 
 
@@ -240,7 +243,8 @@ def test_a_search_has_its_studys_states_and_importances(command):
             (folder / "10/output.txt").write_text("noise\nerror: a: found 10\n  expected less")
         else:
             status = "completed" if state == "COMPLETE" else "interrupted"
-            write_job(folder / str(number), [f"{k}={v}" for k, v in params.items()], status, {"val/elbo": -number})
+            words = ["data=mnist", *(f"{key}={value}" for key, value in params.items())]
+            write_job(folder / str(number), words, status, {"val/elbo": -number})
         trial = optuna.trial.create_trial(
             params=params, distributions=space, value=None if number == 10 else -float(number),
             state=optuna.trial.TrialState[state if number < 10 else "FAIL"], user_attrs={"run": str(number)},
@@ -251,6 +255,7 @@ def test_a_search_has_its_studys_states_and_importances(command):
     assert "pruned" in done.stdout and "failed: job 10 (a=10.0 b=1.0)\n  a: found 10\n" in done.stdout
     page = Page((folder / "report.html").read_text())
     assert "functional ANOVA" in page.text and "9 completed, 1 pruned, 1 failed" in page.text
+    assert "All of them with  data=mnist" in " ".join(page.text.split("\n"))
     (folder / "study.db").write_bytes(b"no database")
     assert command("sweep=study", **REPORT).code == 0
     assert "random forest" in Page((folder / "report.html").read_text()).text

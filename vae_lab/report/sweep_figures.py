@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from vae_lab.report.sweep_importance import Importance
 from vae_lab.report.sweep_jobs import Job, as_number
-from vae_lab.report.sweep_table import Sweep
+from vae_lab.report.sweep_table import Sweep, shown
 
 WORST, BEST, LINE = "#5b84b1", "#f28e2b", "rgba(128,128,128,.6)"  # seen on white and on black
 LOG_RATIO = 20  # of the largest to the smallest value of a logarithmic axis
@@ -172,6 +172,6 @@ def _markers(found: Sequence[Point], keys: Sequence[str], name: str, **marker: A
 def hover_text(point: Point, keys: Sequence[str]) -> str:
     job, elbo = point.job, -point.rate - point.distortion
     status = "" if job.status == "completed" else f", {job.status}"
-    lines = [f"job {job.name}{status}", *(f"{key}={job.value(key)}" for key in keys)]
+    lines = [f"job {job.name}{status}", *(f"{key}={shown(job.value(key))}" for key in keys)]
     lines.append(f"rate {point.rate:.2f}, distortion {point.distortion:.2f}, ELBO {elbo:.2f}")
     return "<br>".join(html.escape(line, quote=False) for line in lines)

@@ -42,6 +42,10 @@ class Job(NamedTuple):
     def overrides(self) -> dict[str, str]:
         return {key_of(word): "(removed)" if word.startswith("~") else word.partition("=")[2] for word in self.words}
 
+    def has(self, key: str) -> bool:
+        """Whether its value of a key is known: of a refused trial, only the study knows some."""
+        return bool(self.config) or self.status == "queued" or key in self.overrides
+
     def value(self, key: str) -> str:
         """The value of an override or, without one, of the config; empty: neither has it."""
         return self.overrides.get(key, self.config.get(key, ""))
@@ -92,10 +96,16 @@ def status_of(run: Path, summary: Mapping[str, Any]) -> tuple[str, str]:
         return status, str(summary.get("error", ""))
     if (run / "summary.json").is_file():
         return "failed", "summary.json cannot be read"
-    if not (run / CONFIG_FILE).is_file() and (run / OUTPUT).is_file():  # a trial that was refused
+    if is_refused_trial(run):
         return "failed", error_of(run / OUTPUT)
     written = [path.stat().st_mtime for path in (run, run / "metrics.csv", run / "checkpoints") if path.exists()]
     return ("running" if time.time() - max(written) < FRESH else "interrupted"), ""
+
+
+def is_refused_trial(run: Path) -> bool:
+    """Whether a search's trial has failed before it was a run: all that it leaves is what it has printed."""
+    output = run / OUTPUT
+    return not (run / CONFIG_FILE).is_file() and output.is_file() and "error: " in output.read_text(errors="replace")
 
 
 def queued_jobs(sweep: Path, started: set[tuple[str, ...]]) -> list[Job]:

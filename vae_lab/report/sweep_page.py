@@ -28,6 +28,8 @@ from vae_lab.report.sweep_table import (
     mean_text,
     number_text,
     print_tables,
+    shown,
+    words_text,
     write_csv,
 )
 from vae_lab.utils.files import write_atomically
@@ -83,17 +85,17 @@ def command(job: Job) -> str:
 def job_table(sweep: Sweep) -> dict[str, Any]:
     """Titles and rows of text: the metric, ELBO, rate and distortion of both splits, costs."""
     columns = {sweep.metric: QUANTITIES.get(sweep.metric, sweep.metric)} | QUANTITIES
-    shown = {name: title for name, title in columns.items() if any(name in job.metrics for job in sweep.jobs)}
+    present = {name: title for name, title in columns.items() if any(name in job.metrics for job in sweep.jobs)}
     rows = [
         {
             "job": job.name,
-            "values": [job.value(key) for key in sweep.keys],
-            "numbers": [*(metric_text(job.metrics.get(name), name) for name in shown), *cost_texts(job)],
+            "values": [shown(job.value(key)) for key in sweep.keys],
+            "numbers": [*(metric_text(job.metrics.get(name), name) for name in present), *cost_texts(job)],
             "status": job.status,
         }
         for job in sweep.jobs
     ]
-    return {"titles": [*shown.values(), "parameters", "images/s", "time"], "rows": rows}
+    return {"titles": [*present.values(), "parameters", "images/s", "time"], "rows": rows}
 
 
 def metric_text(value: float | None, name: str) -> str:
@@ -116,7 +118,7 @@ def group_table(sweep: Sweep) -> dict[str, Any] | None:
         mean, n = mean_cells(group, sweep.metric)
         means = [(group.mean(name), name) for name in others]
         texts = [mean_text((-it[0], it[1]) if it and name.endswith("/log_px") else it, name) for it, name in means]
-        rows.append({"values": group.values, "numbers": [mean, n, *texts]})
+        rows.append({"values": [*map(shown, group.values)], "numbers": [mean, n, *texts]})
     titles = [QUANTITIES.get(sweep.metric, sweep.metric), "jobs", *(QUANTITIES[name] for name in others)]
     return {"titles": titles, "rows": rows}
 
@@ -139,12 +141,9 @@ def shown_points(front: Sequence[figures.Point], keys: Sequence[str]) -> list[Fr
     """The points, or as many of them, evenly chosen, as have room on the page."""
     for count in range(min(len(front), MAX_POINTS), 0, -1):
         chosen = [front[i] for i in np.linspace(0, len(front) - 1, count).round().astype(int)]
-        shown = [
-            FrontPoint(point, " ".join(f"{key}={point.job.value(key)}" for key in keys), pictures_of(point.job))
-            for point in chosen
-        ]
-        if sum(path.stat().st_size for it in shown for path in it.pictures.values() if path) <= MAX_BYTES:
-            return shown
+        found = [FrontPoint(point, words_text(point.job, keys), pictures_of(point.job)) for point in chosen]
+        if sum(path.stat().st_size for it in found for path in it.pictures.values() if path) <= MAX_BYTES:
+            return found
     return []
 
 

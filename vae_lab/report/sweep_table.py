@@ -114,10 +114,9 @@ def optimized_metric(jobs: Sequence[Job]) -> str:
 
 def varied_keys(jobs: Sequence[Job]) -> list[str]:
     """Keys of overrides that differ, then keys of configs that differ between jobs of the same overrides."""
-    known = [job for job in jobs if job.words]  # not a trial that was refused
-    keys = [key for key in dict.fromkeys(key for job in known for key in job.overrides) if _differs(known, key)]
+    keys = [key for key in dict.fromkeys(key for job in jobs for key in job.overrides) if _differs(jobs, key)]
     alike: dict[tuple[str, ...], list[Job]] = {}
-    for job in known:
+    for job in jobs:
         if job.config:
             alike.setdefault(tuple(canonical(job.value(key)) for key in keys if key != SEED), []).append(job)
     hidden = dict.fromkeys(key for group in alike.values() for key in group[0].config if _differs(group, key))
@@ -126,7 +125,7 @@ def varied_keys(jobs: Sequence[Job]) -> list[str]:
 
 
 def _differs(jobs: Sequence[Job], key: str) -> bool:
-    return len({canonical(job.value(key)) for job in jobs}) > 1
+    return len({canonical(job.value(key)) for job in jobs if job.has(key)}) > 1
 
 
 def canonical(value: str) -> str:
@@ -136,8 +135,8 @@ def canonical(value: str) -> str:
 
 
 def constant_overrides(jobs: Sequence[Job], keys: Sequence[str]) -> dict[str, str]:
-    known = [job.overrides for job in jobs if job.words]
-    return {key: value for key, value in known[0].items() if key not in keys} if known else {}
+    longest = max((job.overrides for job in jobs), key=len)
+    return {key: value for key, value in longest.items() if key not in keys}
 
 
 def write_csv(sweep: Sweep) -> bytes:
@@ -157,13 +156,13 @@ def print_tables(sweep: Sweep) -> None:
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else 160)  # no wrapping in a file
-    means = [[*mean_cells(group, sweep.metric), *group.values] for group in sweep.groups()]
+    means = [[*mean_cells(group, sweep.metric), *map(shown, group.values)] for group in sweep.groups()]
     _print(console, [sweep.metric, "jobs", *sweep.choices], means)
     others = [it for it in OTHERS if it != sweep.metric and any(it in job.metrics for job in sweep.jobs)]
     rows = [
         [
             number_text(job.metrics.get(sweep.metric), sweep.metric),
-            *map(job.value, sweep.keys),
+            *(shown(job.value(key)) for key in sweep.keys),
             *(number_text(job.metrics.get(name), name) for name in others),
             duration(job.costs.get("seconds")), job.status, job.name,
         ]
@@ -173,8 +172,7 @@ def print_tables(sweep: Sweep) -> None:
     _print(console, [sweep.metric, *sweep.keys, *others, "time", "", "job"], rows)
     for job in sweep.jobs:
         if job.status == "failed":
-            values = " ".join(f"{key}={job.value(key)}" for key in sweep.keys if job.value(key))
-            sys.stdout.write(f"failed: job {job.name} ({values})\n  {first_line(job.error)}\n")
+            sys.stdout.write(f"failed: job {job.name} ({words_text(job, sweep.keys)})\n  {first_line(job.error)}\n")
 
 
 def _print(console: object, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -212,6 +210,17 @@ def mean_text(mean: tuple[float, float] | None, name: str) -> str:
 def number_text(value: float | None, name: str = "") -> str:
     digits = 4 if name.endswith("bits_per_dim") else 2
     return NOTHING if value is None else f"{value:,.{digits}f}"
+
+
+def shown(value: str) -> str:
+    """The value of an override, a number to four digits."""
+    number = as_number(value)
+    return value if number is None or len(value) < 8 or number == int(number) else f"{number:.4g}"
+
+
+def words_text(job: Job, keys: Sequence[str]) -> str:
+    """The overrides of a job that vary, numbers to four digits."""
+    return " ".join(f"{key}={shown(job.value(key))}" for key in keys if job.value(key))
 
 
 def duration(seconds: float | None) -> str:
