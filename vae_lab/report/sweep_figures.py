@@ -104,7 +104,7 @@ def importance_bars(found: Importance) -> Figure:
         "type": "bar", "orientation": "h", "x": [found.values[key] for key in keys], "y": keys, "error_x": errors,
         "marker": {"color": WORST}, "hovertemplate": "%{y}: %{x:.3f}<extra></extra>",
     }  # fmt: skip
-    return Figure([bars], {"margin": {"t": 35, "b": 40, "l": 20, "r": 15}, "xaxis": {"range": [0, 1.02]}})
+    return Figure([bars], {"margin": {"t": 35, "b": 40, "l": 20, "r": 15}, "xaxis": {"rangemode": "tozero"}})
 
 
 def points(jobs: Sequence[Job], split: str) -> list[Point]:
