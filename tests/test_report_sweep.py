@@ -264,12 +264,14 @@ def test_a_search_has_its_studys_states_and_importances(command):
 def test_wrong_sweeps(command):
     for name, metric in (("0", "val/elbo"), ("1", "val/loss")):
         write_job(command.cwd / "sw" / name, [f"optimized_metric={metric}"], best={"val/elbo": -1.0, "val/loss": 1.0})
-    (command.cwd / "empty").mkdir()
+    (command.cwd / "empty/.hydra").mkdir(parents=True)  # as of a sweep that was refused
+    (command.cwd / "file").touch()
     for words, texts in (
         (["sweep=nowhere"], ["sweep=nowhere: no such folder", "outputs/sweeps/DATE_TIME"]),
-        (["sweep=empty"], ["sweep=empty: empty"]),
+        (["sweep=empty"], ["sweep=empty: there is no run in it"]),
         (["sweep=sw/0"], ["sw/0: a single run", "python -m vae_lab.report sw/0"]),
         (["sweep=sw"], ["different optimized metrics", "val/loss: job 1", "choose one: metric=val/elbo"]),
+        (["sweep=sw", "metric=val/elbo", "out=file/page.html"], ["file/page.csv: cannot be written", "out=FILE.html"]),
         (["sweep=sw", "metric=val/elb"], ["metric=val/elb: no job has it", "expected one of val/elbo, val/loss"]),
     ):
         refused(command(*words, **REPORT), *texts)

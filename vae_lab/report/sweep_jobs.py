@@ -57,12 +57,12 @@ def read_jobs(sweep: Path) -> list[Job]:
         raise UsageError(f"sweep={sweep}: no such folder\nexpected a sweep, such as outputs/sweeps/DATE_TIME")
     if (sweep / CONFIG_FILE).is_file():
         raise UsageError(f"sweep={sweep}: a single run\npython -m vae_lab.report {shlex.quote(str(sweep))}")
-    runs = {path.parent for path in (*sweep.rglob(f"*/{CONFIG_FILE.parent}"), *sweep.glob(f"*/{OUTPUT}"))}
+    runs = {file.parents[1] for file in sweep.rglob(str(CONFIG_FILE))}
+    runs |= {file.parent for file in sweep.glob(f"*/{OUTPUT}")}  # trials that were refused
     started = [read_job(run, sweep) for run in sorted(runs, key=lambda run: _number(run.relative_to(sweep)))]
     jobs = [*started, *queued_jobs(sweep, {job.words for job in started})]
     if not jobs:
-        found = "there is no run in it" if any(sweep.iterdir()) else "empty"
-        raise UsageError(f"sweep={sweep}: {found}\nexpected a sweep, such as outputs/sweeps/DATE_TIME")
+        raise UsageError(f"sweep={sweep}: there is no run in it\nexpected a sweep, such as outputs/sweeps/DATE_TIME")
     return jobs
 
 

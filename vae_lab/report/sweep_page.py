@@ -32,6 +32,7 @@ from vae_lab.report.sweep_table import (
     words_text,
     write_csv,
 )
+from vae_lab.utils.errors import UsageError
 from vae_lab.utils.files import write_atomically
 
 PICTURES = {"samples": "samples of the prior", "reconstructions": "images and their reconstructions"}
@@ -60,7 +61,13 @@ def sweep_page(config: DictConfig) -> str:
     jobs, study = read_jobs(folder), open_study_of(folder)
     sweep = compare(folder, jobs if study is None else with_trials(jobs, study), config.metric)
     print_tables(sweep)
-    write_atomically(table := csv_path(config), write_csv(sweep))
+    table = csv_path(config)
+    try:
+        write_atomically(table, write_csv(sweep))
+    except OSError as error:
+        raise UsageError(
+            f"{table}: cannot be written: {error.strerror}\nchoose another place: out=FILE.html"
+        ) from error
     sys.stdout.write(f"{table}: {len(sweep.jobs)} jobs\n")
     count = Counter(job.status for job in sweep.jobs)
     return render(
