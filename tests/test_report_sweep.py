@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import pytest
@@ -18,6 +20,7 @@ from vae_lab.report.sweep_page import MAX_POINTS, shown_points
 from vae_lab.report.sweep_table import compare, mean_text, shown
 from vae_lab.runs.resume import exclusive_lock
 
+BROWSER = shutil.which("chromium")
 REPORT = {"module": "vae_lab.report"}
 SWEEP = ("-m", *(word for word in QUIET if not word.startswith("callbacks.images")), "trainer.max_epochs=1",
          "callbacks.images.every_n_epochs=null", "callbacks.images.pictures=[samples,reconstructions]",
@@ -95,6 +98,23 @@ def test_a_sweep_on_one_page(swept):
     assert "at least 8 completed jobs; there are 4" in page.text
     for plot in ("coordinates", "plane"):
         assert f'plot("{plot}"' in text
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium")
+def test_a_browser_draws_the_charts(swept):
+    flags = (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--use-angle=swiftshader",
+        "--enable-unsafe-swiftshader",
+    )
+    page = (swept.cwd / "sw/report.html").as_uri()
+    command = [BROWSER, *flags, f"--user-data-dir={swept.cwd / 'browser'}", "--dump-dom", page]
+    drawn = subprocess.run(command, capture_output=True, text=True, check=True, timeout=90).stdout
+    drawn = re.sub(r"<script>.*?</script>", "", drawn, flags=re.DOTALL)
+    assert drawn.count('class="plot js-plotly-plot"') == 2 and 'class="parcoords"' in drawn
+    assert ">objective.beta<" not in drawn and ">beta</text>" in drawn and ">distortion: −log p(x|z)" in drawn  # noqa: RUF001
 
 
 def test_the_tables_hold_the_summaries_best_first(swept):
