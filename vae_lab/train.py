@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from vae_lab.runs.cli import run_command, run_in_process
 from vae_lab.runs.processes import device_processes, is_first_process
 from vae_lab.runs.resume import AUTO, exclusive_lock, resume_checkpoint
-from vae_lab.runs.stored_config import CHANGED, is_run_override, resumed_config
+from vae_lab.runs.stored_config import CHANGED, is_run_override, resumed_config, resumed_job_config
 from vae_lab.runs.sweep import completed_metrics, is_job_of_resumed_sweep, remove_partial_results
 from vae_lab.utils.errors import RunFailed, UsageError, find_cause
 from vae_lab.utils.signals import StopSignals
@@ -61,8 +61,7 @@ def train(config: DictConfig) -> float | None:
         if (metrics := completed_metrics(folder)) is not None:
             return metrics.get(config.optimized_metric)
         if resume_checkpoint(folder).is_file():
-            config.resume = str(folder)
-            config = resumed_config(config, ())
+            config = resumed_job_config(config, folder)
     with StopSignals() as stop_signals, exclusive_lock(folder):
         try:
             if is_job_of_resumed_sweep():

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 from helpers.commands import QUIET
+from helpers.data import write_pictures
 from helpers.toy import write_conf
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
+from omegaconf import OmegaConf
 
 from vae_lab.config.schema import conf_dir
 from vae_lab.runs import resources
@@ -57,6 +59,22 @@ def test_a_sweep_is_resumed_where_jobs_are_missing_failed_or_interrupted(command
     ):
         refused = command(*argv)
         assert refused.code == 2 and all(text in refused.stderr for text in texts), refused.stderr
+
+
+def test_jobs_store_where_their_data_are_and_find_them_where_they_have_moved(command):
+    """As a single run does; the variable that named them may be gone, or name another folder."""
+    write_pictures(command.cwd / "here/pokemon", size=16)
+    jobs = ("-m", *QUIET, "data=pokemon", "data.image_size=16", "second_stage=null", "trainer.max_epochs=1", "seed=1")
+    done = command(*jobs, "hydra.sweep.dir=sw", VAE_LAB_DATA="here")
+    assert done.code == 0, done.stderr
+    run = command.cwd / "sw/0"
+    assert OmegaConf.load(run / ".hydra/config.yaml").data.root == str(command.cwd / "here")
+    (command.cwd / "here").rename(command.cwd / "there")
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"status": "interrupted"}))
+    again = command(*jobs, "sweep.resume=sw", VAE_LAB_DATA="there")
+    assert again.code == 0, again.stderr
+    assert json.loads((run / "summary.json").read_text())["status"] == "completed"
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,7 @@ class ReportConfig:
 
     runs: list[str] = field(default_factory=list)
     sweep: str | None = None
+    metric: str | None = None
     out: str | None = None
     checkpoint: str = "best"
     prior: str | None = None

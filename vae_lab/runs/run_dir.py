@@ -13,13 +13,14 @@ from typing import Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from vae_lab.runs import resources
 from vae_lab.runs.processes import by_torchrun, is_first_process, share_with_others
 from vae_lab.runs.resume import AUTO, is_unfinished, newest_unfinished, require_resumable
 from vae_lab.runs.stored_config import MOVABLE
-from vae_lab.runs.sweep import RESUME, is_job_of_resumed_sweep, prepare_resumed_sweep, store_config
+from vae_lab.runs.sweep import RESUME, prepare_resumed_sweep, store_config
 from vae_lab.utils.errors import UsageError
 
 
@@ -74,7 +75,8 @@ class RunDirectory(Callback):
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         os.chdir(config.hydra.runtime.cwd)  # a worker of a cluster may start elsewhere
-        if is_job_of_resumed_sweep():
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            find_data(config)
             store_config(config)
 
 

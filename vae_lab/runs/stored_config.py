@@ -119,6 +119,16 @@ def resumed_config(composed: DictConfig, overrides: Sequence[str]) -> DictConfig
     return config
 
 
+def resumed_job_config(composed: DictConfig, run: Path) -> DictConfig:
+    """The stored config of an unfinished job of a sweep; folders of data that are gone are those composed now."""
+    composed.resume = str(run)
+    config = resumed_config(composed, ())
+    stored = {key: OmegaConf.select(config, key, throw_on_resolution_failure=False) for key in MOVABLE}
+    gone = [key for key, value in stored.items() if isinstance(value, str) and not Path(value).exists()]
+    move_data(config, {key.rpartition(".")[2]: OmegaConf.select(composed, key) for key in gone})
+    return config
+
+
 def is_run_override(override: str) -> bool:
     """Whether an override changes the run."""
     return _key(override) not in ("resume", "trusted", CHANGED)

@@ -54,14 +54,18 @@ def is_job_of_resumed_sweep() -> bool:
 
 
 def store_config(config: DictConfig) -> None:
-    """Write what Hydra writes into .hydra, for a job of a resumed sweep that has not started before."""
+    """Store the config of a job of a sweep in place of what Hydra has stored: the folders of its data are absolute.
+
+    A resumed job keeps its own; for one that has not started before, write all that Hydra would.
+    """
     folder = Path(config.hydra.runtime.output_dir, CONFIG_FILE.parent)
-    if (folder / CONFIG_FILE.name).is_file():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
+    if is_job_of_resumed_sweep():
+        if (folder / CONFIG_FILE.name).is_file():
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(config.hydra.overrides.task, folder / "overrides.yaml")
+        OmegaConf.save(OmegaConf.masked_copy(config, ["hydra"]), folder / "hydra.yaml")
     task = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    OmegaConf.save(config.hydra.overrides.task, folder / "overrides.yaml")
-    OmegaConf.save(OmegaConf.masked_copy(config, ["hydra"]), folder / "hydra.yaml")
     OmegaConf.save(task, folder / CONFIG_FILE.name)
 
 

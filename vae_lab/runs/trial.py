@@ -49,7 +49,7 @@ def run_trial(
         finally:
             _stop(process)
         if process.exitcode:
-            raise RunFailed(_error(output, process.exitcode))
+            raise RunFailed(error_of(output, process.exitcode))
         output.unlink(missing_ok=True)
     summary = read_summary(run)
     values = summary.get("metrics", {}) | summary.get("best_metrics", {})
@@ -87,13 +87,18 @@ def _is_hopeless(
         process.join(POLL)
         running = process.is_alive()  # before the last look
         pause()
-        text = table.read_text() if table.exists() else ""
-        rows = list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))  # the last line may not be whole
+        rows = whole_rows(table)
         for row in rows[seen:]:
             if row.get(name) and report(int(row["epoch"]), float(row[name])) and running:
                 return True
         seen = len(rows)
     return False
+
+
+def whole_rows(table: Path) -> list[dict[str, str]]:
+    """The rows of the metrics.csv of a run that is writing it: the last line may not be whole."""
+    text = table.read_text(errors="replace") if table.exists() else ""
+    return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
 
 
 def _stop(process: BaseProcess) -> None:
@@ -104,8 +109,8 @@ def _stop(process: BaseProcess) -> None:
     process.join()
 
 
-def _error(output: Path, code: int) -> str:
-    """The message of a run that failed."""
+def error_of(output: Path, code: int = 1) -> str:
+    """The message of a run that failed, from what it has printed."""
     text = output.read_text(errors="replace").strip()
     if code < 0:
         return f"its process was ended by {signal.Signals(-code).name}"
