@@ -37,7 +37,7 @@ def evaluate(config: DictConfig) -> None:
     require_single_run("evaluate takes one run at a time")
     import torch
 
-    from vae_lab.inference import load
+    from vae_lab.inference import images_of, load
     from vae_lab.metrics.results import print_table, write_part
     from vae_lab.metrics.subject import Row, Subject
 
@@ -83,21 +83,6 @@ def check(options: DictConfig) -> None:
         value = OmegaConf.select(options, key)
         if value is not None and value < 1:
             raise UsageError(f"evaluation.{key}={value}: expected at least 1")
-
-
-def images_of(lab: Lab, moved: DictConfig) -> ImageDataModule:
-    """The images of the run, where they are now. UsageError: they are not there, or of another shape."""
-    from vae_lab.config.validation import check_targets
-    from vae_lab.runs.stored_config import move_data
-    from vae_lab.training.build import build_node
-
-    move_data(lab.config, moved)
-    check_targets(lab.config, ("data",))
-    data: ImageDataModule = build_node(lab.config.data)
-    data.setup()
-    if data.image != lab.image:
-        raise UsageError(f"data: the model was trained on images of {lab.image}\nfound {data.image}")
-    return data
 
 
 def sections(subject: Subject, options: DictConfig, root: str | None) -> dict[str, Section]:

@@ -14,6 +14,7 @@ from torch.distributions import Distribution
 
 from vae_lab.config.validation import check_targets
 from vae_lab.core import Posterior, Prior
+from vae_lab.data.datamodule import ImageDataModule
 from vae_lab.figures.latent_paths import Interpolation, axes_through, path_between
 from vae_lab.figures.latent_space import LatentSpace
 from vae_lab.likelihoods import Likelihood
@@ -23,10 +24,10 @@ from vae_lab.models.vae import VAE
 from vae_lab.runs.checkpoint_io import load_checkpoint
 from vae_lab.runs.exported import is_export, read_export
 from vae_lab.runs.resume import resume_checkpoint, run_dir_of
-from vae_lab.runs.stored_config import load_config
+from vae_lab.runs.stored_config import load_config, move_data
 from vae_lab.second_stage.stage import require_single_layer
 from vae_lab.second_stage.storage import FOLDER, FittedTo, read_fitted_prior
-from vae_lab.training.build import build_model, restore_model
+from vae_lab.training.build import build_model, build_node, restore_model
 from vae_lab.utils.errors import UsageError, require_extra
 
 COLUMNS = 8  # of the grid of images in a notebook
@@ -233,6 +234,17 @@ def load(
     fitted_name, fitted = read_fitted_prior(run, model, FittedTo.of(name, saved), trusted)
     require_single_layer(model).replace_prior(fitted)
     return Lab(model, config, saved["global_step"], fitted_name)
+
+
+def images_of(lab: Lab, moved: DictConfig) -> ImageDataModule:
+    """The images of the run, where they are now. UsageError: they are not there, or of another shape."""
+    move_data(lab.config, moved)
+    check_targets(lab.config, ("data",))
+    data: ImageDataModule = build_node(lab.config.data)
+    data.setup()
+    if data.image != lab.image:
+        raise UsageError(f"data: the model was trained on images of {lab.image}\nfound {data.image}")
+    return data
 
 
 def _load_export(folder: Path, trusted: bool, prior: str | None) -> Lab:
