@@ -10,6 +10,7 @@ import math
 import os
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read at the import
@@ -21,28 +22,16 @@ from vae_lab.explore.explorer import Explorer
 from vae_lab.explore.latent_map import LatentMap
 from vae_lab.explore.pictures import data_uri, image_uri
 
+NUM_EXAMPLES = 40
 INSTANT: dict[str, Any] = {"queue": False, "show_progress": "hidden", "trigger_mode": "always_last"}
 # Where the picture was clicked, in shares of its width and height.
 CLICK = """element.addEventListener('click', event => {
   const box = element.querySelector('img').getBoundingClientRect();
   trigger('click', {x: (event.clientX - box.left) / box.width, y: (event.clientY - box.top) / box.height});
 });"""
-CSS = """
-.pixels img {image-rendering: pixelated; display: block; width: 100%; margin: 0}
-.clickable {cursor: crosshair}
-.captions .prose {text-align: center}
-#canvas canvas {width: 280px; height: 280px; touch-action: none; cursor: crosshair; border: 1px solid #888}
-#canvas .tools {display: flex; flex-wrap: wrap; gap: 14px; align-items: center; padding: 8px 0}
-#canvas .clear {border: 1px solid #888; border-radius: 6px; padding: 2px 12px}
-#examples, #ends, #samples, #variants {max-width: 560px}
-#map {max-width: 680px}
-#film {max-width: 200px}
-.map {position: relative; background: white; border-radius: 6px; overflow: hidden}
-.map img {display: block; width: 100%; margin: 0}
-.map i {position: absolute; width: 18px; height: 18px; margin: -9px; border: 3px solid #111; border-radius: 50%;
-  outline: 2px solid white; pointer-events: none}
-footer {display: none !important}
-"""
+MAP = """<div class="map"><img alt="Map of the examples in latent space" src="${src}">
+<i style="left:${value[0]}%;top:${value[1]}%"></i></div>"""
+CSS = Path(__file__).with_name("page.css").read_text()
 
 
 class Page:
@@ -53,31 +42,26 @@ class Page:
         self.conditional = explorer.lab.model.conditional
         self.names = [(examples.class_name(k), k) for k in range(explorer.lab.image.num_classes)] or [("", 0)]
         self.first_label = int(examples.labels[0]) if self.conditional and examples.labels is not None else 0
+        self.examples = examples.x[:NUM_EXAMPLES]  # to click on
         self.image, self.sliders = gr.State(examples.x[0]), list[gr.Slider]()
         if explorer.has_places:
             self.plane, z = LatentMap(explorer), explorer.centres[0]
             self.place, self.strength_added = gr.State(z), gr.State(0.0)
             self.strength = gr.Slider(-3, 3, 0.0, step=0.05, label="strength", buttons=[], render=False)
             self.map = gr.HTML(
-                self._position(z), src=data_uri(self.plane.png), js_on_load=CLICK, elem_classes="clickable", render=False,
-                html_template='<div class="map"><img alt="Map of the examples in latent space" src="${src}">'
-                '<i style="left:${value[0]}%;top:${value[1]}%"></i></div>', elem_id="map",
+                self._position(z), html_template=MAP, src=data_uri(self.plane.png), js_on_load=CLICK, elem_id="map",
+                elem_classes="clickable", render=False,
             )  # fmt: skip
 
     def add_pictures(self) -> None:
         """The decoded picture, the image last encoded, and the class."""
         image = self.explorer.examples.x[0]
-        with gr.Row():
-            with gr.Column(min_width=120):
-                self.picture = picture(
-                    image_uri(self.explorer.reconstruct(image, self.first_label)), "Decoded picture", "decoded"
-                )
-                gr.Markdown("decoded")
-            with gr.Column(min_width=120):
-                self.encoded = picture(image_uri(image), "The image last encoded", "encoded")
-                gr.Markdown("the image last encoded")
+        with gr.Row(elem_id="pictures"):
+            decoded = self.explorer.reconstruct(image, self.first_label)
+            self.picture = picture(image_uri(decoded), "decoded picture", "decoded", caption=True)
+            self.encoded = picture(image_uri(image), "image last encoded", "encoded", caption=True)
         self.label = gr.Dropdown(
-            self.names, value=self.first_label, label="Class given to the model", visible=self.conditional
+            self.names, value=self.first_label, label="class given to the model", visible=self.conditional
         )
 
     def add_sliders(self) -> None:
@@ -129,11 +113,11 @@ class Page:
         return [round(100 * share, 2) for share in self.plane.position(z)]
 
 
-def picture(uri: str, alt: str, name: str, click: bool = False, visible: bool = True) -> gr.HTML:
+def picture(uri: str, alt: str, name: str, caption: bool = False, click: bool = False, **options: Any) -> gr.HTML:
     """A picture whose value is its URI; pixels stay squares. click: whether its click tells where."""
     classes, script = (["pixels", "clickable"], CLICK) if click else (["pixels"], None)
-    template = f'<img alt="{alt}" src="${{value}}">'
-    return gr.HTML(uri, html_template=template, js_on_load=script, elem_id=name, elem_classes=classes, visible=visible)
+    template = f'<img alt="{alt}" src="${{value}}">' + (f"<p>{alt}</p>" if caption else "")
+    return gr.HTML(uri, html_template=template, js_on_load=script, elem_id=name, elem_classes=classes, **options)
 
 
 def serve(blocks: gr.Blocks, host: str, port: int, open_browser: bool) -> None:

@@ -12,15 +12,15 @@ from torch import Tensor
 
 from vae_lab.data.decode import UnreadableImageError
 from vae_lab.explore.explorer import Explorer
-from vae_lab.explore.page import CLICK, INSTANT, Page, picture
+from vae_lab.explore.page import INSTANT, Page, picture
 from vae_lab.explore.pictures import animation_uri, cell, grid_uri
 
-NUM_EXAMPLES, NUM_SAMPLES, NUM_VARIANTS = 40, 32, 16
+NUM_SAMPLES, NUM_VARIANTS = 32, 16
 PATH_STEPS, STRIP, CANVAS = 33, 9, 280
 CANVAS_HTML = """<canvas width="${size}" height="${size}" style="background: ${ground}"></canvas>
 <div class="tools"><label>colour <input class="ink" type="color" value="${ink}"></label>
 <label>width <input class="width" type="range" min="1" max="60" value="${width}"></label>
-<button class="clear">Clear</button> <input class="file" type="file" accept="image/*" aria-label="Open a picture"></div>"""
+<button class="clear">Clear</button> <input class="file" type="file" accept="image/*" aria-label="Open"></div>"""
 NO_PLACES = {
     True: "A hierarchy has no single z for sliders and a map: give it an image, and resample its layers.",
     False: "This model has codes, and between two of them there is nothing: no sliders, map or interpolation.",
@@ -33,7 +33,7 @@ def build_page(explorer: Explorer, name: str, note: str = "") -> gr.Blocks:
         gr.Markdown(f"### {name}\n{explorer.lab!r}" + (f"\n\n**{note}**" if note else ""))
         with gr.Row():
             page = Page(explorer)
-            with gr.Column(scale=2, min_width=300):
+            with gr.Column(scale=2, min_width=300, elem_classes="left"):
                 page.add_pictures()
                 if explorer.has_places:
                     page.add_sliders()
@@ -76,10 +76,10 @@ def images(page: Page) -> None:
     grid = clickable(page, "examples")
 
     def clicked(label: int, event: gr.EventData) -> list[Any]:
-        index = cell(event.x, event.y, NUM_EXAMPLES)
+        index = cell(event.x, event.y, len(page.examples))
         if page.conditional and examples.labels is not None:
             label = int(examples.labels[index])
-        return [label, *page.encode(examples.x[index], label)]
+        return [label, *page.encode(page.examples[index], label)]
 
     grid.click(clicked, page.label, [page.label, *page.of_image], **INSTANT)
 
@@ -110,20 +110,22 @@ def canvas(page: Page) -> None:
 
 def interpolation(page: Page) -> None:
     explorer = page.explorer
-    which = gr.Radio(["start", "end"], value="start", label="A click on an image chooses the")
+    with gr.Row():
+        which = gr.Radio(["start", "end"], value="start", label="a click on an image chooses the")
+        kind = gr.Radio(["spherical", "linear"], value="spherical", label="path")
     grid, ends = clickable(page, "ends"), gr.State([0, 1])
-    kind = gr.Radio(["spherical", "linear"], value="spherical", label="path")
     position = gr.Slider(0, 1, 0, step=0.01, label="position on the path", buttons=[])
 
     def strip_of(ends: Sequence[int], kind: Any, label: int) -> str:
         return grid_uri(explorer.decode(explorer.path(*ends, STRIP, kind), label), STRIP)
 
     strip = picture(strip_of([0, 1], "spherical", page.first_label), "Pictures along the path", "strip")
-    play = gr.Button("Play")
-    film = picture("", "The interpolation, there and back", "film", visible=False)
+    with gr.Row():
+        play = gr.Button("Play", min_width=100)
+        film = picture("", "The interpolation, there and back", "film", visible=False)
 
     def clicked(which: str, ends: list[int], kind: Any, label: int, event: gr.EventData) -> list[Any]:
-        index = cell(event.x, event.y, NUM_EXAMPLES)
+        index = cell(event.x, event.y, len(page.examples))
         ends = [index, ends[1]] if which == "start" else [ends[0], index]
         return ["end" if which == "start" else "start", ends, strip_of(ends, kind, label), gr.update(visible=False)]
 
@@ -166,7 +168,7 @@ def layers(page: Page) -> None:
     temperature, seed = sampling_controls(page, "Resample")
 
     def resample(image: Tensor, layers: list[int], temperature: float, seed: float, label: int) -> str:
-        return grid_uri(page.explorer.resample(image, layers, NUM_VARIANTS, temperature, int(seed), label))
+        return grid_uri(page.explorer.resample(image, layers, NUM_VARIANTS, temperature, int(seed or 0), label))
 
     inputs = [page.image, chosen, temperature, seed, page.label]
     first = resample(page.explorer.examples.x[0], [len(choices) - 1], 1.0, 0, page.first_label)
@@ -180,7 +182,7 @@ def samples(page: Page) -> None:
     temperature, seed = sampling_controls(page, "New samples")
 
     def sample(prior: str | None, temperature: float, seed: float, label: int) -> list[Any]:
-        found = explorer.samples(NUM_SAMPLES, temperature, int(seed), label, prior or "")
+        found = explorer.samples(NUM_SAMPLES, temperature, int(seed or 0), label, prior or "")
         return [grid_uri(found.images), found.places]
 
     uri, first = sample(fitted, 1.0, 0, page.first_label)
@@ -202,10 +204,10 @@ def sampling_controls(page: Page, button: str) -> tuple[gr.Slider, gr.Number]:
     temperature = gr.Slider(0, 1.5, 1.0, step=0.05, label="temperature", buttons=[], visible=adjustable)
     with gr.Row():
         seed = gr.Number(0, precision=0, label="seed", min_width=80)
-        gr.Button(button).click(lambda seed: seed + 1, seed, seed, **INSTANT)
+        gr.Button(button).click(lambda seed: (seed or 0) + 1, seed, seed, **INSTANT)
     return temperature, seed
 
 
 def clickable(page: Page, name: str) -> gr.HTML:
     """The first example images as a grid."""
-    return picture(grid_uri(page.explorer.examples.x[:NUM_EXAMPLES]), "Example images", name, click=True)
+    return picture(grid_uri(page.examples), "Example images", name, click=True)
