@@ -54,7 +54,7 @@ def test_places_and_pictures_are_the_labs(overrides):
     assert_close(z, explorer.centres[1])
     assert_close(explorer.decode(z, label)[None], lab.reconstruct(x[[1]], given).as_subclass(torch.Tensor))
     assert_close(explorer.reconstruct(x[1], label), explorer.decode(z, label))
-    path = explorer.decode(explorer.path(1, 4, 7, "spherical"), label)
+    path = explorer.decode(explorer.path([1, 4], 7, "spherical"), label)
     assert_close(path, lab.interpolate(x[[1]], x[[4]], 7, labels=given)[0].as_subclass(torch.Tensor))
     if overrides != SPHERE:
         images, places = explorer.samples(5, temperature=0.7, seed=3, label=label)
@@ -174,8 +174,7 @@ def test_the_page_is_served_until_ctrl_c(fast_run, command):
     started = command.start(str(fast_run.run), "open=false", **EXPLORE)
     wait_for(lambda: "http://127.0.0.1:" in started.output())
     address = next(word for word in started.output().split() if word.startswith("http://127.0.0.1:"))
-    page = urllib.request.urlopen(address, timeout=20).read().decode()
-    assert "vae_lab" in page and "https://" not in page.replace("https://gradio.app", "")
+    assert "vae_lab" in urllib.request.urlopen(address, timeout=20).read().decode()
     os.kill(started.pid, signal.SIGINT)
     done = started.wait()
     assert done.code == 130 and "Traceback" not in done.stderr

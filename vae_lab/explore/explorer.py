@@ -6,11 +6,11 @@ A place is a latent z (D,), flat on the CPU; an image is float (C, H, W) in [0, 
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from omegaconf import OmegaConf
@@ -25,6 +25,7 @@ from vae_lab.figures.latent_paths import Interpolation, path_between, principal_
 from vae_lab.inference import Lab
 from vae_lab.models.base import evaluation_mode
 from vae_lab.models.ladder import LadderVAE
+from vae_lab.models.vae import VAE
 
 MAX_AXES = 10
 
@@ -100,10 +101,8 @@ class Explorer:
             scale = ((centres - origin) @ directions.T).std(0, correction=0)
             middle = torch.zeros(len(directions))
         along = (centres - origin) @ directions.T
-        lowest, highest = (
-            (middle - REACH * scale).minimum(along.amin(0)),
-            (middle + REACH * scale).maximum(along.amax(0)),
-        )
+        lowest = (middle - REACH * scale).minimum(along.amin(0))
+        highest = (middle + REACH * scale).maximum(along.amax(0))
         return Axes(names, directions, origin, lowest, highest)
 
     # --- places ---
@@ -123,10 +122,10 @@ class Explorer:
         with self._seeded(0):
             return space.latents.centre[0]
 
-    def path(self, start: int, end: int, steps: int, kind: Interpolation) -> Tensor:
+    def path(self, ends: Sequence[int], steps: int, kind: Interpolation) -> Tensor:
         """Places from one example to another, (steps, D)."""
-        first, last = self.centres[[start]], self.centres[[end]]
-        return path_between(first, last, steps, kind, self.lab.model.latents[0])[0]
+        start, end = self.centres[list(ends)].split(1)
+        return path_between(start, end, steps, kind, self.lab.model.latents[0])[0]
 
     @cached_property
     def labels(self) -> list[int]:
@@ -178,7 +177,7 @@ class Explorer:
         seed: int = 0,
         label: int = 0,
     ) -> Tensor:
-        """Reconstructions with some layers of a hierarchy sampled from the prior, (count, C, H, W); layers: top down."""
+        """Reconstructions with some layers, from the top down, sampled from the prior, (count, C, H, W)."""
         model = self.lab.model
         x, y = image.expand(count, -1, -1, -1).to(model.device), self._labels(label, count)
         with self._seeded(seed):
@@ -197,7 +196,7 @@ class Explorer:
         with self._seeded(seed):
             if not self.has_places:
                 return Samples(lab.sample(count, temperature, y).float().cpu(), None)
-            z = lab.model.sample_latents(count, y, temperature).flatten(1).float().cpu()
+            z = cast(VAE, lab.model).sample_latents(count, y, temperature).flatten(1).float().cpu()
         return Samples(self.decode(z, label), z)
 
     @contextmanager

@@ -31,7 +31,7 @@ CLICK = """element.addEventListener('click', event => {
 });"""
 MAP = """<div class="map"><img alt="Map of the examples in latent space" src="${src}">
 <i style="left:${value[0]}%;top:${value[1]}%"></i></div>"""
-CSS = Path(__file__).with_name("page.css").read_text()
+STYLE = f"<style>{Path(__file__).with_name('page.css').read_text()}</style>"
 
 
 class Page:
@@ -125,7 +125,7 @@ def serve(blocks: gr.Blocks, host: str, port: int, open_browser: bool) -> None:
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     blocks.launch(
         server_name=host, server_port=port, inbrowser=open_browser, share=False, quiet=True, prevent_thread_lock=True,
-        ssr_mode=False, footer_links=[], enable_monitoring=False, theme=theme, css=CSS,
+        ssr_mode=False, footer_links=[], enable_monitoring=False, theme=theme, head=STYLE,
     )  # fmt: skip
     print(f"{blocks.local_url} (Ctrl-C ends it)", flush=True)  # noqa: T201
     try:

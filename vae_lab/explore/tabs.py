@@ -112,12 +112,13 @@ def interpolation(page: Page) -> None:
     explorer = page.explorer
     with gr.Row():
         which = gr.Radio(["start", "end"], value="start", label="a click on an image chooses the")
-        kind = gr.Radio(["spherical", "linear"], value="spherical", label="path")
+        on_sphere = explorer.lab.model.latents[0].kind == "sphere"  # where only great circles are paths
+        kind = gr.Radio(["spherical", "linear"], value="spherical", label="path", visible=not on_sphere)
     grid, ends = clickable(page, "ends"), gr.State([0, 1])
     position = gr.Slider(0, 1, 0, step=0.01, label="position on the path", buttons=[])
 
     def strip_of(ends: Sequence[int], kind: Any, label: int) -> str:
-        return grid_uri(explorer.decode(explorer.path(*ends, STRIP, kind), label), STRIP)
+        return grid_uri(explorer.decode(explorer.path(ends, STRIP, kind), label), STRIP)
 
     strip = picture(strip_of([0, 1], "spherical", page.first_label), "Pictures along the path", "strip")
     with gr.Row():
@@ -130,11 +131,11 @@ def interpolation(page: Page) -> None:
         return ["end" if which == "start" else "start", ends, strip_of(ends, kind, label), gr.update(visible=False)]
 
     def move(ends: list[int], kind: Any, label: int, position: float) -> list[Any]:
-        z = explorer.path(*ends, 101, kind)[round(100 * position)]
+        z = explorer.path(ends, 101, kind)[round(100 * position)]
         return [*page.at(z, label), *page.values(z)]
 
     def animate(ends: list[int], kind: Any, label: int) -> Any:
-        frames = explorer.decode(explorer.path(*ends, PATH_STEPS, kind), label)
+        frames = explorer.decode(explorer.path(ends, PATH_STEPS, kind), label)
         return gr.update(value=animation_uri(frames), visible=True)
 
     path = [ends, kind, page.label]
@@ -164,14 +165,15 @@ def layers(page: Page) -> None:
     gr.Markdown("The image last encoded, with some layers sampled from the prior given the layers above.")
     shapes = ["x".join(map(str, latent.shape)) for latent in page.explorer.lab.model.latents]
     choices = [(f"{layer}: {shape}", layer) for layer, shape in enumerate(shapes)]
-    chosen = gr.CheckboxGroup(choices, value=[len(choices) - 1], label="layers to resample, from the top down")
+    lower = list(range(len(choices) // 2, len(choices)))
+    chosen = gr.CheckboxGroup(choices, value=lower, label="layers to resample, from the top down")
     temperature, seed = sampling_controls(page, "Resample")
 
     def resample(image: Tensor, layers: list[int], temperature: float, seed: float, label: int) -> str:
         return grid_uri(page.explorer.resample(image, layers, NUM_VARIANTS, temperature, int(seed or 0), label))
 
     inputs = [page.image, chosen, temperature, seed, page.label]
-    first = resample(page.explorer.examples.x[0], [len(choices) - 1], 1.0, 0, page.first_label)
+    first = resample(page.explorer.examples.x[0], lower, 1.0, 0, page.first_label)
     grid = picture(first, "Variants of the image", "variants")
     gr.on([chosen.input, temperature.input, seed.change, page.image.change], resample, inputs, grid, **INSTANT)
 

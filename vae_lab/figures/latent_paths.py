@@ -71,7 +71,8 @@ def principal_directions(points: Tensor, count: int = 2) -> Tensor:
     _, _, directions = torch.linalg.svd((points - points.mean(0)).double(), full_matrices=False)
     directions = directions[:count]
     # the sign of a component is arbitrary: fix it, so that the scatter does not flip between epochs
-    return directions * directions.gather(1, directions.abs().argmax(1, keepdim=True)).sign()
+    signed: Tensor = directions * directions.gather(1, directions.abs().argmax(1, keepdim=True)).sign()
+    return signed
 
 
 def principal_components(points: Tensor, count: int = 2) -> tuple[Tensor, list[float]]:
