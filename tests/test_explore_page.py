@@ -77,7 +77,8 @@ def test_a_user_goes_through_the_page(browser, tmp_path):
         pen.move_by_offset(120, 0).move_by_offset(-70, 160).release().perform()
 
     picture = write_pictures(tmp_path / "pictures", count=1) / "000.png"
-    assert browser.execute_async_script(MOVE, "1.3") > 0
+    moves = sorted(browser.execute_async_script(MOVE, str(0.1 * k)) for k in range(1, 21))
+    assert moves[10] < 500  # milliseconds from the slider to the picture: 45 on two cores that others use too
     changes("decoded", lambda: click("map", -0.15, 0.1))
     press("Images")
     changes("encoded", lambda: click("examples", 0.1, 0.1))
@@ -95,4 +96,4 @@ def test_a_user_goes_through_the_page(browser, tmp_path):
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = [it["params"]["request"]["url"] for it in messages if it["method"] == "Network.requestWillBeSent"]
     assert asked and all(url.startswith(("http://127.0.0.1:", "data:", "blob:")) for url in asked)
-    assert browser.get_log("browser") == []
+    assert browser.get_log("browser") == [] and browser.execute_script("return localStorage.length") == 0

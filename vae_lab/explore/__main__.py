@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
@@ -70,7 +71,9 @@ def examples_of(lab: Lab, config: DictConfig) -> tuple[ExampleImages, str]:
             examples = prior_samples(lab, min(config.images, NUM_PRIOR_SAMPLES))
         except ValueError:
             raise error from None
-        return examples, f"Samples of the prior stand in for the run's images: {reason}"
+        note = f"Samples of the prior stand in for the run's images, which data.root or data.folder locates: {reason}"
+        sys.stderr.write(f"{note}\n")
+        return examples, note
 
 
 def available_port(host: str, port: int | None) -> int:

@@ -221,4 +221,4 @@ def prior_samples(lab: Lab, count: int) -> ExampleImages:
     with evaluation_mode(lab.model, 0):
         x = lab.sample(count, labels=None if labels is None else labels.to(lab.model.device)).float().cpu()
         x = torch.bernoulli(x) if lab.image.levels == 2 else x
-    return ExampleImages(x.as_subclass(Tensor), labels, tuple(map(str, range(lab.image.num_classes))), "prior's")
+    return ExampleImages(x.as_subclass(Tensor), labels, tuple(map(str, range(lab.image.num_classes))), "prior-sample")

@@ -23,7 +23,10 @@ from vae_lab.explore.latent_map import LatentMap
 from vae_lab.explore.pictures import data_uri, image_uri
 
 NUM_EXAMPLES = 40
-INSTANT: dict[str, Any] = {"queue": False, "show_progress": "hidden", "trigger_mode": "always_last"}
+# Of every event. A public one would be stored in the browser with all its pictures, which takes a second after a while.
+INSTANT: dict[str, Any] = {
+    "queue": False, "show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private",
+}  # fmt: skip
 # Where the picture was clicked, in shares of its width and height.
 CLICK = """element.addEventListener('click', event => {
   const box = element.querySelector('img').getBoundingClientRect();
@@ -54,12 +57,12 @@ class Page:
             )  # fmt: skip
 
     def add_pictures(self) -> None:
-        """The decoded picture, the image last encoded, and the class."""
+        """The decoded picture, the one last encoded, and the class."""
         image = self.explorer.examples.x[0]
         with gr.Row(elem_id="pictures"):
             decoded = self.explorer.reconstruct(image, self.first_label)
             self.picture = picture(image_uri(decoded), "decoded picture", "decoded", caption=True)
-            self.encoded = picture(image_uri(image), "image last encoded", "encoded", caption=True)
+            self.encoded = picture(image_uri(image), "encoded picture", "encoded", caption=True)
         self.label = gr.Dropdown(
             self.names, value=self.first_label, label="class given to the model", visible=self.conditional
         )
@@ -125,7 +128,7 @@ def serve(blocks: gr.Blocks, host: str, port: int, open_browser: bool) -> None:
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     blocks.launch(
         server_name=host, server_port=port, inbrowser=open_browser, share=False, quiet=True, prevent_thread_lock=True,
-        ssr_mode=False, footer_links=[], enable_monitoring=False, theme=theme, head=STYLE,
+        ssr_mode=False, footer_links=[], enable_monitoring=False, run_history=False, theme=theme, head=STYLE,
     )  # fmt: skip
     print(f"{blocks.local_url} (Ctrl-C ends it)", flush=True)  # noqa: T201
     try:
