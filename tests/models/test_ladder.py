@@ -334,6 +334,19 @@ def test_temperatures_of_zero_leave_nothing_to_chance():
         model.sample(2, temperature=[1, 1])
 
 
+def test_layers_that_are_not_resampled_keep_their_posteriors():
+    model, x, layer = ladder(), images(), iter(range(3))
+
+    def choose(prior, posterior):
+        return prior.mean if next(layer) == 1 else posterior().mean
+
+    expected = model.likelihood(model.top_down_pass(choose, None, model.bottom_up(x))).mean
+    assert_close(model.resample(x, {1}, temperature=0).mean, expected)
+    assert not torch.allclose(expected, model.reconstruct(x).mean)
+    with pytest.raises(ValueError, match="found 3, expected 0 to 2"):
+        model.resample(x, [3])
+
+
 def test_labels_are_seen_on_the_way_up_and_on_the_way_down():
     model, x, y = ladder(conditional=True), images(), torch.tensor([0, 1, 2, 0, 1])
     torch.manual_seed(4)

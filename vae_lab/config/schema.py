@@ -195,6 +195,22 @@ class ReportConfig:
 
 
 @dataclass
+class ExploreConfig:
+    """Config of vae_lab.explore."""
+
+    run: str = MISSING
+    host: str = "127.0.0.1"
+    port: int | None = None
+    open: bool = True
+    images: int = 2000
+    checkpoint: str = "best"
+    prior: str | None = None
+    data: MovedData = field(default_factory=MovedData)
+    device: str = "auto"
+    trusted: bool = False
+
+
+@dataclass
 class SearchOptions:
     """What a search varies, and where its study lies."""
 
@@ -222,6 +238,7 @@ ConfigStore.instance().store(name="fit_prior_schema", node=FitPriorConfig)
 ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
 ConfigStore.instance().store(name="export_schema", node=ExportConfig)
 ConfigStore.instance().store(name="report_schema", node=ReportConfig)
+ConfigStore.instance().store(name="explore_schema", node=ExploreConfig)
 ConfigStore.instance().store(name="search_schema", node=SearchConfig)
 
 

@@ -98,11 +98,16 @@ def _has_glyph(sign: str) -> bool:
 
 
 @styled
+def content_box(figure: Figure) -> Bbox:
+    """What `figure_png` shows, in inches at whole pixels: elsewhere, image pixels would be resampled."""
+    return Bbox(np.round(figure.get_tightbbox().padded(MARGIN / DPI).get_points() * DPI) / DPI)
+
+
+@styled
 def figure_png(figure: Figure) -> bytes:
-    """PNG of the figure, cropped to its content at whole pixels: elsewhere, image pixels would be resampled."""
-    content, buffer = figure.get_tightbbox().padded(MARGIN / DPI), io.BytesIO()
-    box = Bbox(np.round(content.get_points() * DPI) / DPI)
-    figure.savefig(buffer, format="png", bbox_inches=box, pil_kwargs={"compress_level": 4})
+    """PNG of the figure, cropped to its content."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches=content_box(figure), pil_kwargs={"compress_level": 4})
     return buffer.getvalue()
 
 

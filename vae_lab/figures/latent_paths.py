@@ -63,14 +63,22 @@ def path_between(start: Tensor, end: Tensor, steps: int, kind: Interpolation, la
     return arc(start, end, steps) if kind == "spherical" else straight_line(start, end, steps)
 
 
-def principal_components(points: Tensor, count: int = 2) -> tuple[Tensor, list[float]]:
-    """Projections (N, count) and the share of variance explained by each component; its largest loading is positive."""
-    centred = (points - points.mean(0)).double()
-    _, _, directions = torch.linalg.svd(centred, full_matrices=False)
+def principal_directions(points: Tensor, count: int = 2) -> Tensor:
+    """Orthonormal directions of the largest variance of points (N, D), float64 (at most count, D).
+
+    The largest loading of each is positive.
+    """
+    _, _, directions = torch.linalg.svd((points - points.mean(0)).double(), full_matrices=False)
     directions = directions[:count]
     # the sign of a component is arbitrary: fix it, so that the scatter does not flip between epochs
-    largest = directions.abs().argmax(1, keepdim=True)
-    projected = centred @ (directions * directions.gather(1, largest).sign()).T
+    signed: Tensor = directions * directions.gather(1, directions.abs().argmax(1, keepdim=True)).sign()
+    return signed
+
+
+def principal_components(points: Tensor, count: int = 2) -> tuple[Tensor, list[float]]:
+    """Projections (N, count) on the principal directions, and the share of variance explained by each."""
+    directions, centred = principal_directions(points, count), (points - points.mean(0)).double()
+    projected = centred @ directions.T
     projected = torch.nn.functional.pad(projected, (0, count - len(directions)))  # fewer points than components
     total = centred.square().sum().clamp(min=torch.finfo(torch.float64).tiny)
     return projected.float(), (projected.square().sum(0) / total).tolist()

@@ -7,7 +7,7 @@ Vahdat & Kautz 2020, arXiv:2007.03898; Child 2021, arXiv:2011.10650.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import cast
 
@@ -158,9 +158,27 @@ class LadderVAE(Model):
 
     def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Distribution:
         """p(x|z), batch (B,), with each layer's z at the point estimate of its posterior given the layers above."""
-        return self.likelihood(
-            self.top_down_pass(lambda _, posterior: point_estimate(posterior()), y, self._features(x, y))
-        )
+        return self.resample(x, (), y)
+
+    def resample(
+        self, x: Tensor, layers: Collection[int], y: Tensor | None = None, temperature: float | Sequence[float] = 1.0
+    ) -> Distribution:
+        """p(x|z), batch (B,), with z from the prior in some layers, in the others as in `reconstruct`.
+
+        layers: indices from the top down. temperature: as of `sample`. ValueError: no such layer.
+        """
+        if wrong := [layer for layer in layers if not 0 <= layer < len(self.specs)]:
+            raise ValueError(f"layers: found {wrong[0]}, expected 0 to {len(self.specs) - 1}")
+        steps = iter(enumerate(self._temperatures(temperature)))
+
+        def choose_latent(prior: Distribution, posterior: Callable[[], Distribution]) -> Tensor:
+            layer, temperature = next(steps)
+            if layer not in layers:
+                return point_estimate(posterior())
+            prior = with_temperature(prior, temperature)
+            return prior.sample(() if prior.batch_shape else (len(x),))
+
+        return self.likelihood(self.top_down_pass(choose_latent, y, self._features(x, y)))
 
     def sample(
         self, num_images: int, y: Tensor | None = None, temperature: float | Sequence[float] = 1.0
