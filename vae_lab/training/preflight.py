@@ -109,7 +109,8 @@ def _require_shapes(model: Model, trace: Trace, x: Tensor) -> None:
     if (found.batch_shape, found.event_shape) != (batch, event):
         raise ValueError(
             f"model.likelihood: {type(model.likelihood).__name__} gives a distribution of batch "
-            f"{tuple(found.batch_shape)} and event {tuple(found.event_shape)}; expected {tuple(batch)} and {tuple(event)}.\n"
+            f"{tuple(found.batch_shape)} and event {tuple(found.event_shape)}; "
+            f"expected {tuple(batch)} and {tuple(event)}.\n"
             "num_channels are the decoder's outputs per pixel; independent_pixels of vae_lab.likelihoods sets the event"
         )
     for latent in trace.latents:
