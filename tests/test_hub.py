@@ -6,6 +6,8 @@ import pytest
 from helpers.hub import local_hub
 from helpers.refusals import refused
 
+import vae_lab
+
 pytest.importorskip("huggingface_hub")
 
 
@@ -31,6 +33,10 @@ def test_the_files_of_an_export_arrive_and_no_others(export, tmp_path):
         names = {"config.json", "weights.safetensors", "reconstructions.png", "samples.png", "README.md"}
         assert hub.files == {name: (tmp_path / "model" / name).read_bytes() for name in names}
         assert len(hub.objects) == 1  # the weights, apart from the commit
+    for name, data in hub.files.items():
+        (downloaded := tmp_path / "downloaded").mkdir(exist_ok=True)
+        (downloaded / name).write_bytes(data)
+    assert repr(vae_lab.load(downloaded)) == repr(vae_lab.load(tmp_path / "run"))
 
 
 def test_a_refusal_is_told_and_leaves_the_export(export, tmp_path):

@@ -106,7 +106,7 @@ def test_every_command_finds_config_files_in_the_current_folder_and_in_a_given_o
     there = command("--cfg", "job", "--config-dir", "../conf", f"{group}=mine", module=module, cwd=tmp_path / "empty")
     assert here.code == there.code == 0, here.stderr + there.stderr
     assert content.rpartition(": ")[2].strip("{}[]'") in here.stdout == there.stdout
-    refused(command("--cfg", "job", f"{group}=mine", module=module, cwd=tmp_path / "empty"), f"{group}=mine", "no such")
+    refused(command("--cfg", "job", f"{group}=mine", module=module, cwd=tmp_path / "empty"), f"{group}=mine", "./conf")
 
 
 LIKELIHOOD = """

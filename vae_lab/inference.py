@@ -78,8 +78,8 @@ class Lab:
 
     def _repr_html_(self) -> str:
         """The same as a table, for a notebook."""
-        rows = (f"<tr><th>{name}</th><td>{html.escape(fact)}</td></tr>" for name, fact in self._facts().items())
-        return f"<table>{''.join(rows)}</table>"
+        facts = {name: html.escape(fact.removeprefix("latent ")) for name, fact in self._facts().items()}
+        return f"<table>{''.join(f'<tr><th>{name}</th><td>{fact}</td></tr>' for name, fact in facts.items())}</table>"
 
     def _facts(self) -> dict[str, str]:
         model = self.model
