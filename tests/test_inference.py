@@ -32,6 +32,8 @@ def test_it_prints_what_it_is():
     assert (
         "VAE of 1x16x16" in text and "latent (8,); DiagonalGaussian, Bernoulli, VampPrior" in text and "step 7" in text
     )
+    table = lab_of("model=mlp", "model/prior=vamp")._repr_html_()
+    assert table.startswith("<table>") and "<tr><th>parts</th><td>DiagonalGaussian, Bernoulli, VampPrior</td>" in table
     assert "2 layers of latents" in repr(lab_of("model=ladder", "model.layers=1", "model.strides=[2,2]"))
 
 

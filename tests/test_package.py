@@ -44,6 +44,7 @@ def test_a_wheel_carries_every_config_file_and_module(wheel):
         names = set(archive.namelist())
     assert "vae_lab/conf/train.yaml" in CONF
     assert names >= CONF
+    assert "vae_lab/py.typed" in names  # type checkers read the annotations
     assert names >= {str(path.relative_to(ROOT)) for path in (ROOT / "vae_lab").rglob("*.py")}
     assert {name.split("/")[0] for name in names} == {"vae_lab", wheel.stem.rsplit("-", 3)[0] + ".dist-info"}
     assert not [name for name in names if "__pycache__" in name or name.endswith((".ckpt", ".pt"))]
@@ -60,6 +61,16 @@ def test_an_installed_command_finds_its_config_from_any_folder(unpacked, tmp_pat
     )
     module, conf = python("-c", code, cwd=tmp_path, path=unpacked).stdout.split()
     assert Path(module).parents[1] == Path(conf).parent == unpacked / "vae_lab"
+
+
+def test_a_folder_conf_beside_the_command_adds_to_an_installed_config_and_not_to_a_checkout(unpacked, tmp_path):
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 77\n")
+    words, given = ("-m", "vae_lab.train", "--cfg", "job", "experiment=mine"), ("--config-dir", str(tmp_path / "conf"))
+    for cwd, more in ((tmp_path, ()), (unpacked, given)):
+        assert "\nseed: 77\n" in python(*words, *more, cwd=cwd, path=unpacked).stdout
+    assert "mine" in python("-m", "vae_lab.train", "--help", cwd=tmp_path, path=unpacked).stdout
+    assert "current folder" not in python("-m", "vae_lab.train", "--info", "searchpath", cwd=ROOT).stdout
 
 
 def light(argument: str, cwd: Path) -> subprocess.CompletedProcess:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from vae_lab.inference import Lab
 
+    __version__: str
+
 
 def __getattr__(name: str) -> str:
     """Look up `__version__` on access, so that commands start faster."""

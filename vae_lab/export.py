@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,8 @@ def export(config: DictConfig) -> None:
         raise UsageError(f"format={config.format}: expected {', '.join(FORMATS)}")
     require_extra("export", "safetensors", *(("onnx", "onnxscript", "onnxruntime") if config.format == "onnx" else ()))
     if config.push is not None:
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", config.push):
+            raise UsageError(f"push={config.push}: expected owner/name")
         require_extra("hub", "huggingface_hub")
     from vae_lab.inference import load
 
@@ -46,7 +49,7 @@ def export(config: DictConfig) -> None:
     files = write_files(lab, run, folder, config.format)
     print(f"{folder}: {', '.join(files)}")  # noqa: T201
     if config.push is not None:
-        print(push(folder, config.push))  # noqa: T201
+        print(push(folder, config.push, files))  # noqa: T201
 
 
 def write_files(lab: Lab, run: Path, folder: Path, format: str) -> list[str]:
@@ -175,19 +178,22 @@ def require_agreement(part: nn.Module, run: Callable[[tuple[Tensor, ...]], list[
                 )
 
 
-def push(folder: Path, name: str) -> str:
-    """Upload an export to the Hugging Face Hub as owner/name; returns its address."""
+def push(folder: Path, name: str, files: Sequence[str]) -> str:
+    """Upload these files of a folder to the Hugging Face Hub as owner/name; returns its address.
+
+    UsageError: it cannot be reached, or refuses.
+    """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi()
     try:
         url = api.create_repo(name, exist_ok=True)
-        api.upload_folder(folder_path=folder, repo_id=name)
-    except (HfHubHTTPError, ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        api.upload_folder(folder_path=folder, repo_id=name, allow_patterns=[*files])
+    except Exception as error:  # of its HTTP library, which differs by version: no OSError
+        reason = (getattr(error, "server_message", None) or str(error)).strip().partition("\n")[0]
         raise UsageError(
-            f"push={name}: {reason}\nexpected owner/name, and a token (hf auth login, or HF_TOKEN)"
+            f"push={name}: {api.endpoint}: {reason}\nthe export is in {folder}; pushing needs a token that may write "
+            "there (hf auth login, or HF_TOKEN)"
         ) from error
     return str(url)
 

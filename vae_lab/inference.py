@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,15 +74,28 @@ class Lab:
         self.step, self.fitted_prior = step, fitted_prior
 
     def __repr__(self) -> str:
+        model, images, *facts = self._facts().values()
+        return f"Lab({model} of {images}; {'; '.join(facts)})"
+
+    def _repr_html_(self) -> str:
+        """The same as a table, for a notebook."""
+        facts = {name: html.escape(fact.removeprefix("latent ")) for name, fact in self._facts().items()}
+        return f"<table>{''.join(f'<tr><th>{name}</th><td>{fact}</td></tr>' for name, fact in facts.items())}</table>"
+
+    def _facts(self) -> dict[str, str]:
         model = self.model
         parts = {
             type(part).__name__: None for part in model.modules() if isinstance(part, Posterior | Prior | Likelihood)
         }
         latents = [latent.shape for latent in model.latents]
-        shapes = f"latent {latents[0]}" if len(latents) == 1 else f"{len(latents)} layers of latents"
-        count = sum(parameter.numel() for parameter in model.parameters())
-        words = f"{self.image}; {shapes}; {', '.join(parts)}; {count:,} parameters; step {self.step:,}"
-        return f"Lab({type(model).__name__} of {words})"
+        return {
+            "model": type(model).__name__,
+            "images": str(self.image),
+            "latents": f"latent {latents[0]}" if len(latents) == 1 else f"{len(latents)} layers of latents",
+            "parts": ", ".join(parts),
+            "weights": f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters",
+            "trained": f"step {self.step:,}",
+        }
 
     def to(self, device: str | torch.device) -> Lab:
         """Move the model to a device, and return this lab."""

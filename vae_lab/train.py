@@ -47,7 +47,8 @@ def fit(*request: str | DictConfig) -> Lab:
     folder = run_in_process(task, "train", request)
     from vae_lab.inference import load
 
-    return load(folder, "best" if (folder / "checkpoints" / "best.ckpt").exists() else "last")
+    name = "best" if (folder / "checkpoints" / "best.ckpt").exists() else "last"
+    return load(folder, name, trusted=True)  # its config is the caller's
 
 
 def train(config: DictConfig) -> float | None:

@@ -12,7 +12,7 @@ from vae_lab.data.transforms import Preprocess
 from vae_lab.objectives.bounds import elbo
 from vae_lab.objectives.objective import Objective
 from vae_lab.objectives.schedules import Constant
-from vae_lab.runs.run_dir import register_resolvers
+from vae_lab.runs.run_dir import register_with_hydra
 from vae_lab.training.build import build_model
 from vae_lab.training.optimizer import OptimizerSettings
 from vae_lab.training.step import TrainingStep
@@ -29,7 +29,7 @@ STATEFUL = (
 
 @functools.cache
 def composed(*overrides: str):
-    register_resolvers()
+    register_with_hydra()
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         config = compose("train", list(overrides))
     OmegaConf.set_readonly(config, True)

@@ -12,6 +12,7 @@ import os
 import runpy
 import signal
 import sys
+from pathlib import Path
 
 
 def child(request: dict) -> None:
@@ -23,6 +24,7 @@ def child(request: dict) -> None:
     os.environ.update(request["env"])
     multiprocessing.set_start_method("fork")  # the trials of a search, too, start from what is imported
     sys.argv = [request["module"], *request["argv"]]
+    sys.path[:0] = [str(Path.cwd()), *request["env"].get("PYTHONPATH", "").split(os.pathsep)]  # as `python -m` does
     code = 0
     try:
         runpy.run_module(request["module"], run_name="__main__", alter_sys=True)

@@ -10,13 +10,16 @@ import pytest
 from helpers.commands import QUIET
 from helpers.data import write_pictures
 from helpers.toy import write_conf
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
 from vae_lab.config.schema import conf_dir
 from vae_lab.runs import resources
 from vae_lab.runs.cli import compose_config, run_command
+from vae_lab.runs.run_dir import RunDirectory, register_with_hydra
 from vae_lab.utils.errors import UsageError
 
 JOBS = ("-m", *QUIET, "trainer.max_epochs=1", "model.latent_dim=2,0,3,4")
@@ -42,7 +45,7 @@ def test_a_sweep_is_resumed_where_jobs_are_missing_failed_or_interrupted(command
     shutil.rmtree(sweep / "2")
     summary = json.loads((sweep / "3/summary.json").read_text())
     (sweep / "3/summary.json").write_text(json.dumps(summary | {"status": "interrupted"}))
-    again = command(*JOBS, "sweep.resume=sw")
+    again = command(*JOBS, "trusted=true", "sweep.resume=sw")  # as parts of the user's own would need
     assert again.code == 2 and status(sweep) == ["completed", "failed", "completed", "completed"]
     assert files(sweep / "0") == finished
     assert "resumed at step 3" in (sweep / "3/train.log").read_text()
@@ -77,6 +80,17 @@ def test_jobs_store_where_their_data_are_and_find_them_where_they_have_moved(com
     assert json.loads((run / "summary.json").read_text())["status"] == "completed"
 
 
+def test_the_folder_of_a_resumed_sweep_is_known_where_no_job_runs(tmp_path, monkeypatch):
+    """As in the process that starts jobs in parallel, and reports those that failed."""
+    (tmp_path / "multirun.yaml").write_text("hydra: {overrides: {task: [seed=1]}}")
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    register_with_hydra()
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        config = compose("train", ["seed=1", f"sweep.resume={tmp_path}"], return_hydra_config=True)
+    RunDirectory().on_multirun_start(config)
+    assert HydraConfig.get().sweep.dir == str(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("launcher", "plugin"),
     [("joblib", "joblib"), ("submitit_local", "submitit"), ("ray", "ray")],
@@ -91,8 +105,6 @@ def test_every_launcher_runs_all_jobs_and_reports_the_failed_one(tmp_path, monke
     shutil.copytree(Path(conf_dir(), "hydra"), Path(directory, "hydra"))
 
     def task(config):
-        from hydra.core.hydra_config import HydraConfig
-
         assert os.environ.setdefault("LEFT_BY", str(config.seed)) == str(config.seed)  # by a job before in this process
         file = Path(HydraConfig.get().runtime.output_dir, "seen.txt")
         file.write_text(f"{config.seed} {os.getcwd()}")  # noqa: PTH109

@@ -29,6 +29,7 @@ OTHER_SETS = (
     "\nfor pictures of your own: data=folder data.folder=PATH"
     "\nfor a set of torchvision's: data=torchvision data.dataset=CelebA"
 )
+OWN_FILES = "\nfiles of your own are found in ./conf, beside the command, or with --config-dir FOLDER"
 
 
 def usage_message(error: BaseException, directory: str, in_job: bool = False) -> str | None:
@@ -61,7 +62,8 @@ def _option_or_value(error: BaseException, place: str) -> str | None:
         case MissingConfigException(missing_cfg_file=str(missing), options=[_, *_] as options):
             group, _, option = missing.rpartition("/")
             names = names_to_choose(option, options, f"{group}=")
-            return f"{group}={option}: no such option{place}{names}{OTHER_SETS if group == 'data' else ''}"
+            more = OTHER_SETS if group == "data" else "" if did_you_mean(option, options) else OWN_FILES
+            return f"{group}={option}: no such option{place}{names}{more}"
         case OverrideParseException(override=override, message=message):
             reason = message.removeprefix(f"Error parsing override '{override}'\n").partition("\n")[0]
             key, equals, value = str(override).partition("=")

@@ -84,6 +84,8 @@ def import_target(path: str, key: str) -> Any:
             hint = did_you_mean(name, dir(import_module(module)), f"{module}.")
         except (ImportError, ValueError, TypeError) as unimportable:  # says more than the missing attribute
             reason = str(unimportable)
+            if getattr(unimportable, "name", None) == path.partition(".")[0]:
+                hint = "\na package of your own: start the command in the folder that holds it, or install it"
         raise UsageError(f"{key}: '{path}' does not exist, {reason}{hint}") from error
     if not callable(found):
         raise UsageError(f"{key}: '{path}' is a {type(found).__name__}, expected a class or a function")
@@ -103,7 +105,8 @@ def _check_node(node: dict[str, Any], where: str) -> None:
     positional = list(hints)[: len(node.get("_args_") or ())]
     missing = [name for name in required if name not in (*given, *positional)]
     if missing and not node.get("_partial_"):
-        raise UsageError(f"{where}: {path} needs {', '.join(map(repr, missing))}\nset {where}.{missing[0]}=...")
+        advice = f"set {where}.{missing[0]}=..., or _partial_: true in its file if the model is to give it"
+        raise UsageError(f"{where}: {path} needs {', '.join(map(repr, missing))}\n{advice}")
 
 
 def _arguments(target: Any) -> tuple[dict[str, Any], list[str], bool]:

@@ -29,7 +29,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from vae_lab.config.schema import conf_dir
 from vae_lab.runs.processes import is_first_process
-from vae_lab.runs.run_dir import Refusal, register_resolvers
+from vae_lab.runs.run_dir import Refusal, register_with_hydra
+from vae_lab.runs.search_path import require_own_names
 from vae_lab.runs.stored_config import CHANGED, MOVABLE
 from vae_lab.runs.sweep import RESUME, SWEEP_FILE, record_failure, report_failures
 from vae_lab.utils.errors import RunFailed, UsageError, find_cause
@@ -57,8 +58,7 @@ def run_command(task: TaskFunction, config_name: str, config_path: str | None = 
     ignore_closed_streams()
     require_cache()
     directory = config_path or conf_dir()
-    sys.argv[1:] = hydra_words(sys.argv[1:], directory)
-    register_resolvers()
+    register_with_hydra()
     command = _Command(task, directory)
     code = command.run(hydra.main(version_base="1.3", config_path=directory, config_name=config_name)(command.job()))
     for stream in (sys.stdout, sys.stderr):
@@ -82,7 +82,7 @@ def run_in_process(task: Callable[[DictConfig], T], config_name: str, request: S
     if len(configs) > 1:
         raise UsageError(f"found {len(configs)} configs, expected one")
     require_cache()
-    register_resolvers()
+    register_with_hydra()
     results: list[T] = []
     argv, full_error = sys.argv, os.environ.get(FULL_ERROR)
     sys.argv, os.environ[FULL_ERROR] = [argv[0], *hydra_words(overrides, conf_dir())], "1"
@@ -120,7 +120,7 @@ def compose_config(config_name: str, overrides: Sequence[str]) -> DictConfig:
     """The config of conf/ with overrides as on the command line. UsageError: a wrong request."""
     from vae_lab.config.messages import usage_message
 
-    register_resolvers()
+    register_with_hydra()
     try:
         with hydra.initialize_config_dir(conf_dir(), version_base="1.3"):
             return hydra.compose(config_name, hydra_words(overrides, conf_dir()))
@@ -198,6 +198,7 @@ def split_flags(words: Sequence[str]) -> tuple[list[str], list[str]]:
 def hydra_words(words: Sequence[str], directory: str) -> list[str]:
     """The command line as Hydra's parsers take it: flags behind the overrides, paths in quotes."""
     overrides, flags = split_flags(words)
+    require_own_names(overrides, flags, directory)
     is_sweep = bool({"-m", "--multirun"} & {*flags})
     resumes = any(re.match(r"resume=(?!auto$)", it) for it in overrides)
     if LOCAL_LAUNCHER in overrides and not any(word.startswith(BATCH_SIZE) for word in overrides):
@@ -235,6 +236,7 @@ class _Command:
         """Run Hydra's main and return the exit code."""
         os.environ[FULL_ERROR] = "1"  # so that Hydra raises errors instead of printing them
         try:
+            sys.argv[1:] = hydra_words(sys.argv[1:], self.directory)
             main()
         except (KeyboardInterrupt, ForcedInterrupt) as stop:
             interrupted = find_cause(stop, ForcedInterrupt) or find_cause(stop, Interrupted)

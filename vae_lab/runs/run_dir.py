@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -19,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from vae_lab.runs import resources
 from vae_lab.runs.processes import by_torchrun, is_first_process, share_with_others
 from vae_lab.runs.resume import AUTO, is_unfinished, newest_unfinished, require_resumable
+from vae_lab.runs.search_path import CurrentFolder
 from vae_lab.runs.stored_config import MOVABLE
 from vae_lab.runs.sweep import RESUME, prepare_resumed_sweep, store_config
 from vae_lab.utils.errors import UsageError
@@ -28,8 +30,9 @@ class Refusal(BaseException):
     """Carries a UsageError, its cause, out of a callback: Hydra turns any Exception there into a warning."""
 
 
-def register_resolvers() -> None:
-    """Register `${run_name:}`, the name of the config, else of its experiment, else <model>-<data>; and resources."""
+def register_with_hydra() -> None:
+    """Register ./conf, `${run_name:}` (name, else the experiment's, else <model>-<data>), and the resources."""
+    Plugins.instance().register(CurrentFolder)
     OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
     for resource in (resources.jobs_at_once, resources.threads_per_job, resources.gpus_per_job, resources.gpu_of_job):
         OmegaConf.register_new_resolver(resource.__name__, resource, replace=True)
@@ -115,6 +118,8 @@ def _set_directory(config: DictConfig, kind: Literal["run", "sweep"]) -> None:
     OmegaConf.update(config, key, str(chosen))
     if kind == "sweep":  # the config of each job is composed anew, from the overrides, maybe in another folder
         config.hydra.overrides.hydra.append(f"{key}='{chosen.resolve()}'")
+        HydraConfig.instance().set_config(config)  # where the failures of its jobs are looked for in the end
+        OmegaConf.set_readonly(config.hydra, False)
     elif resumed:
         config.hydra.output_subdir = None  # it keeps its stored config
 

@@ -7,6 +7,7 @@ typed, the last one varying fastest: the same overrides give the same jobs the s
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,17 @@ def prepare_resumed_sweep(config: DictConfig) -> Path:
         raise UsageError(f"{RESUME}={folder}: {found}\nexpected a sweep, such as outputs/sweeps/DATE_TIME")
     before = OmegaConf.select(OmegaConf.load(folder / SWEEP_FILE), "hydra.overrides.task") or []
     words = [word for word in config.hydra.overrides.task if not word.startswith(f"{RESUME}=")]
-    if words != list(before):
+    if untrusted(words) != untrusted(before):
         raise UsageError(f"{RESUME}={folder}: the sweep has other overrides: {' '.join(before)}\ngive it the same ones")
     config.sweep.resume = None
     config.hydra.overrides.task = words
     config.hydra.overrides.hydra.append("hydra.output_subdir=null")  # else Hydra would replace the stored configs
     return folder
+
+
+def untrusted(words: Iterable[str]) -> list[str]:
+    """Overrides without `trusted`, which changes no job."""
+    return [word for word in words if not word.startswith("trusted=")]
 
 
 def is_job_of_resumed_sweep() -> bool:

@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 from torch import Tensor
 
+from vae_lab.core import Trace
 from vae_lab.data.datamodule import ImageDataModule
 from vae_lab.data.images import Split
 from vae_lab.likelihoods import ColorGaussian
@@ -84,6 +85,7 @@ def _require_finite_log_px(model: Model, objective: Objective, x: Tensor, y: Ten
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             trace = model(x, objective.num_samples, y)
+            _require_shapes(model, trace, x)
             terms = objective.terms(trace, x)
             inputs = model.regularizer_inputs(trace, x, y)
             objective(inputs, terms, Weights())
@@ -99,6 +101,25 @@ def _require_finite_log_px(model: Model, objective: Objective, x: Tensor, y: Ten
             f"images no finite log p(x|z) (found {log_px.flatten()[~log_px.flatten().isfinite()][0].item()}).\n"
             f"Their pixels lie in [{x.min():.3g}, {x.max():.3g}]; choose a model/likelihood for such values"
         )
+
+
+def _require_shapes(model: Model, trace: Trace, x: Tensor) -> None:
+    """ValueError: a distribution over something else than images or latents, whose densities would be broadcast."""
+    found, batch, event = trace.likelihood, trace.latents[0].z.shape[:2], x.shape[1:]
+    if (found.batch_shape, found.event_shape) != (batch, event):
+        raise ValueError(
+            f"model.likelihood: {type(model.likelihood).__name__} gives a distribution of batch "
+            f"{tuple(found.batch_shape)} and event {tuple(found.event_shape)}; "
+            f"expected {tuple(batch)} and {tuple(event)}.\n"
+            "num_channels are the decoder's outputs per pixel; independent_pixels of vae_lab.likelihoods sets the event"
+        )
+    for latent in trace.latents:
+        for part, distribution in (("posterior", latent.posterior), ("prior", latent.prior)):
+            if distribution.event_shape != latent.z.shape[2:]:
+                raise ValueError(
+                    f"model.{part}: found a distribution of event {tuple(distribution.event_shape)}; expected that of "
+                    f"one latent, {tuple(latent.z.shape[2:])}.\nDeclare it, with torch.distributions.Independent"
+                )
 
 
 def _image_warnings(x: Tensor) -> Iterator[str]:
