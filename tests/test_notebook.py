@@ -21,7 +21,7 @@ def test_the_first_steps_run(tmp_path):
     from nbclient import NotebookClient
 
     notebook = read_myst_markdown_notebook(PAGE.read_text(), path=PAGE)
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     cells = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
     assert sum("image/png" in output.get("data", {}) for outputs in cells for output in outputs) == 7
     texts = ["".join(output.text for output in outputs if output.get("name") == "stdout") for outputs in cells]

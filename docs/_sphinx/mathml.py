@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from docutils import nodes
@@ -10,11 +11,15 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 
 log = logging.getLogger(__name__)
+# log p(x): TeX has a thin space between a function and an argument without brackets, and browsers have none.
+APPLIED = re.compile(r"<mo>&ApplyFunction;</mo>(\s*<(?!mo\b))")
 
 
 def mathml(node: nodes.Element, as_block: bool) -> str:
     try:
-        return latex2mathml.tex2mathml(node.astext(), as_block=as_block)
+        return APPLIED.sub(
+            r'<mspace width="0.17em"></mspace>\1', latex2mathml.tex2mathml(node.astext(), as_block=as_block)
+        )
     except MathError as error:
         log.warning("%s: %s", node.astext(), error, location=node)
         return ""
