@@ -11,18 +11,19 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 
 log = logging.getLogger(__name__)
-# log p(x): TeX has a thin space between a function and an argument without brackets, and browsers have none.
-APPLIED = re.compile(r"<mo>&ApplyFunction;</mo>(\s*<(?!mo\b))")
+# log p(x), 2 log x: TeX has a thin space on both sides of a function, but for brackets, and browsers have none.
+THIN = '<mspace width="0.17em"></mspace>'
+AFTER = re.compile(r"<mo>&ApplyFunction;</mo>(\s*<(?!mo\b))")
+BEFORE = re.compile(r"(</(?:mi|mn|mfrac|msub)>)(\s*<mi>(?:log|ln|det|exp)</mi>)")
 
 
 def mathml(node: nodes.Element, as_block: bool) -> str:
     try:
-        return APPLIED.sub(
-            r'<mspace width="0.17em"></mspace>\1', latex2mathml.tex2mathml(node.astext(), as_block=as_block)
-        )
+        formula = latex2mathml.tex2mathml(node.astext(), as_block=as_block)
     except MathError as error:
         log.warning("%s: %s", node.astext(), error, location=node)
         return ""
+    return BEFORE.sub(rf"\1{THIN}\2", AFTER.sub(rf"{THIN}\1", formula))
 
 
 def visit_inline(translator: Any, node: nodes.math) -> None:
