@@ -60,31 +60,39 @@ def is_group(override: str) -> bool:
     return (Path(conf_dir()) / override.lstrip("+~").partition("=")[0]).is_dir()
 
 
-def merged(pages: list[Path]) -> dict[tuple[str, ...], dict[str, str]]:
-    """By command and chosen groups: the other overrides by key. Composing takes 0.2 s, so each choice is composed once.
+def merged(pages: list[Path]) -> list[tuple[str, dict[str, str], dict[str, str]]]:
+    """Commands that agree in the groups they have in common, as one: its name, its groups and its other overrides.
 
-    The experiments alone are left out, for tests/test_experiments.py composes them.
+    Composing takes 0.2 s. Experiments alone are left out: tests/test_experiments.py composes them.
     """
-    found: dict[tuple[str, ...], dict[str, str]] = {}
+    found: list[tuple[str, dict[str, str], dict[str, str]]] = []
     for page in pages:
         for command in commands(page.read_text()):
             name, overrides = overrides_of(*command)
-            groups = sorted(override for override in overrides if is_group(override))
-            keys = found.setdefault((name, *groups), {})
-            keys |= {override.partition("=")[0]: override for override in overrides if not is_group(override)}
-    alone = [
-        key for key, keys in found.items() if not keys and key[1:] and key[1].startswith("experiment=") == len(key) - 1
-    ]
-    return {key: keys for key, keys in found.items() if key not in alone}
+            by_key = {override.partition("=")[0]: override for override in overrides}
+            groups = {key: override for key, override in by_key.items() if is_group(override)}
+            keys = {key: override for key, override in by_key.items() if key not in groups}
+            if [*by_key] == ["experiment"]:
+                continue
+            for other, chosen, options in found:
+                same = {key for key in groups if chosen.get(key, groups[key]) == groups[key]} == {*groups}
+                if other == name and same and ("experiment" in groups) == ("experiment" in chosen):
+                    chosen.update(groups)
+                    options.update(keys)
+                    break
+            else:
+                found.append((name, groups, keys))
+    return found
 
 
 def test_every_command_that_can_be_pasted_composes():
     wrong = []
-    for (name, *groups), keys in merged(PAGES).items():
+    for name, groups, keys in merged(PAGES):
+        words = [*groups.values(), *keys.values()]
         try:
-            check_targets(compose_config(name, [*groups, *keys.values()]))
+            check_targets(compose_config(name, words))
         except UsageError as error:
-            wrong.append(f"python -m vae_lab.{name} {' '.join([*groups, *keys.values()])}\n{error}")
+            wrong.append(f"python -m vae_lab.{name} {' '.join(words)}\n{error}")
     assert not wrong, "\n\n".join(wrong)
 
 
