@@ -72,7 +72,7 @@ def merged(pages: list[Path]) -> list[tuple[str, dict[str, str], dict[str, str]]
             by_key = {override.partition("=")[0]: override for override in overrides}
             groups = {key: override for key, override in by_key.items() if is_group(override)}
             keys = {key: override for key, override in by_key.items() if key not in groups}
-            if [*by_key] == ["experiment"]:
+            if not by_key or [*by_key] == ["experiment"]:
                 continue
             for other, chosen, options in found:
                 same = {key for key in groups if chosen.get(key, groups[key]) == groups[key]} == {*groups}
