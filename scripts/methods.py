@@ -3,6 +3,7 @@
 python scripts/methods.py                              # all of them on MNIST, 10 epochs each: an hour on two cores
 python scripts/methods.py vae vampprior flow_prior --epochs 50 --num-samples 500
 python scripts/methods.py --runs outputs/methods       # what is trained there already is only drawn
+python scripts/methods.py dae geco --strips docs/images/methods    # and a bare picture of each, for docs/methods.md
 
 Prints a table: test ELBO and its two parts, the importance-weighted bound on log p(x) of test images, seconds.
 """
@@ -109,6 +110,19 @@ def drawing(runs: dict[str, Path], title: str) -> Any:
     )
 
 
+def write_strip(run: Path, path: Path) -> None:
+    """Test images, their reconstructions and samples, a row each, one image pixel to a pixel."""
+    import torch
+    from torchvision.transforms.functional import to_pil_image
+    from torchvision.utils import make_grid
+
+    originals, reconstructed, samples = shown(run)
+    rows = [originals, reconstructed] if samples is None else [originals, reconstructed, samples[:NUM_RECONSTRUCTED]]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    grid = make_grid(torch.cat(rows), nrow=NUM_RECONSTRUCTED, padding=1, pad_value=0.8)
+    to_pil_image(grid[: originals.shape[1]]).save(path, optimize=True)
+
+
 def main() -> None:
     """Train, measure, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -116,6 +130,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--runs", type=Path, default=Path("outputs/methods"))
     parser.add_argument("--out", type=Path, default=Path("methods.png"))
+    parser.add_argument("--strips", type=Path, metavar="FOLDER", help="also write a bare picture of each method")
     parser.add_argument("--num-images", type=int, default=1000, help="of the test set, for the importance bound")
     parser.add_argument("--num-samples", type=int, default=100, help="K of the importance bound")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="for every run")
@@ -133,6 +148,8 @@ def main() -> None:
     Console(width=120).print(table)
     mosaic = drawing(runs, "Test images, and what each method makes of them")
     given.out.write_bytes(figure_png(mosaic.figure()))
+    for name, run in runs.items() if given.strips else ():
+        write_strip(run, given.strips / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from scripts import benchmark, methods, reproduce
 from scripts.benchmark import Row, compared
@@ -74,6 +75,8 @@ def test_methods_are_measured_and_drawn_from_their_runs(fast_run, tmp_path):
     assert abs(elbo - log_px + kl) < 0.02 and bound < 0
     height, width, _ = methods.drawing({"vae": fast_run.run, "again": fast_run.run}, "title").pixels().shape
     assert width > height > 100
+    methods.write_strip(fast_run.run, tmp_path / "strips/vae.png")
+    assert Image.open(tmp_path / "strips/vae.png").size == (29 * 10 + 1, 29 * 3 + 1)
 
 
 def test_reference_rows_are_measured_once_and_stand_in_the_page_beside_earlier_ones(monkeypatch, tmp_path, capsys):
