@@ -250,17 +250,6 @@ def load(
     return Lab(model, config, saved["global_step"], fitted_name)
 
 
-def images_of(lab: Lab, moved: DictConfig) -> ImageDataModule:
-    """The images of the run, where they are now. UsageError: they are not there, or of another shape."""
-    move_data(lab.config, moved)
-    check_targets(lab.config, ("data",))
-    data: ImageDataModule = build_node(lab.config.data)
-    data.setup()
-    if data.image != lab.image:
-        raise UsageError(f"data: the model was trained on images of {lab.image}\nfound {data.image}")
-    return data
-
-
 def _load_export(folder: Path, trusted: bool, prior: str | None) -> Lab:
     """The model of an export, which has one prior. UsageError: it has not the prior asked for."""
     require_extra("export", "safetensors")
