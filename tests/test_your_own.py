@@ -20,6 +20,7 @@ FILE = re.compile(r"^`([\w/]+\.(?:py|yaml))`\n\n```\w+\n(.*?)^```$", re.MULTILIN
 PROGRAM = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^ {4}(?:PYTHONPATH=(\w+) )?python -m ([\w.]+) (.*)$", re.MULTILINE)
 RUN = re.compile(r"outputs/[\w-]+/DATE_TIME")
+BRIEF = (*QUIET, "trainer.max_epochs=1", "trainer.limit_train_batches=1")
 MEASURES = ("evaluation.quality=null", "evaluation.representation=null", "evaluation.baseline=false",
             "evaluation.cost=false", "evaluation.likelihood.num_samples=5")  # fmt: skip
 
@@ -55,7 +56,7 @@ def test_parts_of_your_own(command, tmp_path):
     write(study / "my_project/__init__.py", "")
     for path, module, words in page.commands:
         known = [RUN.sub(str(newest(study)), word) if "DATE_TIME" in word else word for word in words]
-        quick = ["trainer.max_epochs=3"] if any(word.startswith("resume=") for word in words) else QUIET
+        quick = ["trainer.max_epochs=2"] if any(word.startswith("resume=") for word in words) else BRIEF
         more = MEASURES if module == "vae_lab.evaluate" else quick
         folder, env = (tmp_path, {"PYTHONPATH": path}) if path else (study, {})
         done = command(*known, *more, module=module, cwd=folder, **env)
@@ -64,7 +65,7 @@ def test_parts_of_your_own(command, tmp_path):
     run = newest(study)
     with pytest.raises(UsageError, match=r"(?s)my_project.regularizers.Sparsity, .*vae_lab.load\(run, trusted=True\)"):
         vae_lab.load(run)
-    quick = ", ".join(map(repr, QUIET))
+    quick = ", ".join(map(repr, BRIEF))
     done = run_program(command, study, page.programs[0].replace('"trainer.max_epochs=5"', quick) + "print(lab)")
     assert "LaplacePrior" in done.stdout, done.stderr
 
