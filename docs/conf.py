@@ -16,10 +16,7 @@ copyright = author = "The vae_lab authors"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton"]
 extensions += ["docstrings", "experiments", "mathml"]  # those of _sphinx/
 exclude_patterns = ["_build", "_sphinx"]
-suppress_warnings = [
-    "misc.highlighting_failure",
-    "toc.not_readable",
-]  # a listing that is no shell; a page not written yet
+suppress_warnings = ["misc.highlighting_failure"]  # a listing that is no shell
 
 html_theme = "furo"
 html_title = "vae_lab"
