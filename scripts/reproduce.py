@@ -64,7 +64,7 @@ def likelihood(
 
 def mig(experiment: str, published: str) -> Reference:
     """The mutual information gap on shapes, over seeds."""
-    train = [f"experiment={experiment}", "model=mlp", "data=shapes", "model.latent_dim=10", "trainer.max_epochs=10"]
+    train = [f"experiment={experiment}", "model=mlp", "data=shapes", "model.latent_dim=10", "trainer.max_epochs=3"]
     evaluate = [part for part in NOTHING_ELSE if "representation" not in part] + ["evaluation.likelihood=null"]
     what = f"shapes; {experiment}, 10 latents, MLP; MIG, mean of {SEEDS} seeds and 95% interval"
     return Reference(what, published, train, evaluate, ("disentanglement", "mig"), unit="", num_seeds=SEEDS)

@@ -33,6 +33,7 @@ def whole(warm, tmp_path_factory):
     return done
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits(command, whole):
     found = stress.killed_run(command.cwd, SHORT, whole.run, 3, (0.4, 1.2), start=forked(command))
     assert found.sent.total() > 0 and found.wrong == []

@@ -16,6 +16,7 @@ def numbers(text: str) -> list[float]:
     return [float(word) for word in re.findall(r"-?\d+\.\d+", text)]
 
 
+@pytest.mark.slow
 def test_the_first_steps_run(tmp_path):
     from myst_nb.core.read import read_myst_markdown_notebook
     from nbclient import NotebookClient

@@ -43,6 +43,7 @@ def picture(browser):
     return browser.execute_script("return document.querySelector('.frame').toDataURL()")
 
 
+@pytest.mark.slow
 def test_the_latent_space_moves_and_nothing_is_requested(fast_run, command, browser, tmp_path):
     from selenium.webdriver import ActionChains, Keys
 

@@ -65,6 +65,7 @@ def test_hopeless_trials_are_pruned_and_count(command):
     assert study.trials[0].value is not None and (command.cwd / "study/1/checkpoints/last.ckpt").exists()
 
 
+@pytest.mark.slow
 def test_the_trial_of_a_killed_worker_is_resumed_by_another(command):
     """The other worker is a plain process, and forks its trials from a server of its own."""
     options = [*SEARCH, LATENTS, "search.num_trials=2", "trainer.max_epochs=30", "search/pruner=null"]

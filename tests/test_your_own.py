@@ -50,6 +50,7 @@ def run_program(command, folder, text):
     return command(module="program", cwd=folder)
 
 
+@pytest.mark.slow
 def test_parts_of_your_own(command, tmp_path):
     study = tmp_path / "study"
     page = Page("your_own_parts.md", study)

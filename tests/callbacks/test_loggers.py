@@ -24,6 +24,7 @@ def test_lightnings_csv_beside_tensorboard(command):
     assert OmegaConf.load(done.run / "csv/version_0/hparams.yaml")["model.latent_dim"] == 8
 
 
+@pytest.mark.slow
 def test_each_job_of_a_sweep_finishes_its_record(command):
     pytest.importorskip("wandb")
     pytest.importorskip("mlflow")

@@ -71,6 +71,7 @@ def test_an_epoch_continues_where_the_clock_says(shards):
     assert not torch.equal(shown(0)[0], shown(6)[0])  # the next epoch
 
 
+@pytest.mark.slow
 def test_a_run_on_shards_resumes_within_an_epoch_bit_for_bit(command, shards):
     words = [*QUIET, "model=mlp", "data=streaming", f"data.folder={shards}", "data.batch_size=5", "second_stage=null",
              "trainer.limit_train_batches=null", "optimizer/schedule=constant", "optimizer.ema_decay=null"]  # fmt: skip

@@ -93,7 +93,11 @@ def test_the_folder_of_a_resumed_sweep_is_known_where_no_job_runs(tmp_path, monk
 
 @pytest.mark.parametrize(
     ("launcher", "plugin"),
-    [("joblib", "joblib"), ("submitit_local", "submitit"), ("ray", "ray")],
+    [
+        ("joblib", "joblib"),
+        pytest.param("submitit_local", "submitit", marks=pytest.mark.slow),
+        pytest.param("ray", "ray", marks=pytest.mark.slow),
+    ],
     ids=lambda name: name,
 )
 def test_every_launcher_runs_all_jobs_and_reports_the_failed_one(tmp_path, monkeypatch, capfd, launcher, plugin):

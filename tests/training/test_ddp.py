@@ -30,6 +30,8 @@ from vae_lab.training.step import TrainingStep
 from vae_lab.utils.distributed import Share, all_reduce_mean
 from vae_lab.utils.rng import EVALUATE, seed_noise
 
+pytestmark = pytest.mark.slow  # each test starts processes of its own
+
 VALIDATED = 65  # in batches of 16: the last has an image for the first process only
 
 

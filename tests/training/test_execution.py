@@ -39,6 +39,7 @@ def test_several_steps_in_a_call_give_the_same_bits_as_one(command, model, preci
     assert all(torch.equal(states[1]["state_dict"][name], value) for name, value in states[0]["state_dict"].items())
 
 
+@pytest.mark.slow
 def test_a_compiled_run_is_a_plain_one_to_rounding_and_resumes_as_one_in_another_layout(command):
     """Compiled code draws torch's own noise, and a checkpoint has the same names."""
     options = (*QUIET, "model.encoder.hidden=[16]", "model.decoder.hidden=[16]", "optimizer.lr=0.01")

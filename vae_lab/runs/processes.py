@@ -44,7 +44,10 @@ def share_with_others(value: str | None) -> str:
     key = f"vae_lab/{os.environ['TORCHELASTIC_RESTART_COUNT']}"
     if rank == 0:
         store.set(key, value or "")
-    return str(store.get(key).decode())
+    try:
+        return str(store.get(key).decode())
+    except RuntimeError:  # the first process, which keeps the store, has refused the request and ended
+        return ""
 
 
 @contextmanager
