@@ -6,7 +6,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from vae_lab.runs.cli import run_command, runs_as_arguments
+from vae_lab.runs.cli import run_command
+from vae_lab.runs.command_line import runs_as_arguments
 from vae_lab.runs.resume import run_dir_of
 from vae_lab.runs.sweep import require_single_run
 from vae_lab.utils.errors import UsageError, require_extra
