@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import urllib.request
+from dataclasses import replace
 
 import pytest
 import torch
@@ -82,6 +83,13 @@ def test_the_sliders_of_a_map_of_latents_are_orthonormal_directions():
     assert_close(axes.directions @ axes.directions.T, torch.eye(10), atol=1e-5, rtol=0)
     before, after = axes.coordinates(z), axes.coordinates(axes.move(z, 2, -1.0))
     assert_close(after, torch.where(torch.arange(10) == 2, torch.tensor(-1.0), before), atol=1e-5, rtol=0)
+
+
+def test_a_single_image_has_sliders_too():
+    explorer = explorer_of(*MAPS)
+    examples = replace(explorer.examples, x=explorer.examples.x[:1], labels=LABELS[:1])
+    axes = Explorer(explorer.lab, examples).axes
+    assert (axes.lowest < axes.highest).all()
 
 
 def test_on_a_sphere_the_point_in_the_direction_is_decoded():

@@ -199,6 +199,10 @@ def test_wrong_requests(run, command, tmp_path):
     ):
         refused(command(*words, **REPORT), *found)
     assert (run / "summary.json").read_bytes() == before and not (run / "report.html").exists()
+    file = tmp_path / "file"
+    file.touch()
+    done = command(str(run), f"out={file}/page.html", **REPORT)
+    refused(done, f"{file}/page.html: cannot be written", "out=FILE.html")
 
 
 KINDS = {

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from vae_lab.report import sweep_figures as figures
 from vae_lab.report.sweep_importance import importance
 from vae_lab.report.sweep_jobs import Job, read_jobs
-from vae_lab.report.sweep_page import MAX_POINTS, shown_points
+from vae_lab.report.sweep_page import MAX_POINTS, group_table, shown_points
 from vae_lab.report.sweep_table import compare, mean_text, shown
 from vae_lab.runs.resume import exclusive_lock
 
@@ -142,16 +142,24 @@ def test_means_and_standard_errors_are_exact(tmp_path):
     texts = [mean_text(group.mean("val/elbo"), "val/elbo") for group in (best, second, third)]
     assert texts == ["-9.00", "-11.00 ± 0.00", "-12.0 ± 2.0"]
     assert [job.name for job in sweep.jobs] == ["5", "0", "3", "4", "1", "2"]
+    elbo = group_table(sweep)["rows"][2]
+    log_px = [job._replace(metrics={"val/log_px": job.metrics.get("val/elbo", 0.0)}) for job in sweep.jobs]
+    distortion = group_table(compare(tmp_path, log_px, "val/log_px"))
+    assert elbo["numbers"] == ["-12.0 ± 2.0", "2 (1 missing)"]
+    assert (distortion["titles"][0], distortion["rows"][2]["numbers"][0]) == ("val distortion", "12.0 ± 2.0")
     assert (shown("0.00012345678"), shown("1e-3"), shown("[1,2]"), shown("12345678")) == (
         "0.0001235", "1e-3", "[1,2]", "12345678",
     )  # fmt: skip
     assert mean_text((-98.76543, 0.01234), "val/elbo") == "-98.765 ± 0.012"
 
 
-@pytest.mark.parametrize(("metric", "order"), [("val/loss", "102"), ("val/kl", "201"), (None, "201")])
+@pytest.mark.parametrize(
+    ("metric", "order"), [("val/loss", "102"), ("test/mse", "102"), ("val/kl", "201"), (None, "201")]
+)
 def test_the_direction_is_that_of_a_search(tmp_path, metric, order):
     for number, value in enumerate((2.0, 1.0, 3.0)):
-        best = {"val/loss": value, "val/kl": value, "test/elbo": value}  # no validation images: the test's ELBO
+        names = ("val/loss", "val/kl", "test/mse", "test/elbo")  # no validation images: the test's ELBO
+        best = dict.fromkeys(names, value)
         write_job(tmp_path / str(number), [f"a={number}"], best=best)
     assert "".join(job.name for job in ranked(tmp_path, metric).jobs) == order
 

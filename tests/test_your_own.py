@@ -138,3 +138,15 @@ def test_what_is_missing_in_a_part_is_said(command, tmp_path, name, content, wor
     write(tmp_path / f"conf/model/likelihood/{name}.yaml", content)
     refused(command(f"model/likelihood={name}", *QUIET), *words)
     assert not list(tmp_path.glob("outputs/*/*"))
+
+
+def test_a_file_that_vae_labs_file_hides_is_named(command, tmp_path):
+    """Chosen on the command line it is refused; by a default or an experiment file, there is a warning."""
+    write(tmp_path / "conf/experiment/mine.yaml", f"{MINE}defaults: [override /model/encoder: mlp]")
+    write(tmp_path / "conf/model/encoder/mlp.yaml", "hidden: [1]")
+    write(tmp_path / "other/data/digits.yaml", "batch_size: 1")
+    refused(command("--config-dir=other", "data=digits", *QUIET), "other/data/digits.yaml", "rename")
+    done = command("--config-dir=other", "experiment=mine", *QUIET)
+    assert done.code == 0, done.stderr
+    for name in ("conf/model/encoder/mlp.yaml", "other/data/digits.yaml"):
+        assert f"{tmp_path / name}: not read" in done.stderr

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from vae_lab.fit_prior import prepare_device, progress_bar
-from vae_lab.runs.cli import run_as_first_argument, run_command
+from vae_lab.runs.cli import run_command
+from vae_lab.runs.command_line import run_as_first_argument
 from vae_lab.runs.resume import read_summary, run_dir_of
 from vae_lab.runs.sweep import require_single_run
 from vae_lab.utils.errors import UsageError

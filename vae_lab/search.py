@@ -14,7 +14,8 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig
 
 from vae_lab.config.schema import conf_dir
-from vae_lab.runs.cli import hydra_words, run_command, split_flags
+from vae_lab.runs.cli import run_command
+from vae_lab.runs.command_line import hydra_words, split_flags
 from vae_lab.runs.search_space import Space, parse_space
 from vae_lab.runs.study import Worker, open_study, shown_value, words_of
 from vae_lab.runs.sweep import require_single_run

@@ -12,7 +12,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-LOWER_IS_BETTER = ("/loss", "/bits_per_dim")  # endings of metric names
+LOWER_IS_BETTER = ("/loss", "/bits_per_dim", "/mse", "/chroma", "/reconstruction_nll")  # endings of metric names
 
 
 @dataclass

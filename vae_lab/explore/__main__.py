@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from vae_lab.fit_prior import prepare_device
-from vae_lab.runs.cli import run_as_first_argument, run_command
+from vae_lab.runs.cli import run_command
+from vae_lab.runs.command_line import run_as_first_argument
 from vae_lab.runs.sweep import require_single_run
 from vae_lab.utils.errors import UsageError, require_extra
 from vae_lab.utils.signals import StopSignals

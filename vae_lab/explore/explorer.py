@@ -99,6 +99,7 @@ class Explorer:
             directions, origin = principal_directions(centres, MAX_AXES).float(), centres.mean(0)
             names = [f"principal component {k}" for k in range(1, 1 + len(directions))]
             scale = ((centres - origin) @ directions.T).std(0, correction=0)
+            scale = torch.where(scale > 0, scale, 1.0)  # of a single image, or equal ones
             middle = torch.zeros(len(directions))
         along = (centres - origin) @ directions.T
         lowest = (middle - REACH * scale).minimum(along.amin(0))

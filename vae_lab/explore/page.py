@@ -20,7 +20,8 @@ from torch import Tensor
 
 from vae_lab.explore.explorer import Explorer
 from vae_lab.explore.latent_map import LatentMap
-from vae_lab.explore.pictures import data_uri, image_uri
+from vae_lab.explore.pictures import image_uri
+from vae_lab.figures.canvas import data_uri
 
 NUM_EXAMPLES = 40
 # Of every event. A public one would be stored in the browser with all its pictures, which takes a second after a while.

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 import io
 
 from PIL import Image
 from torch import Tensor
 
-from vae_lab.figures.canvas import encode_png
+from vae_lab.figures.canvas import data_uri, encode_png
 from vae_lab.figures.mosaic import Mosaic, to_pixels
 
 COLUMNS = 8
 FRAME_MS = 60
-
-
-def data_uri(content: bytes, kind: str = "png") -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def image_uri(image: Tensor) -> str:

@@ -52,7 +52,7 @@ def tabs(explorer: Explorer) -> dict[str, Callable[[Page], None]]:
         ("Map", latent_map, explorer.has_places),
         ("Images", images, True),
         ("Draw or drop", canvas, True),
-        ("Interpolate", interpolation, explorer.has_places),
+        ("Interpolate", interpolation, explorer.has_places and len(explorer.examples) > 1),
         ("Arithmetic", arithmetic, explorer.has_places and len(explorer.labels) > 1),
         ("Layers", layers, explorer.num_layers > 0),
         ("Samples", samples, explorer.context.can_sample),
@@ -132,7 +132,7 @@ def interpolation(page: Page) -> None:
 
     def move(ends: list[int], kind: Any, label: int, position: float) -> list[Any]:
         z = explorer.path(ends, 101, kind)[round(100 * position)]
-        return [*page.at(z, label), *page.values(z)]
+        return page.go(z, label)
 
     def animate(ends: list[int], kind: Any, label: int) -> Any:
         frames = explorer.decode(explorer.path(ends, PATH_STEPS, kind), label)
@@ -141,7 +141,7 @@ def interpolation(page: Page) -> None:
     path = [ends, kind, page.label]
     grid.click(clicked, [which, *path], [which, ends, strip, film], **INSTANT)
     gr.on([kind.change, page.label.change], strip_of, path, strip, **INSTANT)
-    position.input(move, [*path, position], [*page.of_place, *page.sliders], **INSTANT)
+    position.input(move, [*path, position], page.of_jump, **INSTANT)
     play.click(animate, path, film, **INSTANT)
 
 

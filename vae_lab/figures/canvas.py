@@ -5,6 +5,7 @@ Class names are text, never formulas, whatever signs are in them: mathtext is of
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -116,6 +117,11 @@ def encode_png(pixels: Pixels) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=4)
     return buffer.getvalue()
+
+
+def data_uri(content: bytes, kind: str = "png") -> str:
+    """The address of a picture that lies in a page itself. kind: png, gif, jpeg or webp."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def encode_gif(frames: Sequence[Path]) -> bytes:

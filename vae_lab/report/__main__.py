@@ -6,11 +6,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from vae_lab.runs.cli import run_command, runs_as_arguments
+from vae_lab.runs.cli import run_command
+from vae_lab.runs.command_line import runs_as_arguments
 from vae_lab.runs.resume import run_dir_of
 from vae_lab.runs.sweep import require_single_run
 from vae_lab.utils.errors import UsageError, require_extra
-from vae_lab.utils.files import write_atomically
 
 EXTRA = "report"
 
@@ -29,7 +29,7 @@ def report(config: DictConfig) -> None:
             f"expected runs or a sweep, found {found}\n"
             "python -m vae_lab.report RUN [RUN ...], or python -m vae_lab.report sweep=DIR"
         )
-    from vae_lab.report.page import MAX_LENGTH
+    from vae_lab.report.page import MAX_LENGTH, write_file
 
     out = output_file(config)
     if config.sweep:
@@ -40,7 +40,7 @@ def report(config: DictConfig) -> None:
         from vae_lab.report.run_page import run_page
 
         page = run_page(config).encode()
-    write_atomically(out, page)
+    write_file(out, page)
     advice = "; fewer runs side by side make it smaller" if len(page) > MAX_LENGTH else ""
     print(f"{out}: {len(page) / 1e6:.1f} MB{advice}")  # noqa: T201
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from vae_lab.figures.canvas import data_uri
+from vae_lab.utils.errors import UsageError
+from vae_lab.utils.files import write_atomically
+
 MAX_LENGTH = 15_000_000  # characters, with what is embedded
-MIME = {".png": "image/png", ".gif": "image/gif", ".jpg": "image/jpeg", ".webp": "image/webp"}
 
 
 def render(template: str, **content: Any) -> str:
@@ -26,10 +28,19 @@ def render(template: str, **content: Any) -> str:
     return environment.get_template(template).render(plotly=Markup(get_plotlyjs()), **content)
 
 
+def write_file(path: Path, content: bytes) -> None:
+    """Write a page or a table. UsageError: it cannot be written."""
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UsageError(f"{path}: cannot be written: {reason}\nchoose another place: out=FILE.html") from error
+
+
 def embedded(image: Path | bytes, kind: str = ".png") -> str:
     """The address of a picture that lies in the page itself."""
     content, suffix = (image.read_bytes(), image.suffix) if isinstance(image, Path) else (image, kind)
-    return f"data:{MIME[suffix]};base64,{base64.b64encode(content).decode()}"
+    return data_uri(content, suffix[1:].replace("jpg", "jpeg"))
 
 
 def data(value: Any) -> Markup:

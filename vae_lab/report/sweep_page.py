@@ -14,17 +14,18 @@ import numpy as np
 from omegaconf import DictConfig
 
 from vae_lab.report import sweep_figures as figures
-from vae_lab.report.page import render
+from vae_lab.report.page import render, write_file
 from vae_lab.report.sweep_importance import importance
 from vae_lab.report.sweep_jobs import STATES, Job, read_jobs
 from vae_lab.report.sweep_study import open_study_of, with_trials
 from vae_lab.report.sweep_table import (
     NOTHING,
+    Group,
     Sweep,
     compare,
+    count_text,
     csv_path,
     duration,
-    mean_cells,
     mean_text,
     number_text,
     print_tables,
@@ -32,8 +33,6 @@ from vae_lab.report.sweep_table import (
     words_text,
     write_csv,
 )
-from vae_lab.utils.errors import UsageError
-from vae_lab.utils.files import write_atomically
 
 PICTURES = {"samples": "samples of the prior", "reconstructions": "images and their reconstructions"}
 MAX_POINTS, MAX_BYTES = 12, 7_000_000  # of pictures: a page stays below 15 MB with Plotly and base64
@@ -62,12 +61,7 @@ def sweep_page(config: DictConfig) -> str:
     sweep = compare(folder, jobs if study is None else with_trials(jobs, study), config.metric)
     print_tables(sweep)
     table = csv_path(config)
-    try:
-        write_atomically(table, write_csv(sweep))
-    except OSError as error:
-        raise UsageError(
-            f"{table}: cannot be written: {error.strerror}\nchoose another place: out=FILE.html"
-        ) from error
+    write_file(table, write_csv(sweep))
     sys.stdout.write(f"{table}: {len(sweep.jobs)} jobs\n")
     count = Counter(job.status for job in sweep.jobs)
     return render(
@@ -122,12 +116,16 @@ def group_table(sweep: Sweep) -> dict[str, Any] | None:
     others = [name for name in QUANTITIES if name != sweep.metric and any(group.mean(name) for group in groups)]
     rows = []
     for group in groups:
-        mean, n = mean_cells(group, sweep.metric)
-        means = [(group.mean(name), name) for name in others]
-        texts = [mean_text((-it[0], it[1]) if it and name.endswith("/log_px") else it, name) for it, name in means]
-        rows.append({"values": [*map(shown, group.values)], "numbers": [mean, n, *texts]})
+        mean, *texts = [group_text(group, name) for name in (sweep.metric, *others)]
+        rows.append({"values": [*map(shown, group.values)], "numbers": [mean, count_text(group), *texts]})
     titles = [QUANTITIES.get(sweep.metric, sweep.metric), "jobs", *(QUANTITIES[name] for name in others)]
     return {"titles": titles, "rows": rows}
+
+
+def group_text(group: Group, name: str) -> str:
+    """As `metric_text`."""
+    mean = group.mean(name)
+    return mean_text((-mean[0], mean[1]) if mean is not None and name.endswith("/log_px") else mean, name)
 
 
 def importance_section(sweep: Sweep, study: Any) -> dict[str, Any]:

@@ -156,7 +156,10 @@ def print_tables(sweep: Sweep) -> None:
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else 160)  # no wrapping in a file
-    means = [[*mean_cells(group, sweep.metric), *map(shown, group.values)] for group in sweep.groups()]
+    means = [
+        [mean_text(group.mean(sweep.metric), sweep.metric), count_text(group), *map(shown, group.values)]
+        for group in sweep.groups()
+    ]
     _print(console, [sweep.metric, "jobs", *sweep.choices], means)
     others = [it for it in OTHERS if it != sweep.metric and any(it in job.metrics for job in sweep.jobs)]
     rows = [
@@ -190,10 +193,10 @@ def _print(console: object, titles: Sequence[str], rows: Sequence[Sequence[str]]
         console.print()
 
 
-def mean_cells(group: Group, metric: str) -> tuple[str, str]:
-    """The mean with its standard error, and how many jobs it is of."""
+def count_text(group: Group) -> str:
+    """How many jobs a mean is of."""
     n, missing = len(group.scored), len(group.jobs) - len(group.scored)
-    return mean_text(group.mean(metric), metric), f"{n} ({missing} missing)" if missing else str(n)
+    return f"{n} ({missing} missing)" if missing else str(n)
 
 
 def mean_text(mean: tuple[float, float] | None, name: str) -> str:

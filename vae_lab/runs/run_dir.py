@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from vae_lab.runs import resources
 from vae_lab.runs.processes import by_torchrun, is_first_process, share_with_others
 from vae_lab.runs.resume import AUTO, is_unfinished, newest_unfinished, require_resumable
-from vae_lab.runs.search_path import CurrentFolder
+from vae_lab.runs.search_path import CurrentFolder, warn_of_hidden_files
 from vae_lab.runs.stored_config import MOVABLE
 from vae_lab.runs.sweep import RESUME, prepare_resumed_sweep, store_config
 from vae_lab.utils.errors import UsageError
@@ -51,6 +51,7 @@ class RunDirectory(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         find_data(config)
         if is_first_process():
+            warn_of_hidden_files(config.hydra.runtime)
             try:
                 _set_directory(config, "run")
             except Refusal:
@@ -74,6 +75,7 @@ class RunDirectory(Callback):
                 "a sweep under torchrun: its processes would each run the jobs\n"
                 "start the sweep without torchrun: under trainer=ddp each job starts its own processes"
             )
+        warn_of_hidden_files(config.hydra.runtime)
         _set_directory(config, "sweep")
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
