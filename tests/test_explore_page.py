@@ -1,19 +1,15 @@
 """The page of vae_lab.explore in a browser, used as by a user; skipped without Gradio, Selenium or Chromium."""
 
-import importlib.util
-import json
 import os
-import shutil
 import signal
 import time
 
 import pytest
+from helpers.browser import chromium, needs_browser, requests
 from helpers.commands import wait_for
 from helpers.data import write_pictures
 
-CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-MISSING = [name for name in ("gradio", "selenium") if importlib.util.find_spec(name) is None]
-pytestmark = pytest.mark.skipif(bool(MISSING) or not CHROMIUM or not CHROMEDRIVER, reason="needs a browser and Gradio")
+pytestmark = needs_browser("gradio")
 
 MOVE = """
 const [value, done] = arguments, slider = document.querySelector('input[type=range]');
@@ -36,19 +32,10 @@ def address(fast_run, command):
 
 @pytest.fixture
 def browser(address):
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1400,1100"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    driver = webdriver.Chrome(options, Service(CHROMEDRIVER))
-    driver.get(address)
-    wait_for(lambda: driver.find_elements("css selector", "#decoded img"))
-    yield driver
-    driver.quit()
+    with chromium("--window-size=1400,1100") as driver:
+        driver.get(address)
+        wait_for(lambda: driver.find_elements("css selector", "#decoded img"))
+        yield driver
 
 
 def test_a_user_goes_through_the_page(browser, tmp_path):
@@ -93,7 +80,6 @@ def test_a_user_goes_through_the_page(browser, tmp_path):
     changes("samples", lambda: press("New samples"))
     changes("decoded", lambda: click("samples", 0.1, 0.1))
 
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = [it["params"]["request"]["url"] for it in messages if it["method"] == "Network.requestWillBeSent"]
+    asked = requests(browser)
     assert asked and all(url.startswith(("http://127.0.0.1:", "data:", "blob:")) for url in asked)
     assert browser.get_log("browser") == [] and browser.execute_script("return localStorage.length") == 0

@@ -19,9 +19,11 @@ from vae_lab import load
 from vae_lab.core import ImageSpec
 from vae_lab.figures.context import ExampleImages, FigureContext, FigureSizes
 from vae_lab.figures.mosaic import to_pixels
+from vae_lab.figures.pictures import PICTURES
 from vae_lab.inference import images_of
 from vae_lab.models.base import evaluation_mode
 from vae_lab.report.explorer import explorer
+from vae_lab.report.gallery import DESCRIPTIONS
 
 pytest.importorskip("plotly")
 REPORT = {"module": "vae_lab.report"}
@@ -237,3 +239,7 @@ def test_what_can_be_explored(kind, one_thread):
             image = to_pixels(context.space.decode(z[None], torch.tensor(1)))[0]
             as_json = {"height": 16, "width": 16, "columns": n, "sheets": found.sheets}
             assert np.abs(frame(as_json, 1, 2 * n - 1) - image).mean() < 4  # noise: the model is untrained
+
+
+def test_every_picture_has_words():
+    assert PICTURES.keys() <= DESCRIPTIONS.keys()

@@ -1,34 +1,17 @@
 """The page of vae_lab.report in a browser: what moves, and that nothing is requested. Skipped where there is none."""
 
-import json
-import shutil
-
 import pytest
+from helpers.browser import chromium, needs_browser, requests
 from helpers.commands import QUIET, wait_for
 
-pytest.importorskip("plotly")
-webdriver = pytest.importorskip("selenium.webdriver")
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="no chromium with chromedriver")
+pytestmark = needs_browser("plotly")
 PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
 
 
 @pytest.fixture(scope="module")
 def browser():
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
-
-
-def requests(browser):
-    """Addresses that the browser asked for since the last call."""
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    return [it["params"]["request"]["url"] for it in events if it["method"] == "Network.requestWillBeSent"]
+    with chromium("--disable-background-networking") as driver:
+        yield driver
 
 
 def open_page(browser, path):

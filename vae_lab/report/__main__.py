@@ -12,8 +12,6 @@ from vae_lab.runs.resume import run_dir_of
 from vae_lab.runs.sweep import require_single_run
 from vae_lab.utils.errors import UsageError, require_extra
 
-EXTRA = "report"
-
 
 def main() -> None:
     runs_as_arguments()
@@ -22,7 +20,7 @@ def main() -> None:
 
 def report(config: DictConfig) -> None:
     require_single_run("report makes one page")
-    require_extra(EXTRA, "jinja2", "plotly")
+    require_extra("report", "jinja2", "plotly")
     if bool(config.runs) == bool(config.sweep):
         found = "both" if config.runs else "neither"
         raise UsageError(

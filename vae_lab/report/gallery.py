@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vae_lab.figures.canvas import encode_gif, figure_png
 from vae_lab.figures.context import FigureContext
-from vae_lab.figures.pictures import PICTURES, available_pictures, draw_figure, network
+from vae_lab.figures.pictures import available_pictures, draw_figure, network
 from vae_lab.report.frames import reduced
 from vae_lab.report.page import embedded
 from vae_lab.report.run_files import RunFiles
@@ -111,6 +111,3 @@ def fit(pictures: Sequence[Picture], budget: int) -> None:
             return
         largest = max(able, key=lambda picture: picture.length)
         largest.reduce(originals[id(largest)])
-
-
-assert PICTURES.keys() <= DESCRIPTIONS.keys()

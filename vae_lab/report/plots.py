@@ -13,7 +13,8 @@ from vae_lab.figures.context import FigureContext
 from vae_lab.figures.pictures import posterior_points
 from vae_lab.report.frames import THUMBNAIL_SIDE, limited, sheet, smallest
 from vae_lab.report.page import embedded
-from vae_lab.report.run_files import RunFiles, number
+from vae_lab.report.run_files import RunFiles
+from vae_lab.utils.files import as_number
 
 NUM_POINTS = 1000  # posterior means with a picture each
 SHEET_COLUMNS = 32
@@ -54,7 +55,7 @@ def training_curves(runs: Sequence[RunFiles]) -> list[Plot]:
 
 def _curve(run: RunFiles, split: str, term: str, sign: float, index: int, named: bool) -> dict[str, Any] | None:
     key = f"{split}/{term}"
-    rows = [(row.get("step"), row.get("epoch"), number(row.get(key))) for row in run.rows]
+    rows = [(row.get("step"), row.get("epoch"), as_number(row.get(key))) for row in run.rows]
     points = [(step, epoch, sign * value) for step, epoch, value in rows if value is not None]
     if not points:
         return None
@@ -64,7 +65,7 @@ def _curve(run: RunFiles, split: str, term: str, sign: float, index: int, named:
         "type": "scatter",
         "mode": "lines+markers" if len(points) < 30 else "lines",
         "name": f"{run.letter} {split}" if named else split,
-        "x": [number(step) for step in steps],
+        "x": [as_number(step) for step in steps],
         "y": values,
         "customdata": epochs,
         "hovertemplate": "%{y:.6~g} (epoch %{customdata})",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,7 @@ from vae_lab.runs.resume import LAST_CHECKPOINT, run_dir_of
 from vae_lab.runs.stored_config import load_config
 from vae_lab.runs.sweep import SWEEP_FILE
 from vae_lab.utils.errors import UsageError, require_extra
-from vae_lab.utils.files import read_json
+from vae_lab.utils.files import as_number, read_json
 
 HYDRA, BEST_CHECKPOINT = Path(".hydra"), Path("checkpoints", BEST)
 
@@ -66,7 +65,7 @@ class RunFiles:
         """Of the test, and of validation at the best checkpoint; of the last validation if there is no summary."""
         found = self.summary.get("metrics") or {}
         if not found and self.rows:
-            found = {name: number(text) for name, text in self.rows[-1].items() if name}
+            found = {name: as_number(text) for name, text in self.rows[-1].items() if name}
         best = self.summary.get("best_metrics") or {}
         return {name: value for name, value in {**found, **best}.items() if value is not None}
 
@@ -116,12 +115,3 @@ def read_runs(paths: Sequence[str], checkpoint: str, trusted: bool) -> list[RunF
             chosen = "last"  # training was interrupted before the first validation, or has none
         found.append(RunFiles(folder, chr(ord("A") + index), chosen, config))
     return found
-
-
-def number(text: Any) -> float | None:
-    """The finite number that a text says, if any."""
-    try:
-        value = float(text)
-    except (TypeError, ValueError):
-        return None
-    return value if math.isfinite(value) else None

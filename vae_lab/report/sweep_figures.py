@@ -12,8 +12,9 @@ import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from vae_lab.report.sweep_importance import Importance
-from vae_lab.report.sweep_jobs import Job, as_number
+from vae_lab.report.sweep_jobs import Job
 from vae_lab.report.sweep_table import Sweep, shown
+from vae_lab.utils.files import as_number
 
 WORST, BEST, LINE = "#5b84b1", "#f28e2b", "rgba(128,128,128,.6)"  # seen on white and on black
 LOG_RATIO = 20  # of the largest to the smallest value of a logarithmic axis

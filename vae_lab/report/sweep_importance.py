@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from vae_lab.report.sweep_jobs import as_number
 from vae_lab.report.sweep_table import SEED, Sweep, canonical
+from vae_lab.utils.files import as_number
 
 if TYPE_CHECKING:
     from optuna import Study

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +18,7 @@ from vae_lab.runs.resume import CONFIG_FILE, is_locked, read_summary
 from vae_lab.runs.sweep import SWEEP_FILE
 from vae_lab.runs.trial import OUTPUT, error_of, key_of, whole_rows
 from vae_lab.utils.errors import UsageError
+from vae_lab.utils.files import as_number
 
 STATES = ("completed", "running", "interrupted", "pruned", "queued", "failed")  # in the order of the tables
 COSTS = ("num_parameters", "images_per_second", "seconds", "epochs", "steps")  # keys of summary.json
@@ -145,15 +145,6 @@ def numbers(values: Any) -> dict[str, float]:
         if number is not None and not isinstance(value, bool):
             found[str(name)] = number
     return found
-
-
-def as_number(value: Any) -> float | None:
-    """A finite number, also one that is written as text."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
 
 
 def read_yaml(file: Path) -> Any:

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
 
 from vae_lab.config.schema import LOWER_IS_BETTER
-from vae_lab.report.sweep_jobs import COSTS, STATES, Job, as_number
+from vae_lab.report.sweep_jobs import COSTS, STATES, Job
 from vae_lab.runs.stored_config import MOVABLE
 from vae_lab.utils.errors import UsageError
+from vae_lab.utils.files import as_number
 
 SEED = "seed"
 NOT_COMPARED = (SEED, "name", "resume", "trusted", "sweep.resume", *MOVABLE)  # keys of the config
@@ -153,8 +156,6 @@ def write_csv(sweep: Sweep) -> bytes:
 
 def print_tables(sweep: Sweep) -> None:
     """Means over seeds, the jobs best first, and the failed ones with the first lines of their errors."""
-    from rich.console import Console
-
     console = Console(width=None if sys.stdout.isatty() else 160)  # no wrapping in a file
     means = [
         [mean_text(group.mean(sweep.metric), sweep.metric), count_text(group), *map(shown, group.values)]
@@ -175,14 +176,12 @@ def print_tables(sweep: Sweep) -> None:
     _print(console, [sweep.metric, *sweep.keys, *others, "time", "", "job"], rows)
     for job in sweep.jobs:
         if job.status == "failed":
-            sys.stdout.write(f"failed: job {job.name} ({words_text(job, sweep.keys)})\n  {first_line(job.error)}\n")
+            sys.stdout.write(
+                f"failed: job {job.name} ({words_text(job, sweep.keys)})\n  {job.error.partition(chr(10))[0]}\n"
+            )
 
 
-def _print(console: object, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    assert isinstance(console, Console)
+def _print(console: Console, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     table = Table(box=None, pad_edge=False)
     for number, title in enumerate(titles):
         table.add_column(title, justify="left" if number else "right", no_wrap=not number, overflow="fold")
@@ -233,10 +232,6 @@ def duration(seconds: float | None) -> str:
     if whole < 120:
         return f"{seconds:.0f} s"
     return f"{whole // 60} min" if whole < 7200 else f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def first_line(text: str) -> str:
-    return text.partition("\n")[0]
 
 
 def csv_path(config: DictConfig) -> Path:

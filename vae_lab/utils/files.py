@@ -71,6 +71,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def as_number(value: Any) -> float | None:
+    """The finite number of a JSON or CSV file, also one that is written as text; None: there is none."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
 def _finite(value: Any) -> Any:
     """The value with None for non-finite numbers, which JSON cannot represent."""
     if isinstance(value, dict):
