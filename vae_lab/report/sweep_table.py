@@ -176,9 +176,8 @@ def print_tables(sweep: Sweep) -> None:
     _print(console, [sweep.metric, *sweep.keys, *others, "time", "", "job"], rows)
     for job in sweep.jobs:
         if job.status == "failed":
-            sys.stdout.write(
-                f"failed: job {job.name} ({words_text(job, sweep.keys)})\n  {job.error.partition(chr(10))[0]}\n"
-            )
+            reason = job.error.partition("\n")[0]
+            sys.stdout.write(f"failed: job {job.name} ({words_text(job, sweep.keys)})\n  {reason}\n")
 
 
 def _print(console: Console, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
