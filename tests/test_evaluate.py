@@ -8,6 +8,7 @@ import pytest
 from helpers.commands import QUIET
 from helpers.data import FAST
 from helpers.refusals import refused
+from helpers.torchrun import torchrun
 from torch import nn
 
 from vae_lab import load
@@ -48,6 +49,24 @@ def test_every_number_has_its_protocol_and_twice_gives_the_same_bytes(run, comma
     before = [(run / name).read_bytes() for name in ("evaluation.json", "evaluation.npz")]
     assert command(str(run), *SMALL, *annealing, "evaluation.against=digits", **EVALUATE).code == 0
     assert [(run / name).read_bytes() for name in ("evaluation.json", "evaluation.npz")] == before
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_bytes_as_one(run, command, tmp_path):
+    """50 images in blocks of 10 for the bound, 180 of 100 for the ELBO, one of annealing: none counts twice."""
+    annealing = ("evaluation.likelihood.ais.num_steps=5", "evaluation.likelihood.ais.num_images=20")
+    words = [str(run), *SMALL, *annealing, "evaluation.against=digits"]
+    done = command(*words, **EVALUATE)
+    assert done.code == 0, done.stderr
+    files = [run / name for name in ("evaluation.json", "evaluation.npz", "images/nearest_training_images.png")]
+    alone = [file.read_bytes() for file in files]
+    for file in files:
+        file.unlink()
+    codes, said = torchrun("vae_lab.evaluate", words, tmp_path)
+    assert codes == [0, 0], said
+    assert [file.read_bytes() for file in files] == alone
+    codes, said = torchrun("vae_lab.evaluate", [str(run), "evaluation.split=tests"], tmp_path)
+    assert codes == [2, 2] and "evaluation.split=tests" in said[0] and "error" not in said[1]
 
 
 def test_parts_measured_before_stay_unless_something_else_is_measured(run, command):

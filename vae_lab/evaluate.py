@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from vae_lab.fit_prior import prepare_device, progress_bar
 from vae_lab.runs.cli import run_command
 from vae_lab.runs.command_line import run_as_first_argument
+from vae_lab.runs.processes import group_of_torchrun, is_first_process
 from vae_lab.runs.resume import read_summary, run_dir_of
 from vae_lab.runs.sweep import require_single_run
 from vae_lab.utils.errors import UsageError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 Section = Callable[[], Iterator["Row"]]
 SPLITS = ("train", "val", "test")
+SHARED = ("likelihood", "anomaly")  # sections that the processes of torchrun compute together, the first one all others
 
 
 def main() -> None:
@@ -47,7 +49,7 @@ def evaluate(config: DictConfig) -> None:
         config.run, config.checkpoint = str(run), named.stem
     check(options)
     lab = load(run, config.checkpoint, config.trusted, config.prior)
-    with StopSignals() as stop_signals:
+    with StopSignals() as stop_signals, group_of_torchrun() as share:
         device = prepare_device(config.device, lab.config)
         torch.backends.cudnn.allow_tf32 = False  # float32, as the protocol says
         data = images_of(lab, config.data)
@@ -56,11 +58,16 @@ def evaluate(config: DictConfig) -> None:
             raise UsageError(f"evaluation.split={options.split}: the data of this run have no such images")
         stop_signals.defer_to_safe_points()
         with progress_bar(stop_signals.raise_if_requested) as track:
-            subject = Subject(lab.to(device).model, data, device, options.split, config.seed, track)
+            subject = Subject(lab.to(device).model, data, device, options.split, config.seed, track, share)
             common, found = protocol(config, lab, subject), dict[str, list[Row]]()
             for name, section in sections(subject, options, root).items():
+                if not is_first_process():
+                    list(section() if name in SHARED else ())
+                    continue
                 found[name] = list(section())
                 write_part(run, name, found[name], subject.per_image, common)  # an interruption keeps what is done
+    if not is_first_process():
+        return
     if subject.nearest is not None:
         write_atomically(run / "images" / "nearest_training_images.png", nearest_png(*subject.nearest))
     print_table(run, found, common)

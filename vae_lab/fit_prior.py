@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ from omegaconf import DictConfig
 
 from vae_lab.runs.cli import run_command
 from vae_lab.runs.command_line import run_as_first_argument
+from vae_lab.runs.processes import by_torchrun
 from vae_lab.runs.resume import exclusive_lock, run_dir_of
 from vae_lab.runs.sweep import require_single_run
 from vae_lab.utils.errors import UsageError
@@ -59,7 +61,8 @@ def prepare_device(name: str, run_config: DictConfig) -> torch.device:
     from vae_lab.utils import cpu
 
     try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        own = f"cuda:{os.environ['LOCAL_RANK']}" if by_torchrun() else "cuda"
+        device = torch.device((own if torch.cuda.is_available() else "cpu") if name == "auto" else name)
     except RuntimeError as error:
         raise UsageError(f"device={name}: no such device\nexpected auto, cpu, cuda or cuda:1") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

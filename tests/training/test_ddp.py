@@ -3,11 +3,7 @@
 import csv
 import json
 import math
-import os
-import runpy
 import shutil
-import socket
-import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,6 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from helpers.commands import QUIET, Command
 from helpers.steps import SMALL_MLP, composed, images_of
+from helpers.torchrun import torchrun
 from torch import nn
 from torch.testing import assert_close
 
@@ -236,23 +233,6 @@ def test_the_log_is_free_of_advice_about_several_devices(run):
 # --- torchrun ---------------------------------------------------------------------------------------------
 
 
-def started_by_torchrun(rank: int, folder: str, port: int, words: list[str]) -> None:
-    """A process of two, with the variables that torchrun sets."""
-    os.chdir(folder)
-    os.environ |= {"TORCHELASTIC_RUN_ID": "run", "TORCHELASTIC_RESTART_COUNT": "0", "GROUP_RANK": "0",
-                   "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
-    sys.stderr = Path(f"output{rank}.txt").open("w", buffering=1)  # noqa: SIM115
-    sys.argv = ["vae_lab.train", *words]
-    code = 0
-    try:
-        runpy.run_module("vae_lab.train", run_name="__main__", alter_sys=True)
-    except SystemExit as end:
-        code = end.code
-    sys.stderr.flush()
-    os._exit(code)
-
-
 @pytest.mark.parametrize(("words", "code", "message"), [
     (["trainer=ddp", "trainer.accelerator=cpu", "trainer.precision=32-true"], None, ""),
     (["trainer=cpu"], 2, "torchrun started 2 processes under trainer.strategy=auto: use trainer=ddp"),
@@ -261,15 +241,8 @@ def started_by_torchrun(rank: int, folder: str, port: int, words: list[str]) -> 
 ])  # fmt: skip
 def test_torchrun_starts_one_run_and_a_refusal_is_said_once(words, code, message, tmp_path):
     (tmp_path / "taken" / ".hydra").mkdir(parents=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    arguments = (str(tmp_path), port, [*QUIET, *words])
-    processes = torch.multiprocessing.start_processes(started_by_torchrun, arguments, 2, False, start_method="fork")
-    for process in processes.processes:
-        process.join(60)
-    said = [(tmp_path / f"output{rank}.txt").read_text() for rank in (0, 1)]
-    assert [process.exitcode for process in processes.processes] == [code or 0] * 2, said
+    codes, said = torchrun("vae_lab.train", [*QUIET, *words], tmp_path)
+    assert codes == [code or 0] * 2, said
     assert message in said[0] and "error" not in said[1]
     assert len([*tmp_path.glob("outputs/*/*/summary.json")]) == (code is None)
     assert not [*tmp_path.glob("outputs/*/*/.hydra")] or code is None

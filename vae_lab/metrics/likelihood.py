@@ -18,6 +18,7 @@ from vae_lab.metrics.subject import BLOCK, Row, Subject, left_out, mean_row
 from vae_lab.models.base import parts_without_density
 from vae_lab.models.vae import VAE
 from vae_lab.objectives.bounds import bound_terms, elbo, total_kl
+from vae_lab.utils.distributed import all_blocks
 from vae_lab.utils.rng import FIT, seed_noise
 
 CURVE = (1, 10, 100, 1000, 5000)
@@ -33,10 +34,10 @@ def no_bound(subject: Subject) -> str:
 def elbo_rows(subject: Subject, num_images: int | None = None) -> Iterator[Row]:
     """`elbo`, `distortion`, `rate` and, of a mass function, `bits_per_dim`, with one sample of z for each image."""
     found = []
-    for x, y in subject.blocks(num_images, "ELBO"):
+    for x, y in subject.blocks(num_images, "ELBO", share=subject.share):
         terms = bound_terms(subject.model(x, 1, subject.labels(y)), x, log_ratio=False)
         found.append(torch.stack((elbo(terms), -terms.log_px.mean(0), total_kl(terms).mean(0))).double().cpu())
-    bound, distortion, rate = torch.cat(found, 1)
+    bound, distortion, rate = torch.cat(all_blocks(found), 1)
     protocol = {"samples of z": 1, "unit": "nats per image"}
     if reason := no_bound(subject):
         yield from left_out(reason, "elbo", "rate")
@@ -63,13 +64,12 @@ def importance_rows(subject: Subject, num_samples: int, num_images: int | None =
     values = subject.model.likelihood.num_channels * subject.model.image.height * subject.model.image.width
     size = max(1, min(10, MAX_VALUES_PER_CHUNK // values))
     chunk = max(1, MAX_VALUES_PER_CHUNK // values // size)
-    found: dict[int, list[Tensor]] = {k: [] for k in numbers}
-    for x, y in subject.blocks(num_images, f"importance bound, K = {num_samples:,}", size=size):
+    found = []
+    for x, y in subject.blocks(num_images, f"importance bound, K = {num_samples:,}", size=size, share=subject.share):
         weights = log_weights(subject.model, x, num_samples, chunk, subject.labels(y))
-        for k, bound in bounds_by_number(weights, numbers).items():
-            found[k].append(bound.cpu())
-    for name, k in zip(names, numbers, strict=True):
-        subject.per_image[name] = torch.cat(found[k])
+        found.append(torch.stack([*bounds_by_number(weights, numbers).values()]).cpu())
+    for name, k, bound in zip(names, numbers, torch.cat(all_blocks(found), 1), strict=True):
+        subject.per_image[name] = bound
         yield mean_row(name, subject.per_image[name], K=k, unit="nats per image")
 
 
@@ -119,12 +119,12 @@ def annealed_rows(
         yield from left_out(reason, "ais")
         return
     model: Any = subject.model
-    bounds, acceptance = [], []
-    for x, y in subject.blocks(num_images, "annealed importance sampling", size=images_at_once(model, num_chains)):
+    size, found = images_at_once(model, num_chains), []
+    for x, y in subject.blocks(num_images, "annealed importance sampling", size=size, share=subject.share):
         chains = Chains(model, x, subject.labels(y))
-        found = anneal(chains.path, chains.sample_start(num_chains), num_steps, num_leapfrog, track=subject.track)
-        bounds.append(found.log_px.cpu())
-        acceptance.append(found.acceptance * len(x))
+        end = anneal(chains.path, chains.sample_start(num_chains), num_steps, num_leapfrog, track=subject.track)
+        found.append((end.log_px.cpu(), end.acceptance * len(x)))
+    bounds, acceptance = zip(*all_blocks(found), strict=True)
     subject.per_image["ais"] = torch.cat(bounds)
     protocol = {"steps": num_steps, "chains": num_chains, "leapfrog steps": num_leapfrog}
     mean = sum(acceptance) / len(subject.per_image["ais"])

@@ -66,7 +66,7 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
     """FID formula on these features: Heusel et al. 2017, arXiv:1706.08500. Biased upwards for few images."""
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    distance = FrechetInceptionDistance(feature=_Features(real.shape[1]))
+    distance = FrechetInceptionDistance(feature=_Features(real.shape[1]), sync_on_compute=False)
     distance.set_dtype(torch.float64)
     distance.update(real.double(), real=True)
     distance.update(generated.double(), real=False)
@@ -80,7 +80,8 @@ def kernel_distance(real: Tensor, generated: Tensor, subset_size: int = 1000, se
 
     size = min(subset_size, len(real) // 2, len(generated) // 2)
     warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save all extracted features")
-    distance = KernelInceptionDistance(feature=_Features(real.shape[1]), subset_size=size)
+    network = _Features(real.shape[1])
+    distance = KernelInceptionDistance(feature=network, subset_size=size, sync_on_compute=False)
     distance.update(real, real=True)
     distance.update(generated, real=False)
     with torch.random.fork_rng(devices=[]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from vae_lab.data.datamodule import ImageDataModule
 from vae_lab.data.images import Split
 from vae_lab.models.base import Model
 from vae_lab.utils.callables import Track, untracked
+from vae_lab.utils.distributed import ONE_PROCESS, Share
 from vae_lab.utils.rng import FIT, seed_noise
 
 BLOCK = 100  # images with one seed: results do not depend on any batch size
@@ -55,20 +57,27 @@ class Subject:
     split: Split = "test"
     seed: int = 0
     track: Track = untracked
+    share: Share = ONE_PROCESS
     per_image: dict[str, Tensor] = field(default_factory=dict)
     nearest: tuple[Tensor, Tensor] | None = None  # samples and their nearest training images, (n, C, H, W) each
 
     def blocks(
-        self, num_images: int | None, what: str, split: Split | None = None, size: int = BLOCK
+        self,
+        num_images: int | None,
+        what: str,
+        split: Split | None = None,
+        size: int = BLOCK,
+        share: Share = ONE_PROCESS,
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """The first images of a split, `size` at a time, each block with its own seed: x (B, C, H, W), labels (B,).
 
-        Results may depend on `size`, never on the batch size of the data.
+        Results may depend on `size`, never on the batch size of the data. share: of the blocks, for `all_blocks`.
         """
         split = split or self.split
         total = min(num_images or self.data.size(split), self.data.size(split))
-        blocks = self.track(self._images(split, total, size), what, math.ceil(total / size))
-        for number, block in enumerate(blocks):
+        numbers = range(math.ceil(total / size))[share.rank :: share.world_size]
+        own = islice(self._images(split, total, size), share.rank, None, share.world_size)
+        for number, block in zip(numbers, self.track(own, what, len(numbers)), strict=True):
             seed_noise(self.device, self.seed, FIT, *what.encode(), number)
             yield block
 

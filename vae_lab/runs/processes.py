@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -22,6 +23,9 @@ from hydra.utils import get_original_cwd
 
 from vae_lab.config.schema import conf_dir
 from vae_lab.utils.errors import UsageError
+
+if TYPE_CHECKING:
+    from vae_lab.utils.distributed import Share
 
 VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SECONDS_TO_END = 20.0  # for processes of a run that has failed
@@ -48,6 +52,23 @@ def share_with_others(value: str | None) -> str:
         return str(store.get(key).decode())
     except RuntimeError:  # the first process, which keeps the store, has refused the request and ended
         return ""
+
+
+@contextmanager
+def group_of_torchrun() -> Iterator[Share]:
+    """Make one group of the processes that torchrun has started, if it has; the share of this one."""
+    import torch.distributed as dist
+
+    from vae_lab.utils.distributed import Share
+
+    if not by_torchrun():
+        yield Share()
+        return
+    dist.init_process_group("gloo")  # for results, which are on the CPU
+    try:
+        yield Share(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
 
 
 @contextmanager

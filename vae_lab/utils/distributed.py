@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+T = TypeVar("T")
 
 
 def _is_distributed() -> bool:
@@ -36,6 +38,15 @@ def broadcast_from_first(values: Tensor) -> Tensor:
     if _is_distributed():
         dist.broadcast(values, 0)
     return values
+
+
+def all_blocks(own: Sequence[T]) -> list[T]:
+    """The blocks of all processes in order, of which each has number `rank`, rank + world_size, ..."""
+    if not _is_distributed():
+        return list(own)
+    found: list[Sequence[T]] = [()] * dist.get_world_size()
+    dist.all_gather_object(found, own)
+    return [found[number % len(found)][number // len(found)] for number in range(sum(map(len, found)))]
 
 
 class Share(NamedTuple):
