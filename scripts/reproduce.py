@@ -154,11 +154,15 @@ def hardware(summary: dict[str, Any]) -> str:
 
 
 def write_rows(rows: dict[str, str], path: Path) -> None:
-    """Put rows into the table of a page; those of other experiments stay."""
+    """Put rows into the table of a page; those of other experiments stay, and those for a GPU say how they are run."""
     text = path.read_text() if path.is_file() else f"{BEGIN}\n{END}\n"
     before, _, rest = text.partition(BEGIN)
     table, _, after = rest.partition(END)
     kept = {line.split("`")[1]: line for line in table.splitlines() if line.startswith("| `")} | rows
+    for name, reference in REFERENCES.items():
+        if reference.gpu:
+            todo = f"not run yet: `python scripts/reproduce.py {name}`"
+            kept.setdefault(name, f"| `{name}` | {reference.what} | {reference.published} | {todo} | | a GPU |")
     lines = [*HEADER, *(kept[name] for name in REFERENCES if name in kept)]
     path.write_text(f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{after}")
 

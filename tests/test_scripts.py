@@ -102,7 +102,13 @@ def test_reference_rows_are_measured_once_and_stand_in_the_page_beside_earlier_o
     assert ran == ["train"] * 5 + ["evaluate"] * 5 + ["train", "evaluate"]
     first = page.read_text()
     assert first.startswith("# Results\n\n") and first.endswith(f"{reproduce.END}\n\nafter\n")
-    assert [line.split("`")[1] for line in first.splitlines() if "`" in line] == ["vae", "ladder", "shapes_vae"]
+    assert [line.split("`")[1] for line in first.splitlines() if "`" in line] == [
+        "vae",
+        "ladder",
+        "ladder_large",
+        "shapes_vae",
+    ]
+    assert "| not run yet: `python scripts/reproduce.py ladder_large` | | a GPU |" in first
     assert "| 86.4, arXiv:1509.00519 | **90.00** ± 0.50 | 2 min, 3 epochs |" in first
     assert "| **0.200** ± 0.196 | 2 min each, 3 epochs |" in first  # 2.776 * 0.1581 / sqrt(5)
     reproduce.main()
