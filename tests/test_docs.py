@@ -12,7 +12,7 @@ from vae_lab.config.schema import conf_dir
 from vae_lab.config.validation import check_targets
 from vae_lab.runs.cli import compose_config
 from vae_lab.runs.command_line import hydra_words, split_flags
-from vae_lab.runs.search_space import parse_space
+from vae_lab.runs.search.space import parse_space
 from vae_lab.search import search_words
 from vae_lab.utils.errors import UsageError
 

@@ -14,7 +14,7 @@ from helpers.commands import QUIET, wait_for
 from helpers.refusals import refused
 from optuna.trial import TrialState
 
-from vae_lab.runs.search_space import parse_space
+from vae_lab.runs.search.space import parse_space
 from vae_lab.utils.errors import UsageError
 
 ROOT = Path(__file__).parents[1]

@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 from vae_lab.config.schema import conf_dir
 from vae_lab.runs.cli import run_command
 from vae_lab.runs.command_line import hydra_words, split_flags
-from vae_lab.runs.search_space import Space, parse_space
-from vae_lab.runs.study import Worker, open_study, shown_value, words_of
+from vae_lab.runs.search.space import Space, parse_space
+from vae_lab.runs.search.study import Worker, open_study, shown_value, words_of
 from vae_lab.runs.sweep import require_single_run
 from vae_lab.utils.errors import RunFailed, UsageError, require_extra
 from vae_lab.utils.signals import Interrupted, StopSignals

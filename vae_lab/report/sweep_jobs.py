@@ -15,8 +15,8 @@ from hydra.errors import HydraException
 
 from vae_lab.config.schema import LOWER_IS_BETTER
 from vae_lab.runs.resume import CONFIG_FILE, is_locked, read_summary
+from vae_lab.runs.search.trial import OUTPUT, error_of, key_of, whole_rows
 from vae_lab.runs.sweep import SWEEP_FILE
-from vae_lab.runs.trial import OUTPUT, error_of, key_of, whole_rows
 from vae_lab.utils.errors import UsageError
 from vae_lab.utils.files import as_number
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vae_lab.report.sweep_jobs import Job
-from vae_lab.runs.study import words_of
+from vae_lab.runs.search.study import words_of
 
 if TYPE_CHECKING:
     from optuna import Study

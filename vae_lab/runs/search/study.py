@@ -19,9 +19,9 @@ from omegaconf import DictConfig
 
 from vae_lab.config.schema import LOWER_IS_BETTER
 from vae_lab.runs.resume import LAST_CHECKPOINT, exclusive_lock
-from vae_lab.runs.search_space import Space
+from vae_lab.runs.search.space import Space
+from vae_lab.runs.search.trial import key_of, run_trial
 from vae_lab.runs.stored_config import MOVABLE
-from vae_lab.runs.trial import key_of, run_trial
 from vae_lab.utils.errors import RunFailed, UsageError
 from vae_lab.utils.signals import Interrupted
 

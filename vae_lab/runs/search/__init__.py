@@ -1,0 +1,1 @@
+"""Searches: the space, its study, and each trial as a run."""
