@@ -36,7 +36,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Explorer:
+class LatentFrames:
     """Frames of each start in a sheet with `columns` of them in a row.
 
     A map has the product of its axes, the second by rows; else each axis has a row, and the last row is the picture of
@@ -63,7 +63,7 @@ class Explorer:
         self.sheets.append(embedded(*smallest(sheet(frames, self.columns))))
 
 
-def explorer(context: FigureContext, budget: int) -> Explorer | str:
+def explorer(context: FigureContext, budget: int) -> LatentFrames | str:
     """Of at most about `budget` pixels; or the reason why there is none."""
     model = context.model
     if context.has_continuous_latents:
@@ -77,7 +77,7 @@ def explorer(context: FigureContext, budget: int) -> Explorer | str:
     return "There are several layers of latents, and their priors cannot be sampled at other temperatures."
 
 
-def _map(context: FigureContext, budget: int) -> Explorer:
+def _map(context: FigureContext, budget: int) -> LatentFrames:
     """One or two latents: decoded on a regular grid; of a conditional model, for each class."""
     space, (low, high) = context.space, _range(context)
     classes = context.class_names[:NUM_CLASSES] if context.model.conditional else []
@@ -90,7 +90,7 @@ def _map(context: FigureContext, budget: int) -> Explorer:
     steps = _odd(cells if space.size == 1 else math.sqrt(cells), MAP_STEPS)
     values = [torch.linspace(axis.low, axis.high, steps) for axis in axes]
     z = torch.cartesian_prod(*reversed(values)).reshape(-1, space.size).flip(1)  # the first dimension varies fastest
-    found = Explorer("map", axes, steps, _caption_of_map(context, steps), "Class", classes or [""], height, width)
+    found = LatentFrames("map", axes, steps, _caption_of_map(context, steps), "Class", classes or [""], height, width)
     if space.size == 2:
         pairs = zip(space.latents.centre.tolist(), _labels(context), strict=True)
         found.points.extend((x, y, label) for (x, y), label in pairs)
@@ -110,7 +110,7 @@ def _caption_of_map(context: FigureContext, steps: int) -> str:
     )
 
 
-def _sliders(context: FigureContext, budget: int) -> Explorer:
+def _sliders(context: FigureContext, budget: int) -> LatentFrames:
     """Several latents: the most active dimensions, one at a time, from a few images."""
     space, (low, high), chosen = context.space, _range(context), _starting_images(context)
     dims = space.dims_by_activity[:NUM_SLIDERS]
@@ -129,7 +129,7 @@ def _sliders(context: FigureContext, budget: int) -> Explorer:
         "dimensions as in the image; between them, a blend of the two nearest pictures. Moving another slider starts "
         "again from the image."
     )
-    found = Explorer(
+    found = LatentFrames(
         "sliders", axes, steps, caption, "Start from", _names(context, chosen), height, width, num_originals=1
     )
     along = torch.stack([torch.linspace(axis.low, axis.high, steps) for axis in axes])
@@ -141,7 +141,7 @@ def _sliders(context: FigureContext, budget: int) -> Explorer:
     return found
 
 
-def _along_paths(context: FigureContext, budget: int) -> Explorer:
+def _along_paths(context: FigureContext, budget: int) -> LatentFrames:
     """Latents without free axes, a map or a point on a sphere: the path between two images."""
     pairs = [(2 * k, 2 * k + 1) for k in range(min(NUM_STARTS, len(context.examples) // 2))]
     latent, centres = context.model.latents[0], context.space.latents.centre
@@ -154,7 +154,7 @@ def _along_paths(context: FigureContext, budget: int) -> Explorer:
     )
     names = [" and ".join(_names(context, pair)) for pair in pairs]
     axis = Axis("from the left to the right image", 0.0, 1.0, [0.0] * len(pairs))
-    found = Explorer("sliders", [axis], steps, caption, "Images", names, height, width, num_originals=2)
+    found = LatentFrames("sliders", [axis], steps, caption, "Images", names, height, width, num_originals=2)
     for start, end in pairs:
         z = paths.path_between(centres[[start]], centres[[end]], steps, context.sizes.interpolation, latent)[0]
         y = None if (labels := context.labels(len(context.examples))) is None else labels[start]
@@ -163,7 +163,7 @@ def _along_paths(context: FigureContext, budget: int) -> Explorer:
     return found
 
 
-def _temperatures(context: FigureContext) -> Explorer:
+def _temperatures(context: FigureContext) -> LatentFrames:
     """Several layers: samples at temperatures of all priors, with the same random numbers."""
     values = torch.linspace(COLDEST, 1.0, TEMPERATURE_STEPS).tolist()
     classes = context.model.image.num_classes
@@ -178,13 +178,13 @@ def _temperatures(context: FigureContext) -> Explorer:
     )
     height, width = _frame_size(context)
     axis = Axis("temperature", COLDEST, 1.0, [1.0] * len(rows))
-    found = Explorer("sliders", [axis], len(values), caption, "Sample", names, height, width, blend=False)
+    found = LatentFrames("sliders", [axis], len(values), caption, "Sample", names, height, width, blend=False)
     for frames in rows:
         found.add(limited(torch.cat([frames, frames[-1:]]), FRAME_SIDE))
     return found
 
 
-def _add_images(found: Explorer, context: FigureContext, frames: Tensor, images: Sequence[int]) -> None:
+def _add_images(found: LatentFrames, context: FigureContext, frames: Tensor, images: Sequence[int]) -> None:
     """Frames of a start, its originals behind them, and its thumbnail."""
     originals = context.examples.x[list(images)]
     found.add(limited(torch.cat([frames, originals]), FRAME_SIDE))

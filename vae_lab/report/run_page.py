@@ -18,7 +18,7 @@ from vae_lab.fit_prior import prepare_device
 from vae_lab.inference import Lab, images_of, load
 from vae_lab.models.base import evaluation_mode, parts_without_density
 from vae_lab.report import plots, tables
-from vae_lab.report.explorer import Explorer, explorer
+from vae_lab.report.explorer import LatentFrames, explorer
 from vae_lab.report.gallery import DESCRIPTIONS, Picture, fit, gallery
 from vae_lab.report.page import MAX_LENGTH, render
 from vae_lab.report.plots import Plot
@@ -43,7 +43,7 @@ class RunContent:
     words: str
     missing: str
     pictures: dict[str, Picture]
-    explorer: Explorer | str | None = None  # or why the latents cannot be explored; None without model or images
+    explorer: LatentFrames | str | None = None  # or why the latents cannot be explored; None without model or images
     means: Plot | None = None
     thumbnails: dict[str, Any] | None = None
     kl: Plot | None = None
@@ -78,7 +78,7 @@ class RunContent:
     @property
     def length(self) -> int:
         """Characters of the large texts besides the pictures."""
-        texts = self.explorer.sheets + self.explorer.thumbnails if isinstance(self.explorer, Explorer) else []
+        texts = self.explorer.sheets + self.explorer.thumbnails if isinstance(self.explorer, LatentFrames) else []
         return sum(map(len, texts)) + (len(self.thumbnails["sheet"]) if self.thumbnails else 0)
 
 
