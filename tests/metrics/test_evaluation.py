@@ -23,7 +23,7 @@ from vae_lab.metrics.likelihood import (
     annealed_rows,
     bidirectional_rows,
     elbo_rows,
-    images_at_once,
+    images_of_chains,
     importance_rows,
     kl_parts_rows,
 )
@@ -205,7 +205,7 @@ def test_chains_from_any_prior_agree_with_the_mean_over_many_of_its_samples(prio
 def test_chains_of_large_images_take_a_few_at_a_time():
     small, large = (SimpleNamespace(likelihood=SimpleNamespace(num_channels=3), image=ImageSpec(3, side, side))
                     for side in (28, 128))  # fmt: skip
-    assert images_at_once(small, 16) > 40 and images_at_once(large, 16) == 2
+    assert images_of_chains(small, 16) > 40 and images_of_chains(large, 16) == 2
 
 
 @pytest.mark.parametrize(

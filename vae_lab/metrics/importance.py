@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from vae_lab.models.base import Model
 
-MAX_VALUES_PER_CHUNK = 2**22  # parameters of p(x|z) in memory at a time: 16 MiB, for which caches are still effective
+MAX_VALUES = {"cpu": 2**20, "cuda": 2**24}  # of the largest activation: for caches of a CPU, for cores of a GPU
 
 
 @torch.inference_mode()
@@ -22,8 +23,7 @@ def importance_bound(model: Model, x: Tensor, num_samples: int, y: Tensor | None
     """
     if not isinstance(num_samples, int) or num_samples < 1:
         raise ValueError(f"an importance-weighted bound averages over at least 1 sample; found {num_samples!r}")
-    values = model.likelihood.num_channels * model.image.height * model.image.width
-    at_once = max(1, MAX_VALUES_PER_CHUNK // values)
+    at_once = images_at_once(model, x.device)
     labels = [None] * -(-len(x) // at_once) if y is None else y.split(at_once)
     return torch.cat(
         [
@@ -31,6 +31,21 @@ def importance_bound(model: Model, x: Tensor, num_samples: int, y: Tensor | None
             for part, own in zip(x.split(at_once), labels, strict=True)
         ]
     )
+
+
+@torch.inference_mode()
+def images_at_once(model: Model, device: torch.device) -> int:
+    """Images to encode or decode together: by the largest activation of a single one."""
+    sizes = [model.image.num_dims]
+
+    def record(module: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            sizes.append(output.numel())
+
+    y = torch.zeros(1, dtype=torch.int64, device=device) if model.conditional else None
+    with register_module_forward_hook(record):
+        model(torch.zeros(1, *model.image.shape, device=device), 1, y)
+    return max(1, MAX_VALUES.get(device.type, MAX_VALUES["cuda"]) // max(sizes))
 
 
 def _bound(model: Model, x: Tensor, y: Tensor | None, num_samples: int, chunk: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch.distributions import MultivariateNormal
 from vae_lab.distributions.gaussians import as_diagonal_normal
 from vae_lab.metrics.annealed import Path, anneal
 from vae_lab.metrics.elbo_sums import bits_per_dim
-from vae_lab.metrics.importance import MAX_VALUES_PER_CHUNK, bounds_by_number, log_weights
+from vae_lab.metrics.importance import bounds_by_number, images_at_once, log_weights
 from vae_lab.metrics.subject import BLOCK, Row, Subject, left_out, mean_row
 from vae_lab.models.base import parts_without_density
 from vae_lab.models.vae import VAE
@@ -22,6 +22,7 @@ from vae_lab.utils.distributed import all_blocks
 from vae_lab.utils.rng import FIT, seed_noise
 
 CURVE = (1, 10, 100, 1000, 5000)
+MAX_VALUES = 2**22  # in a tensor
 
 
 def no_bound(subject: Subject) -> str:
@@ -60,10 +61,9 @@ def importance_rows(subject: Subject, num_samples: int, num_images: int | None =
     if reason := no_bound(subject):
         yield from left_out(reason, *names)
         return
-    # Blocks and chunks depend on the model alone, so that the noise does not depend on the memory of a machine.
-    values = subject.model.likelihood.num_channels * subject.model.image.height * subject.model.image.width
-    size = max(1, min(10, MAX_VALUES_PER_CHUNK // values))
-    chunk = max(1, MAX_VALUES_PER_CHUNK // values // size)
+    at_once = images_at_once(subject.model, subject.device)  # not by its memory, on which the noise must not depend
+    size = min(10, at_once)
+    chunk = at_once // size
     found = []
     for x, y in subject.blocks(num_images, f"importance bound, K = {num_samples:,}", size=size, share=subject.share):
         weights = log_weights(subject.model, x, num_samples, chunk, subject.labels(y))
@@ -105,10 +105,10 @@ class Chains:
         return self.start.sample(torch.Size((num_chains,) if per_image else (num_chains, self.num_images)))
 
 
-def images_at_once(model: VAE, num_chains: int) -> int:
+def images_of_chains(model: VAE, num_chains: int) -> int:
     """Images whose chains fit into memory, with the gradients of the decoder."""
     values = model.likelihood.num_channels * model.image.height * model.image.width
-    return max(1, min(BLOCK, MAX_VALUES_PER_CHUNK // (2 * values * num_chains)))
+    return max(1, min(BLOCK, MAX_VALUES // (2 * values * num_chains)))
 
 
 def annealed_rows(
@@ -119,7 +119,7 @@ def annealed_rows(
         yield from left_out(reason, "ais")
         return
     model: Any = subject.model
-    size, found = images_at_once(model, num_chains), []
+    size, found = images_of_chains(model, num_chains), []
     for x, y in subject.blocks(num_images, "annealed importance sampling", size=size, share=subject.share):
         chains = Chains(model, x, subject.labels(y))
         end = anneal(chains.path, chains.sample_start(num_chains), num_steps, num_leapfrog, track=subject.track)
@@ -153,7 +153,7 @@ def bidirectional_rows(
             return
         x = model.decode(z).sample()
     bounds = []
-    size = images_at_once(model, num_chains)
+    size = images_of_chains(model, num_chains)
     for truth, images in zip(z.split(size), x.split(size), strict=True):
         chains = Chains(model, images, None)
         start, end = chains.sample_start(num_chains), truth.expand(num_chains, *truth.shape)
@@ -208,7 +208,7 @@ def aggregate_log_probs(
     z: (M, D), drawn from the first M of the Gaussians. means, scales: (N, D).
     """
     joint, marginals, own = [], [], []
-    chunk = chunk or max(1, 4 * MAX_VALUES_PER_CHUNK // means.numel())
+    chunk = chunk or max(1, 4 * MAX_VALUES // means.numel())
     log_n = math.log(len(means))
     for start in range(0, len(z), chunk):
         rows = z[start : start + chunk, None]  # (chunk, 1, D)
