@@ -45,7 +45,7 @@ def test_every_number_has_its_protocol_and_twice_gives_the_same_bytes(run, comma
     assert (run / "images" / "nearest_training_images.png").read_bytes().startswith(b"\x89PNG")
     arrays = np.load(run / "evaluation.npz")
     assert arrays["elbo"].mean() == pytest.approx(elbo["value"]) and arrays["iw_elbo_20"].shape == (50,)
-    assert "mig and 7 more" in done.stdout and "the data have no known factors" in done.stdout
+    assert "mig and 8 more" in done.stdout and "the data have no known factors" in done.stdout
     before = [(run / name).read_bytes() for name in ("evaluation.json", "evaluation.npz")]
     assert command(str(run), *SMALL, *annealing, "evaluation.against=digits", **EVALUATE).code == 0
     assert [(run / name).read_bytes() for name in ("evaluation.json", "evaluation.npz")] == before
@@ -112,7 +112,7 @@ def test_known_factors_are_scored_and_what_does_not_fit_is_refused(command):
     done = command(str(trained.run), *small, **EVALUATE)
     assert done.code == 0, done.stderr
     found = json.loads((trained.run / "evaluation.json").read_text())["disentanglement"]
-    assert len(found) == 8 and found["mig"]["value"] is not None
+    assert len(found) == 9 and found["mig"]["value"] is not None
     assert found["mig"]["protocol"] == {"images": 60, "factors": 4, "codes": "point estimates"}  # one scale
     refused(command(str(trained.run), *small, "evaluation.against=digits", **EVALUATE), "against=digits", "(1, 28, 28)")
     refused(command(str(trained.run), *small, "evaluation.against=digts", **EVALUATE), "digts", "digits")
@@ -152,5 +152,5 @@ def test_codes_are_scored_where_the_factors_are_known(command):
     assert done.code == 0, done.stderr
     found = json.loads((trained.run / "evaluation.json").read_text())
     scores = {name: row["value"] for name, row in found["disentanglement"].items()}
-    assert len(scores) == 8 and all(0 <= value <= 1 for value in scores.values())
+    assert len(scores) == 9 and all(0 <= value <= 1 for value in scores.values())
     assert found["representation"]["knn_accuracy"]["reason"] == "the data have no labels"
