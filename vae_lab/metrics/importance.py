@@ -35,7 +35,7 @@ def importance_bound(model: Model, x: Tensor, num_samples: int, y: Tensor | None
 
 @torch.inference_mode()
 def images_at_once(model: Model, device: torch.device) -> int:
-    """Images to encode or decode together: by the largest activation of a single one. Leaves the generators alone."""
+    """Images to encode or decode together: by the largest activation of one. Leaves the CPU's generator alone."""
     sizes = [model.image.num_dims]
 
     def record(module: nn.Module, inputs: object, output: object) -> None:
@@ -43,8 +43,7 @@ def images_at_once(model: Model, device: torch.device) -> int:
             sizes.append(output.numel())
 
     y = torch.zeros(1, dtype=torch.int64, device=device) if model.conditional else None
-    others = [device] if device.type == "cuda" else []
-    with register_module_forward_hook(record), torch.random.fork_rng(others):
+    with register_module_forward_hook(record), torch.random.fork_rng(devices=[]):
         model(torch.zeros(1, *model.image.shape, device=device), 1, y)
     return max(1, MAX_VALUES.get(device.type, MAX_VALUES["cuda"]) // max(sizes))
 
