@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from vae_lab.fit_prior import prepare_device, progress_bar
 from vae_lab.runs.cli import run_command
 from vae_lab.runs.command_line import run_as_first_argument
-from vae_lab.runs.processes import group_of_torchrun, is_first_process
+from vae_lab.runs.processes import group_of_torchrun
 from vae_lab.runs.resume import read_summary, run_dir_of
 from vae_lab.runs.sweep import require_single_run
 from vae_lab.utils.errors import UsageError
@@ -61,12 +61,11 @@ def evaluate(config: DictConfig) -> None:
             subject = Subject(lab.to(device).model, data, device, options.split, config.seed, track, share)
             common, found = protocol(config, lab, subject), dict[str, list[Row]]()
             for name, section in sections(subject, options, root).items():
-                if not is_first_process():
-                    list(section() if name in SHARED else ())
-                    continue
-                found[name] = list(section())
-                write_part(run, name, found[name], subject.per_image, common)  # an interruption keeps what is done
-    if not is_first_process():
+                if share.rank == 0 or name in SHARED:
+                    found[name] = list(section())
+                if share.rank == 0:  # an interruption keeps what is done
+                    write_part(run, name, found[name], subject.per_image, common)
+    if share.rank:
         return
     if subject.nearest is not None:
         write_atomically(run / "images" / "nearest_training_images.png", nearest_png(*subject.nearest))

@@ -20,25 +20,26 @@ NUM_NEIGHBOURS = 10
 
 
 class Codes(NamedTuple):
-    """Codes of images, (N, D), at the point estimate of z; labels (N,), if there are any."""
+    """Codes of images, (N, D), at the point estimate of z, and samples of q(z|x); labels (N,), if there are any."""
 
     z: Tensor
+    sampled: Tensor
     labels: Tensor | None
 
 
 @torch.inference_mode()
-def codes(subject: Subject, split: Split, num_images: int | None, sampled: bool = False) -> Codes | None:
-    """Codes of a split's images, or samples of q(z|x); None for a model with several stochastic layers."""
+def codes(subject: Subject, split: Split, num_images: int | None) -> Codes | None:
+    """Codes of a split's images; None for a model with several stochastic layers."""
     model: Any = subject.model
     if not isinstance(model, VAE):
         return None
     found = []
     for x, y in subject.blocks(num_images, f"codes of {split}", split):
         posterior = model.encode(x, subject.labels(y))
-        z = posterior.sample() if sampled else point_estimate(posterior)
-        found.append((z.flatten(1).cpu(), None if y is None else y.cpu()))
-    zs, ys = zip(*found, strict=True)
-    return Codes(torch.cat(zs), None if ys[0] is None else torch.cat(ys))
+        zs = (z.flatten(1).cpu() for z in (point_estimate(posterior), posterior.sample()))
+        found.append((*zs, None if y is None else y.cpu()))
+    points, samples, ys = zip(*found, strict=True)
+    return Codes(torch.cat(points), torch.cat(samples), None if ys[0] is None else torch.cat(ys))
 
 
 @torch.inference_mode()
@@ -150,7 +151,5 @@ def disentanglement_rows(
     )
     for name, value in zip(SCORES[:-1], values, strict=True):
         yield Row(name, value, protocol=protocol)
-    sampled = codes(subject, subject.split, num_images, sampled=True)
-    assert sampled is not None
-    value = disentanglement.mutual_information_gap(sampled.z.double().numpy(), v)
+    value = disentanglement.mutual_information_gap(found.sampled.double().numpy(), v)
     yield Row("mig_sampled", value, protocol=protocol | {"codes": "samples of q(z|x)"})
